@@ -1,0 +1,32 @@
+"""PyTorch modules and ONNX models become TensorRT engines, with the error of every step measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .errors import BridgeError
+    from .pipeline import convert
+    from .result import ConversionResult, Tolerance
+    from .target import Target
+
+_HOME = {
+    "BridgeError": "errors",
+    "ConversionResult": "result",
+    "Target": "target",
+    "Tolerance": "result",
+    "convert": "pipeline",
+}
+
+__all__ = ["BridgeError", "ConversionResult", "Target", "Tolerance", "convert"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used, so that ``import bridge`` stays light."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

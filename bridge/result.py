@@ -1,0 +1,207 @@
+"""What a conversion did, as an object and as ``result.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import BridgeError, Refusal, Stage
+
+Status = Literal["verified", "built", "rewritten", "failed"]
+
+STATUS_MEANING: Mapping[str, str] = {
+    "verified": "the engine ran, and its outputs agree",
+    "built": "built, not run: no GPU here can run this engine; every model on the way to it agrees in ONNX Runtime",
+    "rewritten": "rewritten for the target's parser, and not built",
+    "failed": "failed",
+}
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """``|candidate - reference| <= atol + rtol * |reference|``, elementwise; both 0 means exactly equal."""
+
+    rtol: float
+    atol: float
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """The TensorRT that a model was converted for."""
+
+    flavour: str
+    """``tensorrt`` or ``tensorrt-rtx``."""
+    version: str
+    installed: bool
+    strongly_typed: bool
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of the model handed to the parser. A dynamic axis is a string in ``shape``."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+    source_dtype: str
+    """The dtype that the source has there; it differs from ``dtype`` where the target has no such type."""
+    profile: list[list[int]] | None = None
+    """For inputs: the min, opt and max shape."""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What one pass changed."""
+
+    name: str
+    reason: str
+    """Why the pass exists, in a sentence."""
+    count: int
+    nodes: list[str]
+    """The changed nodes, with their origin; at most 50 of them."""
+
+
+@dataclass(frozen=True)
+class Decline:
+    """A rule that looked at a node which the target may refuse, and could not help."""
+
+    rule: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """The elements of an output by absolute error: ``counts[i]`` lie in ``[edges[i], edges[i+1])``.
+
+    Errors of exactly zero are counted in ``zeros`` alone; elements that are not finite are left out.
+    """
+
+    edges: list[float]
+    counts: list[int]
+    zeros: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One output, between two neighbouring stages, on one set of inputs.
+
+    Errors are over the elements that are finite on both sides. ``None`` stands for a figure that does not exist
+    (another shape, no finite element); a PSNR of ``None`` with ``max_abs_error == 0`` is infinite.
+    """
+
+    reference: str
+    """``torch``, ``exported`` or ``rewritten``."""
+    candidate: str
+    """``exported``, ``rewritten`` or ``engine``."""
+    inputs: str
+    """``example``, ``min`` or ``max``: the shapes of the inputs, for profiles."""
+    output: str
+    reference_shape: list[int]
+    candidate_shape: list[int]
+    reference_dtype: str
+    candidate_dtype: str
+    max_abs_error: float | None
+    mean_abs_error: float | None
+    max_rel_error: float | None
+    mean_rel_error: float | None
+    cosine_similarity: float | None
+    psnr: float | None
+    reference_nan: int
+    candidate_nan: int
+    reference_inf: int
+    candidate_inf: int
+    histogram: Histogram | None
+    agreed: bool
+    tolerance: Tolerance
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class TaskCheck:
+    """Whether the converted model still does its job, beside the differences of tensors."""
+
+    passed: bool
+    message: str
+    ran_on: str
+    """``engine``, or ``rewritten`` (in ONNX Runtime) where no GPU here can run the engine."""
+
+
+@dataclass
+class ConversionResult:
+    """The outcome of ``bridge.convert``; ``result.json`` has the same names. Paths there are relative to its folder."""
+
+    name: str
+    status: Status = "failed"
+    stage: Stage | None = None
+    """The stage that failed, if one did."""
+    error: str | None = None
+    target: TargetInfo | None = None
+    precision: str = "fp32"
+    source: str = ""
+    exporter: str | None = None
+    """``dynamo`` or ``torchscript``; None where the source was an ONNX file."""
+    exported_onnx: Path | None = None
+    onnx: Path | None = None
+    """The model handed to the parser."""
+    engine: Path | None = None
+    inputs: list[TensorInfo] = field(default_factory=list)
+    outputs: list[TensorInfo] = field(default_factory=list)
+    rewrites: list[Rewrite] = field(default_factory=list)
+    declined: list[Decline] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    task_check: TaskCheck | None = None
+    notes: list[str] = field(default_factory=list)
+    """What the user should know: an exporter that was fallen back on, a type that was changed, …"""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time of each stage."""
+
+    def __post_init__(self) -> None:
+        self.exception: BridgeError | None = None
+        """The exception behind ``error``; not in ``result.json``."""
+
+    @property
+    def ok(self) -> bool:
+        return self.status != "failed"
+
+    def to_dict(self, folder: Path) -> dict[str, Any]:
+        """Plain JSON values; paths are written relative to ``folder``."""
+        plain: dict[str, Any] = _plain(self, folder)
+        return plain
+
+    def to_json(self, folder: Path) -> str:
+        return json.dumps(self.to_dict(folder), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], folder: Path) -> ConversionResult:
+        """The result that ``to_dict(folder)`` wrote. Raises pydantic.ValidationError where it is not one."""
+        from pydantic import TypeAdapter
+
+        values = dict(values)
+        for key in ("exported_onnx", "onnx", "engine"):
+            if values.get(key) is not None:
+                values[key] = Path(os.path.normpath(folder / values[key]))
+        return TypeAdapter(cls).validate_python(values)
+
+    @classmethod
+    def load(cls, path: Path) -> ConversionResult:
+        """Reads a ``result.json``."""
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")), path.parent)
+
+
+def _plain(value: Any, folder: Path) -> Any:
+    if isinstance(value, Path):
+        return os.path.relpath(value, folder)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name), folder) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, folder) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, folder) for item in value]
+    return value
