@@ -1,0 +1,84 @@
+"""A model's folder. Files are made in its ``.partial`` folder and renamed into place whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PARTIAL = ".partial"
+EXPORTED = "exported.onnx"
+REWRITTEN = "rewritten.onnx"
+ENGINE = "model.engine"
+SIDECAR = "model.engine.json"
+BUILD_LOG = "build.log"
+RESULT = "result.json"
+
+OUTPUT_FILES = (
+    EXPORTED,
+    EXPORTED + ".data",
+    REWRITTEN,
+    REWRITTEN + ".data",
+    ENGINE,
+    SIDECAR,
+    BUILD_LOG,
+    RESULT,
+    "report.html",
+    "convert.log",
+)
+"""Every file that a conversion may leave in its model's folder."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``path`` whole or leaves it as it was. Raises OSError (a full disk, say), naming ``path``."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o22)
+    os.umask(mask)
+    return mask
+
+
+class Workspace:
+    """The folder of one conversion."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.partial = self.folder / PARTIAL
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def publish(self, *names: str) -> None:
+        """Moves finished files from ``.partial`` into place; a model's data file goes before the model."""
+        for name in names:
+            os.replace(self.partial / name, self.folder / name)
+
+    @contextmanager
+    def opened(self) -> Iterator[Workspace]:
+        """Removes what an earlier conversion left, and ``.partial`` whatever happens."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in OUTPUT_FILES:
+            if name != "convert.log":  # the batch's, open already
+                self.path(name).unlink(missing_ok=True)
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir()
+        try:
+            yield self
+        finally:
+            shutil.rmtree(self.partial, ignore_errors=True)
