@@ -1,0 +1,257 @@
+"""Which TensorRT a model is converted for, and what that TensorRT can do. No other module compares versions."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Literal
+
+from .errors import UsageError
+from .result import TargetInfo
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+Flavour = Literal["tensorrt", "tensorrt-rtx"]
+
+MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+_NAME = re.compile(r"(?P<flavour>tensorrt-rtx|tensorrt)(?:-(?P<version>\d+(?:\.\d+)*))?")
+
+RTX_COMPUTE_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
+"""GPUs that TensorRT-RTX builds for; measured of 1.7.1, which refuses (9, 0)."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One TensorRT: the parser that a model is rewritten for, and, where it is installed, the builder and runtime."""
+
+    flavour: Flavour
+    version: tuple[int, ...]
+    installed: bool
+    operators: frozenset[str] = field(repr=False)
+    """ONNX operators that its parser has an importer for."""
+    plugins: frozenset[str] = field(default=frozenset(), repr=False)
+    """Names in its plugin registry."""
+
+    def __str__(self) -> str:
+        names = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+        return f"{names[self.flavour]} {self.version_text}"
+
+    @property
+    def version_text(self) -> str:
+        return ".".join(map(str, self.version))
+
+    @property
+    def info(self) -> TargetInfo:
+        return TargetInfo(self.flavour, self.version_text, self.installed, self.strongly_typed)
+
+    @property
+    def strongly_typed(self) -> bool:
+        """Whether precision is what the graph says, rather than what builder flags allow."""
+        return self.flavour == "tensorrt-rtx" or self.version >= (11,)
+
+    @property
+    def types(self) -> frozenset[str]:
+        """NumPy (or ml_dtypes) names of the types that its tensors can have; none has float64."""
+        types = {"float32", "float16", "int8", "int32", "bool"}
+        if self.flavour == "tensorrt-rtx" or self.version >= (10,):
+            types |= {"int64", "bfloat16", "float8_e4m3fn", "int4", "uint8"}
+        return frozenset(types)
+
+    def takes(self, operator: str) -> bool:
+        """Whether the parser has an importer for ``operator`` that needs no plugin."""
+        return operator in self.operators and not (operator in self._plugin_only and operator not in self.plugins)
+
+    @property
+    def _plugin_only(self) -> frozenset[str]:
+        """Operators whose importer is a plugin that this TensorRT does not bring along."""
+        return frozenset(_RTX_PLUGIN_ONLY if self.flavour == "tensorrt-rtx" else ())
+
+    def refuses(self, node: gs.Node) -> bool:
+        """Whether the parser is known to refuse this very node: the operator, or this form of it."""
+        if not self.takes(node.op):
+            return True
+        restricted = _RESTRICTED.get(node.op)
+        return restricted is not None and restricted(node)
+
+    def module(self) -> Any:
+        """The imported Python module of an installed target."""
+        return importlib.import_module(MODULES[self.flavour])
+
+    def why_not_run(self) -> str | None:
+        """Why an engine for this target cannot run here; None where it can."""
+        if not self.installed:
+            return f"{self} is not installed here"
+        capabilities = gpu_compute_capabilities()
+        if not capabilities:
+            return "no NVIDIA GPU here"
+        if self.flavour == "tensorrt-rtx" and capabilities[0] not in RTX_COMPUTE_CAPABILITIES:
+            major, minor = capabilities[0]
+            return f"the GPU here (compute capability {major}.{minor}) is not one that TensorRT-RTX supports"
+        return None
+
+
+_RTX_PLUGIN_ONLY = ("NonZero", "NonMaxSuppression", "LinearAttention", "CausalConvWithState")
+
+
+def _extra_outputs(node: gs.Node) -> bool:
+    return any(tensor.name for tensor in node.outputs[1:])
+
+
+_RESTRICTED: dict[str, Callable[[gs.Node], bool]] = {
+    "Attention": lambda node: True,  # few forms build, and equal Q, K and V crash the builder
+    "GroupNormalization": _extra_outputs,
+    "LayerNormalization": _extra_outputs,
+    "RMSNormalization": _extra_outputs,
+}
+"""Forms of operators with a function body that every parser measured refuses."""
+
+
+def resolve(name: str = "auto") -> Target:
+    """The target called ``name``: ``auto``, a flavour, or a flavour with a version (``tensorrt-8.5``).
+
+    ``auto`` is ``tensorrt`` where it is installed and a GPU is here, else ``tensorrt-rtx``. A version that is not the
+    installed one gives a target that models are rewritten for, and not built. Raises UsageError for other names, and
+    where nothing that could be meant is installed.
+    """
+    if name == "auto":
+        return _automatic()
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise UsageError(
+            f"target {name!r}: not one of 'auto', 'tensorrt', 'tensorrt-rtx', or these with a version, "
+            "such as 'tensorrt-8.5'."
+        )
+    flavour: Flavour = "tensorrt-rtx" if match["flavour"] == "tensorrt-rtx" else "tensorrt"
+    here = installed(flavour)
+    if match["version"] is None:
+        if here is None:
+            raise UsageError(
+                f"target {name!r}: {_missing(flavour)}. {_how_to_install(flavour)} "
+                f"To rewrite without building, name a version, such as '{flavour}-{_known_versions(flavour)[-1]}'."
+            )
+        return here
+    version = tuple(map(int, match["version"].split(".")))
+    if here is not None and here.version[: len(version)] == version:
+        return here
+    return Target(flavour, version, installed=False, operators=_known_operators(flavour, version))
+
+
+def _automatic() -> Target:
+    full = installed("tensorrt")
+    if full is not None and gpu_compute_capabilities():
+        return full
+    rtx = installed("tensorrt-rtx")
+    if rtx is not None:
+        return rtx
+    reason = "tensorrt is installed, but there is no GPU for it" if full is not None else "no TensorRT is installed"
+    raise UsageError(
+        f"target 'auto': {reason}. {_how_to_install('tensorrt-rtx')} "
+        "To rewrite without building, name a version, such as 'tensorrt-8.5'."
+    )
+
+
+def _missing(flavour: Flavour) -> str:
+    return f"the Python package {MODULES[flavour]!r} is not installed, or does not load"
+
+
+def _how_to_install(flavour: Flavour) -> str:
+    extra = "rtx" if flavour == "tensorrt-rtx" else "tensorrt"
+    note = "; it builds without a GPU" if flavour == "tensorrt-rtx" else ""
+    return f"Install it with: pip install 'torch-tensorrt-bridge[{extra}]'{note}."
+
+
+@functools.cache
+def installed(flavour: Flavour) -> Target | None:
+    """The installed TensorRT of this flavour, as its own parser describes it; None where there is none that works."""
+    if importlib.util.find_spec(MODULES[flavour]) is None:
+        return None
+    if flavour == "tensorrt" and not gpu_compute_capabilities():
+        # Without a driver this TensorRT cannot even make a builder, so its parser cannot be asked.
+        version = _version(importlib.metadata.version("tensorrt"))
+        return Target(flavour, version, installed=True, operators=_known_operators(flavour, version))
+    try:
+        trt = importlib.import_module(MODULES[flavour])
+    except (ImportError, OSError):  # a library that it needs is not there
+        return None
+    operators, plugins = _ask(trt)
+    return Target(flavour, _version(trt.__version__), installed=True, operators=operators, plugins=plugins)
+
+
+def _ask(trt: Any) -> tuple[frozenset[str], frozenset[str]]:
+    """The operators and the plugins that this module's parser and registry know."""
+    import onnx
+
+    logger = _silent_logger(trt)
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH) if _explicit_batch(trt) else 0
+    parser = trt.OnnxParser(trt.Builder(logger).create_network(flags), logger)
+    names = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}
+    if hasattr(trt, "init_libnvinfer_plugins"):
+        trt.init_libnvinfer_plugins(logger, "")
+    registry = trt.get_plugin_registry()
+    creators = registry.all_creators if hasattr(registry, "all_creators") else registry.plugin_creator_list
+    return frozenset(filter(parser.supports_operator, names)), frozenset(creator.name for creator in creators)
+
+
+def _explicit_batch(trt: Any) -> bool:
+    """Whether networks of explicit batch are asked for by a flag, as before TensorRT 10."""
+    return _version(trt.__version__) < (10,) and hasattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH")
+
+
+@functools.cache
+def _silent_logger(trt: Any) -> Any:
+    class Silent(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            """Says nothing: what is asked here has no errors that concern a model."""
+
+    return Silent()
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:4])
+
+
+def _known_operators(flavour: Flavour, version: tuple[int, ...]) -> frozenset[str]:
+    """The operators of the newest table that is no newer than ``version``, or of the oldest."""
+    tables = {_version(known): known for known in _known_versions(flavour)}
+    older = [known for known in tables if known <= version]
+    name = tables[max(older) if older else min(tables)]
+    text = (resources.files(__package__) / "targets" / f"{flavour}-{name}.json").read_text(encoding="utf-8")
+    return frozenset(json.loads(text)["operators"])
+
+
+def _known_versions(flavour: Flavour) -> list[str]:
+    names = [item.name for item in (resources.files(__package__) / "targets").iterdir()]
+    found = [match[1] for name in names if (match := re.fullmatch(rf"{flavour}-(\d[\d.]*)\.json", name))]
+    return sorted(found, key=_version)
+
+
+@functools.cache
+def gpu_compute_capabilities() -> tuple[tuple[int, int], ...]:
+    """Of each GPU that the driver shows, (major, minor); empty where there is no driver or no GPU."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ()
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return ()
+    return tuple((_attribute(driver, 75, index), _attribute(driver, 76, index)) for index in range(count.value))
+
+
+def _attribute(driver: ctypes.CDLL, attribute: int, index: int) -> int:
+    value = ctypes.c_int()
+    driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, index)
+    return value.value

@@ -1,0 +1,62 @@
+"""Rewrites an ONNX model until a given TensorRT takes it, and says what was changed.
+
+``rewrite(graph, target)`` is the one entry; rules live in ``passes.rules``, one family a module.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
+
+import onnx_graphsurgeon as gs
+
+from . import rules as _rules
+from .clean import (
+    float64_to_float32,
+    infer_types,
+    int64_boundary_to_int32,
+    refine_types,
+    remove_unused,
+    sanitise,
+)
+from .expand import expand_functions
+from .fold import fold_constants, take_branches
+from .framework import RULES, Log, Rule, run_rules
+from .model import ModelError, read, write
+
+if TYPE_CHECKING:
+    from bridge.target import Target
+
+__all__ = ["Log", "ModelError", "Rule", "all_rules", "read", "rewrite", "write"]
+
+MAX_SWEEPS = 30
+"""Real models settle in two to five sweeps; more means that two rules undo each other."""
+
+
+def all_rules() -> dict[str, Rule]:
+    """Every rule of the library by name."""
+    for module in pkgutil.iter_modules(_rules.__path__):
+        importlib.import_module(f"{_rules.__name__}.{module.name}")
+    return RULES
+
+
+def rewrite(graph: gs.Graph, target: Target) -> Log:
+    """Rewrites ``graph`` in place for ``target`` until nothing changes any more."""
+    log = Log()
+    rules = list(all_rules().values())
+    sanitise(graph, target, log)
+    infer_types(graph)
+    float64_to_float32(graph, target, log)
+    int64_boundary_to_int32(graph, target, log)
+    for _ in range(MAX_SWEEPS):
+        changed = fold_constants(graph, log)
+        changed |= take_branches(graph, log)
+        changed |= remove_unused(graph, log)
+        refine_types(graph)
+        changed |= run_rules(graph, rules, target, log)
+        changed = changed or expand_functions(graph, target, log)
+        if not changed:
+            return log
+    busy = ", ".join(sorted(log.nodes))
+    raise RuntimeError(f"the passes do not come to rest after {MAX_SWEEPS} sweeps; they applied: {busy}")

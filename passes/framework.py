@@ -1,0 +1,420 @@
+"""Rewrite rules: what a rule is, what it builds with, and the engine that runs all of them to a fixed point.
+
+A rule is a function of one node. It returns the tensors that replace the node's outputs, returns None where there is
+nothing to do, or calls ``g.decline(reason)`` where it ought to help and cannot. Its docstring's first line says why it
+exists. Every rule has examples; the test suite runs each before and after, and gives the result to the parser.
+
+    @rule("Det", when=lacks("Det"))
+    def det_by_cofactors(node, g):
+        '''TensorRT has no Det; of a small matrix it is a sum of products.'''
+        ...
+        return g.op.Add(a, b)
+
+    @det_by_cofactors.example
+    def two_by_two():
+        return example({"x": ("float32", [5, 2, 2])}, lambda g, x: g.op.Det(x))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from .model import Array, node_metadata, node_proto, scopes, set_type, tensor_proto, type_proto
+from .provenance import describe
+
+if TYPE_CHECKING:
+    from bridge.target import Target
+
+Replacement = gs.Tensor | Sequence[gs.Tensor | None] | None
+RuleFunction = Callable[[gs.Node, "Builder"], Replacement]
+
+
+class Declined(Exception):
+    """A rule's word that it cannot rewrite a node, with the reason."""
+
+
+@dataclass
+class Rule:
+    """A rewrite of one node, with the reason it exists, its condition on the target, and examples that prove it."""
+
+    function: RuleFunction
+    ops: tuple[str, ...]
+    when: Callable[[Target], bool]
+    examples: list[Callable[[], gs.Graph]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def reason(self) -> str:
+        return (self.function.__doc__ or "").strip().splitlines()[0]
+
+    def example(self, function: Callable[[], gs.Graph]) -> Callable[[], gs.Graph]:
+        """Decorator of a function that returns a small model which the rule rewrites."""
+        self.examples.append(function)
+        return function
+
+
+RULES: dict[str, Rule] = {}
+"""Every rule by name, in the order in which they are tried."""
+
+
+def always(target: Target) -> bool:
+    return True
+
+
+def lacks(op: str) -> Callable[[Target], bool]:
+    """True of targets whose parser does not take ``op`` at all."""
+    return lambda target: not target.takes(op)
+
+
+def rule(*ops: str, when: Callable[[Target], bool] = always) -> Callable[[RuleFunction], Rule]:
+    """Registers the decorated function as the rewrite of nodes of ``ops`` (of the standard domain)."""
+
+    def register(function: RuleFunction) -> Rule:
+        made = Rule(function, ops, when)
+        if made.name in RULES or not made.reason:
+            raise ValueError(f"rule {made.name!r} is registered twice, or has no docstring")
+        RULES[made.name] = made
+        return made
+
+    return register
+
+
+@dataclass
+class Log:
+    """What was changed, by which rule or pass, and what was declined."""
+
+    reasons: dict[str, str] = field(default_factory=dict)
+    nodes: dict[str, list[str]] = field(default_factory=dict)
+    declined: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Reason by (rule, node)."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know of the changes."""
+
+    def add(self, name: str, reason: str, nodes: Iterable[str]) -> None:
+        self.reasons[name] = reason
+        self.nodes.setdefault(name, []).extend(nodes)
+
+    @property
+    def changes(self) -> int:
+        return sum(map(len, self.nodes.values()))
+
+
+# --- what rules build with ---------------------------------------------------------------------------------------
+
+
+class Names:
+    """Names that are used nowhere in a model, its bodies and functions included."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self.taken: set[str] = set()
+        for scope in scopes(graph):
+            for node in scope.nodes:
+                self.taken.add(node.name)
+                self.taken.update(tensor.name for tensor in (*node.inputs, *node.outputs))
+            self.taken.update(tensor.name for tensor in (*scope.inputs, *scope.outputs))
+        self.counters: dict[str, int] = {}
+
+    def new(self, stem: str) -> str:
+        name = stem
+        while name in self.taken:
+            self.counters[stem] = self.counters.get(stem, 0) + 1
+            name = f"{stem}_{self.counters[stem]}"
+        self.taken.add(name)
+        return name
+
+
+class _Ops:
+    """``g.op.MatMul(a, b, transA=1)`` makes a node and returns its output (or outputs, with ``outputs=2``)."""
+
+    def __init__(self, builder: Builder) -> None:
+        self._builder = builder
+
+    def __getattr__(self, op: str) -> Callable[..., Any]:
+        def make(*inputs: Any, outputs: int = 1, **attrs: Any) -> Any:
+            return self._builder.node(op, inputs, attrs, outputs)
+
+        return make
+
+
+class Builder:
+    """Makes the nodes that replace one node. Every tensor it returns knows its type and, where possible, its shape."""
+
+    def __init__(self, names: Names, opset: int, stem: str, target: Target | None = None) -> None:
+        self.names = names
+        self.opset = opset
+        self.stem = stem
+        self.target = target
+        self.op = _Ops(self)
+        self.made: list[gs.Node] = []
+
+    @staticmethod
+    def decline(reason: str) -> NoReturn:
+        raise Declined(reason)
+
+    # reading
+
+    def shape(self, tensor: gs.Tensor) -> list[int | str | None]:
+        """The dimensions, dynamic ones as a name or None; declines where even the rank is unknown."""
+        if tensor.shape is None:
+            self.decline(f"the rank of {tensor.name!r} is unknown")
+        return list(tensor.shape)
+
+    def static_shape(self, tensor: gs.Tensor) -> list[int]:
+        shape = self.shape(tensor)
+        if not all(isinstance(size, int) for size in shape):
+            self.decline(f"the shape of {tensor.name!r} is dynamic: {shape}")
+        return [int(size) for size in shape if size is not None]
+
+    def static_dim(self, tensor: gs.Tensor, axis: int) -> int:
+        size = self.shape(tensor)[axis]
+        if not isinstance(size, int):
+            self.decline(f"axis {axis} of {tensor.name!r} is dynamic")
+        return size
+
+    def dtype(self, tensor: gs.Tensor) -> np.dtype[Any]:
+        if tensor.dtype is None:
+            self.decline(f"the type of {tensor.name!r} is unknown")
+        return np.dtype(tensor.dtype)
+
+    def value(self, tensor: gs.Tensor) -> Array:
+        """The values of a constant; declines where the tensor is computed."""
+        if not isinstance(tensor, gs.Constant):
+            self.decline(f"{tensor.name!r} is computed at run time")
+        return np.asarray(tensor.values)
+
+    @staticmethod
+    def input(node: gs.Node, index: int) -> gs.Tensor | None:
+        """An optional input, or None where it is left out."""
+        if index < len(node.inputs) and not node.inputs[index].is_empty():
+            return node.inputs[index]
+        return None
+
+    # making
+
+    def constant(self, values: Any, dtype: Any = None) -> gs.Constant:
+        array = np.asarray(values, dtype=dtype)
+        if dtype is None and not isinstance(values, (np.ndarray, np.generic)):
+            array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+        return gs.Constant(self.names.new(f"{self.stem}/constant"), array)
+
+    def node(self, op: str, inputs: Sequence[Any], attrs: Mapping[str, Any], outputs: int = 1) -> Any:
+        tensors = [self._tensor(item) for item in inputs]
+        while tensors and tensors[-1].is_empty():
+            tensors.pop()
+        results = [gs.Variable(self.names.new(f"{self.stem}/{op}")) for _ in range(outputs)]
+        kept = {name: value for name, value in attrs.items() if value is not None}
+        node = gs.Node(op, self.names.new(f"{self.stem}/{op}"), kept, tensors, results, domain="")
+        infer(node, self.opset)
+        self.made.append(node)
+        return results[0] if outputs == 1 else results
+
+    def _tensor(self, item: Any) -> gs.Tensor:
+        if item is None:
+            return gs.Variable.empty()
+        return item if isinstance(item, gs.Tensor) else self.constant(item)
+
+    # operators whose form changed between opsets
+
+    def reduce(self, op: str, x: gs.Tensor, axes: Sequence[int], keepdims: bool = False) -> gs.Variable:
+        """ReduceSum, ReduceMax, …: axes are an input from opset 18 on (ReduceSum from 13)."""
+        if self.opset >= (13 if op == "ReduceSum" else 18):
+            return self.node(op, [x, list(axes)], {"keepdims": int(keepdims)})
+        return self.node(op, [x], {"axes": list(axes), "keepdims": int(keepdims)})
+
+    def unsqueeze(self, x: gs.Tensor, axes: Sequence[int]) -> gs.Variable:
+        if self.opset >= 13:
+            return self.node("Unsqueeze", [x, list(axes)], {})
+        return self.node("Unsqueeze", [x], {"axes": list(axes)})
+
+    def squeeze(self, x: gs.Tensor, axes: Sequence[int]) -> gs.Variable:
+        if self.opset >= 13:
+            return self.node("Squeeze", [x, list(axes)], {})
+        return self.node("Squeeze", [x], {"axes": list(axes)})
+
+    def slice(
+        self, x: gs.Tensor, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int], steps: Sequence[int]
+    ) -> gs.Variable:
+        return self.node("Slice", [x, list(starts), list(ends), list(axes), list(steps)], {})
+
+    def cast(self, x: gs.Tensor, dtype: Any) -> gs.Tensor:
+        """``x`` as ``dtype``, itself where it is that already."""
+        if x.dtype is not None and np.dtype(x.dtype) == np.dtype(dtype):
+            return x
+        return self.node("Cast", [x], {"to": int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))})
+
+    def moveaxis(self, x: gs.Tensor, source: int, destination: int) -> gs.Tensor:
+        rank = len(self.shape(x))
+        order = [axis for axis in range(rank) if axis != source % rank]
+        order.insert(destination % rank, source % rank)
+        return x if order == list(range(rank)) else self.node("Transpose", [x], {"perm": order})
+
+
+INFERENCE_DATA = 4096
+"""Constants above this many elements are not shown to shape inference: none of them is a shape."""
+
+
+def infer(node: gs.Node, opset: int) -> bool:
+    """Fills in the types of the node's outputs from those of its inputs; True if one became more specific."""
+    if node.domain or not onnx.defs.has(node.op) or any(isinstance(v, gs.Graph) for v in node.attrs.values()):
+        return False
+    types: dict[str, onnx.TypeProto] = {}
+    data: dict[str, onnx.TensorProto] = {}
+    for tensor in node.inputs:
+        if tensor.is_empty():
+            continue
+        if tensor.dtype is None:
+            return False
+        types[tensor.name] = type_proto(tensor)
+        if isinstance(tensor, gs.Constant) and np.prod(tensor.shape, dtype=np.int64) <= INFERENCE_DATA:
+            data[tensor.name] = tensor_proto(tensor)
+    schema = onnx.defs.get_schema(node.op, opset, "")
+    found = onnx.shape_inference.infer_node_outputs(
+        schema, node_proto(node), types, data, opset_imports=[onnx.helper.make_opsetid("", opset)]
+    )
+    changed = False
+    for tensor in node.outputs:
+        if tensor.name in found and isinstance(tensor, gs.Variable):
+            changed |= merge_type(tensor, found[tensor.name])
+    return changed
+
+
+def merge_type(tensor: gs.Variable, proto: onnx.TypeProto) -> bool:
+    """Takes from ``proto`` what is more specific than what ``tensor`` knows; True if that was anything."""
+    new = gs.Variable(tensor.name)
+    set_type(new, proto)
+    if new.dtype is None:
+        return False
+    changed = tensor.dtype is None
+    tensor.dtype = tensor.dtype if tensor.dtype is not None else new.dtype
+    if new.shape is None:
+        return changed
+    if tensor.shape is None or len(tensor.shape) != len(new.shape):
+        tensor.shape = new.shape
+        return True
+    for axis, (old, better) in enumerate(zip(list(tensor.shape), new.shape, strict=True)):
+        if not isinstance(old, int) and (isinstance(better, int) or (not old and better)):
+            tensor.shape[axis] = better
+            changed = True
+    return changed
+
+
+def example(
+    inputs: Mapping[str, tuple[str, Sequence[int | str]]],
+    build: Callable[..., gs.Tensor | Sequence[gs.Tensor]],
+    opset: int = 20,
+) -> gs.Graph:
+    """A small model: ``inputs`` by name with dtype and shape, ``build(g, *tensors)`` its body."""
+    graph = gs.Graph(name="example", opset=opset, ir_version=10)
+    graph.inputs = [gs.Variable(name, np.dtype(dtype), list(shape)) for name, (dtype, shape) in inputs.items()]
+    builder = Builder(Names(graph), opset, "example")
+    results = build(builder, *graph.inputs)
+    graph.nodes = builder.made
+    graph.outputs = [results] if isinstance(results, gs.Tensor) else list(results)
+    return graph
+
+
+# --- the engine --------------------------------------------------------------------------------------------------
+
+
+def run_rules(graph: gs.Graph, rules: Iterable[Rule], target: Target, log: Log) -> bool:
+    """One sweep over the model, its bodies and functions; True if anything changed."""
+    by_op: dict[str, list[Rule]] = {}
+    for item in rules:
+        if item.when(target):
+            for op in item.ops:
+                by_op.setdefault(op, []).append(item)
+    names: Names | None = None
+    changed = False
+    for scope in list(scopes(graph)):
+        if not any(node.op in by_op and not node.domain for node in scope.nodes):
+            continue
+        names = names or Names(graph)
+        kept: list[gs.Node] = []
+        for node in scope.nodes:
+            made = None if node.domain else _apply(node, by_op.get(node.op, ()), scope, names, target, log)
+            changed |= made is not None
+            kept.extend([node] if made is None else made)
+        scope.nodes = kept
+    return changed
+
+
+def _apply(
+    node: gs.Node, rules: Iterable[Rule], scope: gs.Graph, names: Names, target: Target, log: Log
+) -> list[gs.Node] | None:
+    """The nodes that replace ``node``, or None where no rule applied."""
+    for item in rules:
+        builder = Builder(names, scope.opset, f"{node.name or node.op}/{item.name}", target)
+        where = describe(node)
+        try:
+            result = item.function(node, builder)
+        except Declined as reason:
+            log.declined[item.name, where] = str(reason)
+            result = None
+        tensors = [result] if isinstance(result, gs.Tensor) else list(result or ())
+        if not tensors or not replace(node, tensors, builder.made, scope):
+            for unused in builder.made:
+                unused.inputs.clear()
+            continue
+        log.declined.pop((item.name, where), None)
+        for made in builder.made:
+            made.metadata = {**node_metadata(node), "bridge.rule": item.name}
+        log.add(item.name, item.reason, [where])
+        return builder.made
+    return None
+
+
+def replace(node: gs.Node, results: Sequence[gs.Tensor | None], made: list[gs.Node], scope: gs.Graph) -> bool:
+    """Puts ``results`` where ``node``'s outputs were and detaches it; the caller drops it from the scope.
+
+    Returns False, having changed nothing, where an output of the graph would lose the node that makes it.
+    """
+    fresh = {id(tensor) for item in made for tensor in item.outputs}
+    outputs = {id(tensor) for tensor in scope.outputs}
+    pairs = [(old, new) for old, new in zip(node.outputs, results) if new is not None and old is not new]  # noqa: B905
+    for old, new in pairs:
+        if id(old) in outputs and id(new) not in fresh and not _can_rename(new, outputs, scope):
+            return False
+    node.inputs.clear()
+    node.outputs.clear()
+    for old, new in pairs:
+        if id(new) in fresh or id(old) in outputs:
+            _take_over(old, new)
+        else:
+            redirect(old, new)
+    return True
+
+
+def _can_rename(tensor: gs.Tensor, outputs: set[int], scope: gs.Graph) -> bool:
+    """Whether another tensor can take ``tensor``'s place at the node that makes it, in this very scope."""
+    inputs = {id(item) for item in scope.inputs}
+    local = any(tensor.inputs and tensor.inputs[0] is node for node in scope.nodes)
+    return isinstance(tensor, gs.Variable) and local and id(tensor) not in outputs and id(tensor) not in inputs
+
+
+def _take_over(old: gs.Variable, new: gs.Variable) -> None:
+    """``old`` keeps its name and its consumers, and is made by the node that made ``new``."""
+    producer = new.inputs[0]
+    index = next(i for i, tensor in enumerate(producer.outputs) if tensor is new)
+    redirect(new, old)
+    producer.outputs[index] = old
+    if old.dtype is None:
+        old.dtype = new.dtype
+    if old.shape is None:
+        old.shape = new.shape
+
+
+def redirect(old: gs.Tensor, new: gs.Tensor) -> None:
+    """Lets every consumer of ``old``, in bodies too, read ``new``."""
+    for consumer in list(old.outputs):
+        for index, tensor in enumerate(list(consumer.inputs)):
+            if tensor is old:
+                consumer.inputs[index] = new

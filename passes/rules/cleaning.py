@@ -1,0 +1,51 @@
+"""Nodes that do nothing: each costs the parser a layer, and hides the patterns that other rules look for."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ..framework import Builder, Replacement, example, rule
+from ..model import onnx_dtype
+
+
+@rule("Identity")
+def drop_identity(node: gs.Node, g: Builder) -> Replacement:
+    """An Identity is the tensor that it copies."""
+    return node.inputs[0]
+
+
+@drop_identity.example
+def identity_in_the_middle() -> gs.Graph:
+    return example({"x": ("float32", [2, 3])}, lambda g, x: g.op.Relu(g.op.Identity(g.op.Neg(x))))
+
+
+@rule("Cast")
+def drop_cast_to_same_type(node: gs.Node, g: Builder) -> Replacement:
+    """A Cast to the type that the tensor has already is the tensor."""
+    x = node.inputs[0]
+    return x if x.dtype is not None and onnx_dtype(x.dtype) == node.attrs["to"] else None
+
+
+@drop_cast_to_same_type.example
+def float_to_float() -> gs.Graph:
+    return example({"x": ("float32", [2, 3])}, lambda g, x: g.op.Relu(g.op.Cast(g.op.Neg(x), to=1)))
+
+
+@rule("Dropout")
+def drop_dropout(node: gs.Node, g: Builder) -> Replacement:
+    """Outside of training, Dropout is the tensor that it is given."""
+    mode = g.input(node, 2)
+    if mode is not None and (not isinstance(mode, gs.Constant) or bool(np.asarray(mode.values).any())):
+        ratio = g.input(node, 1)
+        if not (isinstance(ratio, gs.Constant) and float(np.asarray(ratio.values)) == 0.0):
+            g.decline("the Dropout is in training mode: export the module in eval mode")
+    if len(node.outputs) > 1 and node.outputs[1].outputs:
+        shape = g.static_shape(node.inputs[0])
+        return [node.inputs[0], g.op.Identity(g.constant(np.ones(shape, np.bool_)))]
+    return node.inputs[0]
+
+
+@drop_dropout.example
+def dropout_in_inference() -> gs.Graph:
+    return example({"x": ("float32", [2, 3])}, lambda g, x: g.op.Relu(g.op.Dropout(g.op.Neg(x))))

@@ -1,0 +1,73 @@
+"""Helpers of the tests: run a model in ONNX Runtime, give it to TensorRT-RTX's parser and builder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+
+def run_onnx(model: onnx.ModelProto | Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outputs by name, with ONNX Runtime's graph optimisations off."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def example_inputs(model: onnx.ModelProto, seed: int = 0, dynamic: int = 3) -> dict[str, np.ndarray]:
+    """Seeded inputs that fit the model's declared types; dynamic axes get the size ``dynamic``."""
+    random = np.random.default_rng(seed)
+    feeds = {}
+    for info in model.graph.input:
+        kind = info.type.tensor_type
+        shape = [dim.dim_value if dim.HasField("dim_value") else dynamic for dim in kind.shape.dim]
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        if dtype == np.bool_:
+            feeds[info.name] = random.random(shape) > 0.5
+        elif dtype.kind in "iu":
+            feeds[info.name] = random.integers(0, 3, shape).astype(dtype)
+        else:
+            feeds[info.name] = random.standard_normal(shape).astype(dtype)
+    return feeds
+
+
+def parse(path: Path) -> list[str]:
+    """What TensorRT-RTX's parser and builder refuse of the model; empty where an engine comes out."""
+    import tensorrt_rtx as trt
+
+    messages: list[str] = []
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR and "cudaError" not in message:
+                messages.append(message)
+
+    logger = Logger()
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(path)):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        return [f"{error.node_operator()}: {error.desc()} ({error.func()})" for error in errors] or ["refused"]
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    dynamic = False
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        if -1 in tuple(tensor.shape):
+            dynamic = True
+            shapes = [tuple(size if axis == -1 else axis for axis in tensor.shape) for size in (1, 3, 5)]
+            profile.set_shape(tensor.name, *shapes)
+    if dynamic:
+        config.add_optimization_profile(profile)
+    return [] if builder.build_serialized_network(network, config) is not None else (messages or ["no engine"])

@@ -1,0 +1,72 @@
+"""Every rule of the library, proved on its own examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+
+from bridge import target as targets
+from passes import all_rules, read, rewrite
+from passes.model import scopes, to_proto, write
+from tests.support import example_inputs, parse, run_onnx
+
+TARGETS = ["tensorrt-rtx-1.7", "tensorrt-8.5"]
+
+EXAMPLES = [
+    pytest.param(rule, build, id=f"{rule.name}-{build.__name__}")
+    for rule in all_rules().values()
+    for build in rule.examples
+]
+
+
+@pytest.mark.parametrize("rule", [pytest.param(rule, id=rule.name) for rule in all_rules().values()])
+def test_every_rule_has_an_example_and_a_reason(rule) -> None:
+    assert rule.examples, f"{rule.name} has no example"
+    assert rule.reason.endswith("."), f"{rule.name}: its docstring's first line is no sentence: {rule.reason!r}"
+
+
+@pytest.mark.parametrize("target", [targets.resolve(name) for name in TARGETS], ids=TARGETS)
+@pytest.mark.parametrize(("rule", "build"), EXAMPLES)
+def test_a_rule_changes_its_example_and_not_what_it_computes(
+    rule, build: Callable[[], gs.Graph], target, tmp_path: Path
+) -> None:
+    if not rule.when(target):
+        pytest.skip(f"{target} takes {', '.join(rule.ops)}")
+    before = build()
+    original = to_proto(before)
+    onnx.checker.check_model(original)
+    feeds = example_inputs(original)
+    expected = run_onnx(original, feeds)
+
+    write(before, tmp_path / "before.onnx")
+    after = read(tmp_path / "before.onnx")
+    log = rewrite(after, target)
+    assert rule.name in log.nodes, f"{rule.name} did not apply; declined: {log.declined}"
+
+    write(after, tmp_path / "after.onnx")
+    rewritten = onnx.load(tmp_path / "after.onnx")
+    onnx.checker.check_model(rewritten)
+    found = run_onnx(rewritten, feeds)
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5, err_msg=f"{rule.name}: output {name}")
+        assert found[name].dtype == array.dtype
+
+    if target.flavour == "tensorrt-rtx":
+        refused = parse(tmp_path / "after.onnx")
+        assert not refused, f"TensorRT-RTX refuses what {rule.name} made: {refused}"
+
+
+def test_rewriting_twice_changes_nothing_more() -> None:
+    target = targets.resolve("tensorrt-rtx-1.7")
+    for rule in all_rules().values():
+        for build in rule.examples:
+            graph = build()
+            rewrite(graph, target)
+            again = rewrite(graph, target)
+            assert not again.changes, f"{rule.name}, {build.__name__}: {again.nodes}"
+            assert all(node.name for scope in scopes(graph) for node in scope.nodes)
