@@ -196,6 +196,8 @@ def _explain(item: Any, path: tuple[str, ...]) -> str:
     if item["type"] in ("model_type", "dict_type"):
         example = " such as {rtol: 1e-3, atol: 1e-5}" if path[-1:] == ("tolerance",) else ""
         return f"should be a mapping{example}, not {reprlib.repr(item['input'])}"
+    if item["type"] == "too_short":
+        return "is empty; at least one is needed"
     if item["type"] == "string_type":
         number = isinstance(item["input"], (int, float)) and math.isfinite(item["input"])
         return f"should be text, not {reprlib.repr(item['input'])}" + ("; put it in quotes" if number else "")

@@ -1,0 +1,203 @@
+"""The command line: ``bridge convert SOURCE… -o DIR``.
+
+Exit status: 0 where every model was verified, built or rewritten; 2 for a wrong call, and where every model that
+failed was wrongly described (an unknown input, a source that is not there); 1 for any other failure, a file of the run
+that could not be written, and Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import BridgeError, UsageError
+
+if TYPE_CHECKING:
+    from .result import ConversionResult
+
+_SOURCES = """\
+A SOURCE is one of
+  models.yaml               a manifest: `defaults`, and `models` with a name, a source and options for each
+  model.onnx                an ONNX file; the model is named after it
+  package.module:function   a function without arguments that returns (module, inputs), or (path of an .onnx
+                            file, inputs); it is looked for in the current directory too, and names the model
+
+The options hold for every model, and win over what a manifest says.
+
+Each model gets a folder DIR/NAME: the models on the way, the engine, result.json, report.html, build.log (the
+builder's own words) and convert.log (all else that was printed). DIR/summary.json and DIR/index.html hold the run.
+
+Exit status: 0 where every model was verified, built or rewritten; 2 for a wrong call, and where every model that
+failed was wrongly described; 1 for any other failure.
+"""
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "bridge") -> int:
+    """The console script ``bridge``."""
+    parser = argparse.ArgumentParser(prog=prog, description=sys.modules[__package__].__doc__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _describe_convert(
+        commands.add_parser(
+            "convert",
+            help="convert models to TensorRT engines",
+            description="Converts models to TensorRT engines, and reports how far every step moved the outputs.",
+            epilog=_SOURCES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    return _run(parser, argv)
+
+
+def convert_main(argv: Sequence[str] | None = None) -> int:
+    """``bridge convert`` without its first word, for ``scripts/convert.py``."""
+    parser = argparse.ArgumentParser(
+        description="Converts models to TensorRT engines, and reports how far every step moved the outputs.",
+        epilog=_SOURCES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _describe_convert(parser)
+    return _run(parser, argv)
+
+
+def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    arguments = parser.parse_args(argv)
+    arguments.command = [Path(parser.prog).name, *(sys.argv[1:] if argv is None else argv)]
+    try:
+        status: int = arguments.run(arguments)
+    except UsageError as error:
+        _complain(parser, str(error))
+        return 2
+    except BridgeError as error:
+        _complain(parser, str(error))
+        return 1
+    except KeyboardInterrupt as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to do but to go
+        _complain(parser, str(error) or "interrupted")
+        return 1
+    return status
+
+
+def _complain(parser: argparse.ArgumentParser, text: str) -> None:
+    print(f"{parser.prog}: {text}", file=sys.stderr)
+
+
+def _describe_convert(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_convert)
+    add = parser.add_argument
+    add("sources", nargs="+", metavar="SOURCE", help="a manifest, an ONNX file, or package.module:function (see below)")
+    add("-o", "--output", type=Path, required=True, metavar="DIR", help="the folder that the results go to")
+    add("--jobs", type=_count, default=1, metavar="N", help="models converted at the same time (default: 1)")
+    options = parser.add_argument_group("options of the conversion")
+    add = options.add_argument
+    add("--target", help="tensorrt or tensorrt-rtx, with a version where it is not the installed one (default: auto)")
+    add("--precision", help="of the engine (default: fp32)")
+    add("--inputs", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns the inputs to compare with")
+    add(
+        "--shapes",
+        dest="profiles",
+        type=_shapes,
+        action="append",
+        metavar="INPUT=MIN:OPT:MAX",
+        help="the shapes of an input, such as x=1x3x224x224:8x3x224x224:16x3x224x224; "
+        "one shape alone makes it static; repeat for more inputs",
+    )
+    add(
+        "--tolerance",
+        type=_tolerance,
+        action="append",
+        metavar="[OUTPUT=]RTOL,ATOL",
+        help="outputs agree where |candidate - reference| <= ATOL + RTOL * |reference|; repeat for more outputs",
+    )
+    add("--task-check", metavar="PACKAGE.MODULE:FUNCTION", help="whether the converted model still does its job")
+    add("--timeout", type=float, metavar="SECONDS", help="for each model, from its start to its report")
+    add("--build-timeout", type=float, metavar="SECONDS", help="for the build of each engine")
+    add(
+        "--compute-capability",
+        dest="compute_capabilities",
+        action="append",
+        metavar="X.Y",
+        help="of the GPUs that an engine is for, where none is here to ask; repeat for more",
+    )
+    add("--no-build", dest="build", action="store_false", default=None, help="stop at the model for the parser")
+    add("--seed", type=int, help="of the inputs that are made up")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of models")
+    return int(text)
+
+
+def _shapes(text: str) -> tuple[str, Any]:
+    from .spec import read_profile
+
+    name, equals, shapes = text.rpartition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} names no input; write INPUT=SHAPE or INPUT=MIN:OPT:MAX")
+    try:
+        return name, read_profile(shapes)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"input {name!r}: {error}") from error
+
+
+def _tolerance(text: str) -> tuple[str, Mapping[str, float]]:
+    output, _, numbers = text.rpartition("=")
+    try:
+        rtol, atol = (float(number) for number in numbers.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form RTOL,ATOL or OUTPUT=RTOL,ATOL") from error
+    return output, {"rtol": rtol, "atol": atol}
+
+
+def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, as the keys of a manifest."""
+    from .spec import Options
+
+    given = {key: getattr(arguments, key, None) for key in Options.model_fields}
+    for key in ("profiles", "tolerance"):
+        pairs = given[key] or []
+        twice = sorted({name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1})
+        if twice:
+            option = "--shapes" if key == "profiles" else "--tolerance"
+            raise UsageError(f"{option} was given twice for {' and '.join(map(repr, twice))}")
+        given[key] = dict(pairs) or None
+    tolerance = given["tolerance"]
+    if tolerance and "" in tolerance:
+        if len(tolerance) > 1:
+            raise UsageError("--tolerance: give one for all outputs, or one for each output, not both")
+        given["tolerance"] = tolerance[""]
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from .batch import BatchError, BatchInterrupted, run_batch
+    from .manifest import read_sources
+    from .progress import make_progress, print_results
+
+    specs = read_sources(arguments.sources, _overrides(arguments))
+    try:
+        results = run_batch(
+            specs,
+            arguments.output,
+            progress=make_progress(len(specs)),
+            jobs=arguments.jobs,
+            command=arguments.command,
+        )
+    except (BatchError, BatchInterrupted) as error:
+        if error.results:
+            print_results(error.results)
+        raise
+    print_results(results)
+    return exit_status(results)
+
+
+def exit_status(results: Sequence[ConversionResult]) -> int:
+    """0, 1 or 2, as the module says."""
+    failed = [result for result in results if not result.ok]
+    if not failed:
+        return 0
+    return 2 if all(isinstance(result.exception, UsageError) for result in failed) else 1

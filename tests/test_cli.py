@@ -1,0 +1,225 @@
+"""Promises of the command line: its exit status, its words, and that nothing half-written is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bridge import cli
+
+from .fake_pipeline import CLI, ROOT, ZOO, run_cli
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Path:
+    (tmp_path / "zoo.py").write_text(ZOO)
+    return tmp_path
+
+
+def status_of(folder: Path, name: str) -> str:
+    return str(json.loads((folder / name / "result.json").read_text())["status"])
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("sources", "status"),
+    [
+        (["good", "other"], 0),
+        (["good", "refused"], 1),
+        (["good", "misdescribed"], 2),
+        (["segfaults", "misdescribed", "nothing_there"], 1),
+        (["misdescribed", "nothing_there"], 2),
+    ],
+)
+def test_the_exit_status_tells_a_wrong_call_from_a_failure(zoo: Path, sources: list[str], status: int) -> None:
+    done = run_cli("convert", *(f"zoo:{source}" for source in sources), "-o", "out", cwd=zoo)
+    assert done.returncode == status, done.stderr
+
+
+def test_plain_lines_are_shown_where_there_is_no_terminal_and_a_table_with_the_errors_at_the_end(zoo: Path) -> None:
+    done = run_cli("convert", "zoo:good", "zoo:refused", "-o", "out", cwd=zoo)
+    lines = [line.rpartition(" (")[0] for line in done.stderr.splitlines()]
+    assert lines[:3] == ["[1/2] good: export", "[1/2] good: rewrite", "[1/2] good: build"]
+    assert "[1/2] good: verified" in lines
+    assert lines[-1] == "[2/2] refused: failed (build)"
+    assert "verified: the engine ran, and its outputs agree" in done.stdout
+    assert done.stdout.endswith("\nrefused: failed (build)\n  the parser refused DFT\n")
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_terminal_gets_a_live_display(zoo: Path) -> None:
+    main, terminal = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        [*CLI, "convert", "zoo:good", "-o", "out"], cwd=zoo, stdout=terminal, stderr=terminal, env=environment
+    )
+    os.close(terminal)
+    shown = b""
+    try:
+        while data := os.read(main, 65536):
+            shown += data
+    except OSError:  # how Linux tells that the other side has closed
+        pass
+    os.close(main)
+    assert process.wait() == 0
+    assert b"0 of 1 models" in shown
+    assert b"[1/1] good: verified" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["zoo:good"], "the following arguments are required: -o/--output"),
+        (
+            ["zoo:good", "-o", "out", "--shapes", "x=8x3:4x3:2x3"],
+            "--shapes: input 'x': min <= opt <= max does not hold",
+        ),
+        (["zoo:good", "-o", "out", "--shapes", "1x3"], "'1x3' names no input; write INPUT=SHAPE"),
+        (["zoo:good", "-o", "out", "--shapes", "x=1", "--shapes", "x=2"], "--shapes was given twice for 'x'"),
+        (["zoo:good", "-o", "out", "--tolerance", "1e-3"], "'1e-3' is not of the form RTOL,ATOL or OUTPUT=RTOL,ATOL"),
+        (["zoo:good", "-o", "out", "--tolerance", "0,0", "--tolerance", "y=0,0"], "give one for all outputs, or one"),
+        (["zoo:good", "-o", "out", "--tolerance", "nan,0"], "--tolerance: should be a finite number, not nan"),
+        (["zoo:good", "-o", "out", "--timeout", "0"], "--timeout: should be greater than 0, not 0.0"),
+        (["zoo:good", "-o", "out", "--jobs", "0"], "'0' is not a number of models"),
+        (["zoo", "-o", "out"], "'zoo' is neither an .onnx file nor of the form package.module:function, nor a .yaml"),
+        (["none.onnx", "-o", "out"], "no such file"),
+        (["none.yaml", "-o", "out"], "none.yaml: No such file or directory"),
+        (["zoo:good", "-o", "zoo.py"], "the folder zoo.py cannot be used: File exists; choose another with -o"),
+    ],
+)
+def test_a_wrong_call_is_refused_with_the_cause_before_anything_is_started(
+    zoo: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(zoo)
+    try:
+        status: object = cli.main(["convert", *arguments])
+    except SystemExit as stop:
+        status = stop.code
+    shown = capsys.readouterr()
+    assert status == 2
+    assert message in shown.err
+    assert shown.out == ""
+    assert everything(zoo) == {"zoo.py"}
+
+
+def test_the_mistakes_of_a_manifest_are_shown_with_their_lines(zoo: Path) -> None:
+    (zoo / "nets.yaml").write_text("models:\n  - name: good\n    source: zoo:good\n    profile: {}\n")
+    done = run_cli("convert", "nets.yaml", "-o", "out", cwd=zoo)
+    assert done.returncode == 2
+    assert "nets.yaml:4: model 'good': unknown key 'profile'; did you mean 'profiles'?" in done.stderr
+    assert not (zoo / "out").exists()
+
+
+def test_options_reach_the_conversion_and_win_over_the_manifest(zoo: Path) -> None:
+    (zoo / "nets.yaml").write_text(
+        "defaults: {precision: fp16, seed: 3}\nmodels: [{name: net, source: zoo:good, precision: bf16}]\n"
+    )
+    options = ["--precision", "fp32", "--shapes", "x:0=1x3:2x3:4x3", "--tolerance", "y=1e-3,1e-4", "--no-build"]
+    done = run_cli("convert", "nets.yaml", "-o", "out", *options, cwd=zoo)
+    assert done.returncode == 0, done.stdout
+    received = json.loads((zoo / "out/net/result.json").read_text())["source"]
+    for part in (
+        "'precision': 'fp32'",
+        "'seed': 3",
+        "'build': False",
+        "'profiles': {'x:0': ((1, 3), (2, 3), (4, 3))}",
+        "'tolerance': {'y': Tolerance(rtol=0.001, atol=0.0001)}",
+    ):
+        assert part in received, received
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGINT, signal.SIGINT]])
+def test_an_interrupted_build_ends_in_one_error_and_leaves_nothing_half_written(
+    zoo: Path, signals: list[signal.Signals]
+) -> None:
+    process = subprocess.Popen(
+        [*CLI, "convert", "zoo:good", "zoo:hangs", "zoo:other", "-o", "out"],
+        cwd=zoo,
+        start_new_session=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    end = time.monotonic() + 30
+    while not ((zoo / "hanging").exists() and (zoo / "hanging").read_text()):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.02)
+    for number in signals:
+        os.killpg(process.pid, number)
+        time.sleep(0.01)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert err.splitlines()[-1] == "bridge: interrupted while hangs was at work: 1 of 3 models have a result"
+    assert "Traceback" not in out + err
+    assert everything(zoo / "out") == {
+        *("good", "good/model.engine", "good/result.json", "good/report.html", "good/convert.log"),
+        *("summary.json", "index.html"),
+    }
+    assert [model["name"] for model in json.loads((zoo / "out/summary.json").read_text())["models"]] == ["good"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((zoo / "hanging").read_text()), 0)
+
+
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18))
+
+
+def test_a_full_disk_costs_the_model_that_needs_the_room_and_is_told_with_the_file(zoo: Path) -> None:
+    done = run_cli("convert", "zoo:big", "zoo:good", "-o", "out", cwd=zoo, preexec_fn=limit_files)
+    assert done.returncode == 1
+    told = f"cannot write {zoo}/out/big: File too large; make room, and run it again"
+    assert done.stdout.count("File too large") == 1 and told in done.stdout, done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert (status_of(zoo / "out", "big"), status_of(zoo / "out", "good")) == ("failed", "verified")
+    assert everything(zoo / "out/big") == {"result.json", "report.html", "convert.log"}
+
+
+def limit_files_to_nothing() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def test_a_disk_without_any_room_is_told_with_the_files_and_leaves_none_half_written(zoo: Path) -> None:
+    done = run_cli("convert", "zoo:good", "-o", "out", cwd=zoo, preexec_fn=limit_files_to_nothing)
+    assert done.returncode == 1
+    assert f"{zoo}/out/summary.json" in done.stderr and "File too large" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert everything(zoo / "out") <= {"good", "good/convert.log"}
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = "import sys; from bridge import cli; sys.argv = ['bridge', 'convert', '--help']\n"
+    code += "try: cli.main()\nexcept SystemExit: print([m for m in sys.modules if m in HEAVY])"
+    heavy = {"torch", "onnx", "onnxruntime", "tensorrt", "numpy", "pydantic", "ruamel.yaml", "rich", "jinja2"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"HEAVY = {heavy!r}\n{code}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "package.module:function" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_script_is_the_same_command_from_a_checkout(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/convert.py"), "none.onnx", "-o", "out"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"convert.py: no such file: {tmp_path}/none.onnx\n"
