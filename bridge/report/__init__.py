@@ -1,0 +1,79 @@
+"""The HTML reports: one page for a model, one for a run. Each is a single file, with its styles and pictures inside.
+
+The callers write the files; what is rendered here refers to nothing outside the page but, in the index, the reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from bridge.result import ConversionResult
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["render_index", "render_report"]
+
+
+def render_report(result: ConversionResult) -> str:
+    """The page of one model (``report.html``), at whatever stage its conversion ended."""
+    from . import stages, view
+
+    return (
+        _templates()
+        .get_template("report.html")
+        .render(
+            result=result,
+            verdict=view.verdict(result),
+            facts=view.facts(result),
+            outputs=view.outputs(result),
+            picture=stages.stage_picture(result),
+            times=view.times(result),
+        )
+    )
+
+
+def render_index(
+    results: Sequence[ConversionResult], *, title: str = "Conversions to TensorRT", links: Mapping[str, str]
+) -> str:
+    """The page of a run (``index.html``): the results worst first, as ``view.badness`` orders them.
+
+    ``links`` gives the relative href of each model's report, by the name of the model; a model without one is listed
+    without a link.
+    """
+    from . import view
+
+    rows = [view.index_row(result, links.get(result.name)) for result in sorted(results, key=view.badness)]
+    return (
+        _templates().get_template("index.html").render(title=title, rows=rows, counts=view.counts_per_status(results))
+    )
+
+
+@cache
+def _templates() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from bridge import __version__
+
+    from . import histogram, view
+
+    environment = Environment(
+        loader=PackageLoader(__name__, "."),
+        # Always, not by file name: names of models, nodes and outputs are other people's text.
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        change=view.change,
+        closeness=view.closeness,
+        histograms=histogram.histogram_pictures,
+        psnr=view.psnr,
+        verdict_of=view.verdict,
+        version=__version__,
+    )
+    environment.filters.update(capital=view.capital, number=view.number, seconds=view.seconds, shape=view.shape)
+    return environment

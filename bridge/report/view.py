@@ -1,0 +1,258 @@
+"""What the reports say: figures as text, the worst of a result, the order of a run. The markup is in the templates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from bridge.errors import Stage
+from bridge.result import STATUS_MEANING, Comparison, ConversionResult, Status, TensorInfo
+
+_LABELS: Mapping[Status, str] = {
+    "failed": "Failed",
+    "rewritten": "Rewritten, not built",
+    "built": "Built, not run",
+    "verified": "Verified",
+}
+_FAILED_AT: Mapping[Stage, str] = {
+    "export": "The source did not become an ONNX model that computes the same.",
+    "rewrite": "A pass broke on the model.",
+    "build": "The target's parser or builder did not accept the model.",
+    "run": "A model on the way does not run.",
+    "compare": "Two neighbouring stages compute different outputs.",
+}
+_MARKS: Mapping[Status, str] = {"failed": "✕", "rewritten": "○", "built": "◐", "verified": "✓"}
+_FIRST_LINE = 240
+"""Characters of an error that the index shows; the report has the rest."""
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def number(value: float | None) -> str:
+    """An error: three digits, ``0`` for exactly zero alone, and a dash for a figure that does not exist."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return "0" if value == 0 else f"{value:.2e}"
+
+
+def psnr(comparison: Comparison) -> str:
+    if comparison.psnr is None:
+        return "∞" if comparison.max_abs_error == 0 else "–"
+    return f"{comparison.psnr:.1f} dB"
+
+
+def seconds(value: float) -> str:
+    if value < 1:
+        return f"{value * 1000:.0f} ms"
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def shape(dims: Sequence[int | str]) -> str:
+    return " × ".join(str(dim) for dim in dims) if dims else "scalar"
+
+
+def change(before: object, after: object) -> str:
+    return str(after) if before == after else f"{before} → {after}"
+
+
+def tolerance_ratio(comparison: Comparison) -> float:
+    """How much of the tolerance the worst element uses up: 1 is its limit. An estimate, from the extremes alone.
+
+    With ``a`` and ``r`` the largest absolute and relative error, every element has
+    ``error / (atol + rtol |reference|) = 1 / (atol / error + rtol |reference| / error) <= 1 / (atol / a + rtol / r)``.
+    The bound is loose where the two extremes are in different elements, so that the verdict, which looked at every
+    element, is allowed to cut it: at most 1 where the outputs agree, and at least 1 where they do not.
+    """
+    largest, relative, tolerance = comparison.max_abs_error, comparison.max_rel_error, comparison.tolerance
+    if largest is None:
+        return 0.0 if comparison.agreed else math.inf
+    if largest == 0:
+        bound = 0.0
+    else:
+        share = tolerance.atol / largest + (tolerance.rtol / relative if relative else 0.0)
+        bound = 1 / share if share else math.inf
+    return min(bound, 1.0) if comparison.agreed else max(bound, 1.0)
+
+
+def closeness(comparison: Comparison) -> str:
+    """The distance to the tolerance in words."""
+    if comparison.max_abs_error is None:
+        return "no finite element to compare" if comparison.agreed else comparison.note or "not comparable"
+    if not comparison.agreed:
+        return "outside the tolerance"
+    if comparison.max_abs_error == 0:
+        return "exactly equal"
+    ratio = tolerance_ratio(comparison)
+    if ratio == 1:
+        return "within the tolerance"  # The estimate reached beyond, and the verdict knows better.
+    return "under 1 % of the tolerance" if ratio < 0.01 else f"about {100 * ratio:.0f} % of the tolerance"
+
+
+def _severity(comparison: Comparison) -> tuple[bool, float, float]:
+    return (not comparison.agreed, tolerance_ratio(comparison), comparison.max_abs_error or 0.0)
+
+
+def worst(comparisons: Iterable[Comparison]) -> Comparison | None:
+    """The comparison that disagrees the most, or comes nearest to it; None where there is none."""
+    return max(comparisons, key=_severity, default=None)
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output, and all that was measured of it."""
+
+    name: str
+    info: TensorInfo | None
+    comparisons: list[Comparison]
+    worst: Comparison
+    disagreements: int
+
+
+def outputs(result: ConversionResult) -> list[Output]:
+    """The outputs that were compared, worst first."""
+    grouped: dict[str, list[Comparison]] = {}
+    for comparison in result.comparisons:
+        grouped.setdefault(comparison.output, []).append(comparison)
+    infos = {info.name: info for info in result.outputs}
+    found = [
+        Output(name, infos.get(name), group, max(group, key=_severity), sum(not item.agreed for item in group))
+        for name, group in grouped.items()
+    ]
+    return sorted(found, key=lambda output: _severity(output.worst), reverse=True)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``label`` in a few words, and the sentence that says what it does and does not mean."""
+
+    label: str
+    mark: str
+    sentence: str
+
+
+def verdict(result: ConversionResult) -> Verdict:
+    label, mark = _LABELS[result.status], _MARKS[result.status]
+    if result.status == "failed":
+        at = f" at {result.stage}" if result.stage else ""
+        return Verdict(label + at, mark, _FAILED_AT[result.stage] if result.stage else "The conversion did not finish.")
+    meaning = STATUS_MEANING[result.status]
+    return Verdict(label, mark, capital(meaning.removeprefix(label.lower() + ": ")) + ".")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A figure large enough to read across the room."""
+
+    title: str
+    value: str
+    detail: str
+    alarming: bool = False
+
+
+def facts(result: ConversionResult) -> list[Fact]:
+    found = []
+    largest = worst(result.comparisons)
+    if largest is not None:
+        agreed = sum(comparison.agreed for comparison in result.comparisons)
+        total = len(result.comparisons)
+        with_engine = any(comparison.candidate == "engine" for comparison in result.comparisons)
+        compared = "comparisons of outputs" if with_engine else "comparisons of outputs, none with the engine"
+        found = [
+            Fact("Within tolerance", f"{agreed} of {total}", compared, alarming=agreed < total),
+            Fact(
+                "Worst error",
+                number(largest.max_abs_error),
+                f"{largest.output}, {largest.reference} → {largest.candidate}: {closeness(largest)}",
+                alarming=not largest.agreed,
+            ),
+        ]
+    if result.rewrites:
+        changed = sum(rewrite.count for rewrite in result.rewrites)
+        passes = sum(rewrite.count > 0 for rewrite in result.rewrites)
+        found.append(Fact("Nodes changed", str(changed), f"by {passes} {'pass' if passes == 1 else 'passes'}"))
+    if result.seconds:
+        slowest = max(result.seconds, key=lambda stage: result.seconds[stage])
+        found.append(Fact("Time", seconds(sum(result.seconds.values())), f"most of it in {slowest}"))
+    return found
+
+
+@dataclass(frozen=True)
+class Time:
+    """One bar: ``length`` is relative to the longest, ``share`` to the sum, both in percent."""
+
+    stage: str
+    seconds: float
+    length: float
+    share: float
+
+
+def times(result: ConversionResult) -> list[Time]:
+    total, longest = sum(result.seconds.values()) or 1.0, max(result.seconds.values(), default=0.0) or 1.0
+    return [
+        Time(stage, value, round(100 * value / longest, 2), 100 * value / total)
+        for stage, value in result.seconds.items()
+    ]
+
+
+def badness(result: ConversionResult) -> tuple[object, ...]:
+    """The key that sorts a run worst first.
+
+    Failed results lead, those that came least far before the others; then those whose task check failed, or of which
+    an output disagrees; then all others by how much of the tolerance their worst output uses up, where a result that
+    measured nothing counts as infinitely bad. Names break ties.
+    """
+    largest = worst(result.comparisons)
+    troubled = (result.task_check is not None and not result.task_check.passed) or bool(largest and not largest.agreed)
+    stages: tuple[Stage, ...] = get_args(Stage)
+    stage = stages.index(result.stage) if result.status == "failed" and result.stage is not None else len(stages)
+    _, ratio, error = _severity(largest) if largest else (False, math.inf, math.inf)
+    return (result.status != "failed", stage, not troubled, -ratio, -error, result.name)
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """A line of the index."""
+
+    result: ConversionResult
+    href: str | None
+    worst: Comparison | None
+    seconds: float | None
+    first_line: str
+
+
+def index_row(result: ConversionResult, href: str | None) -> IndexRow:
+    lines = (result.error or "").strip().splitlines()
+    first = lines[0] if lines else ""
+    if len(first) > _FIRST_LINE:
+        first = first[: _FIRST_LINE - 1] + "…"
+    total = sum(result.seconds.values()) if result.seconds else None
+    return IndexRow(result, href, worst(result.comparisons), total, first)
+
+
+@dataclass(frozen=True)
+class StatusCount:
+    """How many results of a run ended so."""
+
+    status: Status
+    label: str
+    mark: str
+    count: int
+
+
+def counts_per_status(results: Sequence[ConversionResult]) -> list[StatusCount]:
+    """Worst status first; those that nothing has are left out."""
+    found = [
+        StatusCount(status, label, _MARKS[status], sum(result.status == status for result in results))
+        for status, label in _LABELS.items()
+    ]
+    return [item for item in found if item.count]
