@@ -10,7 +10,7 @@ from bridge.result import Comparison, Histogram
 
 from .axis import LogAxis, Tick
 
-WIDTH, HEIGHT = 230.0, 104.0
+_WIDTH = 230.0
 _BASE, _TALLEST = 84.0, 66.0
 _ZEROS_X, _ZEROS_WIDTH, _AXIS_START = 2.0, 14.0, 36.0
 
@@ -34,7 +34,7 @@ class HistogramPicture:
 def histogram_pictures(comparisons: Sequence[Comparison]) -> list[HistogramPicture]:
     """Of one output, all on the same decades so that stages compare by eye; those without counts are left out."""
     low, high = _span([item.histogram for item in comparisons if item.histogram is not None])
-    axis = LogAxis(low, high, start=_AXIS_START, end=WIDTH - 18)
+    axis = LogAxis(low, high, start=_AXIS_START, end=_WIDTH - 18)
     pictures = (_histogram(item, axis) for item in comparisons)
     return [picture for picture in pictures if picture is not None]
 
@@ -60,7 +60,7 @@ def _histogram(comparison: Comparison, axis: LogAxis) -> HistogramPicture | None
     histogram = comparison.histogram
     if histogram is None or not (elements := sum(histogram.counts) + histogram.zeros):
         return None
-    peak = max(*histogram.counts, histogram.zeros)
+    peak = max([*histogram.counts, histogram.zeros])
 
     def bar(x: float, width: float, count: int) -> str:
         # A single element of a million must not vanish: it is the one that the tolerance is about.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from bridge.errors import Stage
-from bridge.result import STATUS_MEANING, Comparison, ConversionResult, Status, TensorInfo
+from bridge.result import STATUS_MEANING, Comparison, ConversionResult, Status
 
 _LABELS: Mapping[Status, str] = {
     "failed": "Failed",
@@ -112,7 +112,6 @@ class Output:
     """One output, and all that was measured of it."""
 
     name: str
-    info: TensorInfo | None
     comparisons: list[Comparison]
     worst: Comparison
     disagreements: int
@@ -123,9 +122,8 @@ def outputs(result: ConversionResult) -> list[Output]:
     grouped: dict[str, list[Comparison]] = {}
     for comparison in result.comparisons:
         grouped.setdefault(comparison.output, []).append(comparison)
-    infos = {info.name: info for info in result.outputs}
     found = [
-        Output(name, infos.get(name), group, max(group, key=_severity), sum(not item.agreed for item in group))
+        Output(name, group, max(group, key=_severity), sum(not item.agreed for item in group))
         for name, group in grouped.items()
     ]
     return sorted(found, key=lambda output: _severity(output.worst), reverse=True)
