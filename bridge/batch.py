@@ -113,7 +113,7 @@ class _Batch:
             self._write_summary()
             self._write(self.out / INDEX, self._index)
         if interrupted and len(self.found) < len(self.specs):
-            at_work = f" while {' and '.join(stopped)} was at work" if stopped else ""
+            at_work = f" in the middle of {' and '.join(stopped)}" if stopped else ""
             message = f"interrupted{at_work}: {len(self.found)} of {len(self.specs)} models have a result"
             raise BatchInterrupted(message, self.results)
         if self.unwritten:

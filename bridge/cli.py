@@ -189,9 +189,9 @@ def _convert(arguments: argparse.Namespace) -> int:
         )
     except (BatchError, BatchInterrupted) as error:
         if error.results:
-            print_results(error.results)
+            print_results(error.results, arguments.output)
         raise
-    print_results(results)
+    print_results(results, arguments.output)
     return exit_status(results)
 
 

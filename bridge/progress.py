@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -127,8 +128,11 @@ def make_progress(total: int) -> Progress:
     return PlainProgress(total)
 
 
-def print_results(results: Sequence[ConversionResult]) -> None:
-    """The table at the end, what its statuses mean, and under it the error of each model that failed."""
+def print_results(results: Sequence[ConversionResult], out: Path) -> None:
+    """The table at the end, what its statuses mean, and under it the error of each model that failed.
+
+    ``out`` is the folder of the run.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -154,7 +158,7 @@ def print_results(results: Sequence[ConversionResult]) -> None:
         say(f"{status}: {STATUS_MEANING[status]}", "dim")
     for result in results:
         if not result.ok:
-            say(f"\n{result.name}: failed ({result.stage})", "bold red")
+            say(f"\n{result.name}: failed ({result.stage}), in {out / result.name}", "bold red")
             say("  " + (result.error or "no error was given").replace("\n", "\n  "))
 
 

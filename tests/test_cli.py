@@ -55,7 +55,7 @@ def test_plain_lines_are_shown_where_there_is_no_terminal_and_a_table_with_the_e
     assert "[1/2] good: verified" in lines
     assert lines[-1] == "[2/2] refused: failed (build)"
     assert "verified: the engine ran, and its outputs agree" in done.stdout
-    assert done.stdout.endswith("\nrefused: failed (build)\n  the parser refused DFT\n")
+    assert done.stdout.endswith("\nrefused: failed (build), in out/refused\n  the parser refused DFT\n")
     assert "\x1b" not in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
@@ -166,7 +166,7 @@ def test_an_interrupted_build_ends_in_one_error_and_leaves_nothing_half_written(
         time.sleep(0.01)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert err.splitlines()[-1] == "bridge: interrupted while hangs was at work: 1 of 3 models have a result"
+    assert err.splitlines()[-1] == "bridge: interrupted in the middle of hangs: 1 of 3 models have a result"
     assert "Traceback" not in out + err
     assert everything(zoo / "out") == {
         *("good", "good/model.engine", "good/result.json", "good/report.html", "good/convert.log"),
