@@ -95,7 +95,7 @@ def _read_capability(value: Any) -> Any:
 
 
 def _kind_of_tolerance(value: Any) -> str:
-    one_each = isinstance(value, Mapping) and any(isinstance(item, Mapping) for item in value.values())
+    one_each = isinstance(value, Mapping) and any(isinstance(item, (Mapping, ToleranceSpec)) for item in value.values())
     return "per output" if one_each else "for all"
 
 

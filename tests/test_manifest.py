@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from bridge.errors import UsageError
 from bridge.manifest import ManifestError, load_manifest, read_sources
-from bridge.spec import read_profile
+from bridge.spec import ModelSpec, read_profile
 
 
 def write(folder: Path, text: str) -> Path:
@@ -132,6 +133,24 @@ def test_paths_are_relative_to_the_manifest(tmp_path: Path, monkeypatch: pytest.
     (spec,) = read_sources(["zoo/nets.yaml"], {})
     assert spec.source == str(folder / "net.onnx")
     assert spec.inputs == {"x": str(folder / "x.npy")}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_model_goes_to_its_process_as_json_and_comes_back_the_same(tmp_path: Path) -> None:
+    (tmp_path / "x.npy").touch()
+    path = write(
+        tmp_path,
+        """\
+defaults: {tolerance: {y: {rtol: 0, atol: 1e-3}, z: {rtol: 0, atol: 0}}, int_range: [0, 9], build: false}
+models:
+  - {name: a, source: zoo:a, profiles: {x: 1x3:2x3:4x3}, inputs: {x: x.npy}, compute_capabilities: [8.9]}
+  - {name: b, source: zoo:b, tolerance: {rtol: 1e-3, atol: 0}, inputs: "zoo:inputs"}
+""",
+    )
+    for spec in load_manifest(path):
+        assert (
+            ModelSpec.model_validate(json.loads(json.dumps(spec.model_dump(mode="json", exclude_unset=True)))) == spec
+        )
 
 
 def test_anchors_and_merged_keys_work(tmp_path: Path) -> None:
