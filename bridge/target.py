@@ -67,6 +67,19 @@ class Target:
             types |= {"int64", "bfloat16", "float8_e4m3fn", "int4", "uint8"}
         return frozenset(types)
 
+    @property
+    def exporters(self) -> tuple[Literal["dynamo", "torchscript"], ...]:
+        """torch.onnx's exporters, the preferred one first.
+
+        Dynamo's writes opset 18 and above, which parsers before TensorRT 8.6 do not read.
+        """
+        return ("torchscript", "dynamo") if self.flavour == "tensorrt" and self.version < (8, 6) else ("dynamo", "torchscript")
+
+    @property
+    def export_opset(self) -> int | None:
+        """The opset to ask the exporter for; None leaves it to the exporter."""
+        return 16 if self.flavour == "tensorrt" and self.version < (8, 6) else None
+
     def takes(self, operator: str) -> bool:
         """Whether the parser has an importer for ``operator`` that needs no plugin."""
         return operator in self.operators and not (operator in self._plugin_only and operator not in self.plugins)
@@ -82,6 +95,17 @@ class Target:
             return True
         restricted = _RESTRICTED.get(node.op)
         return restricted is not None and restricted(node)
+
+    def advice(self, operator: str, domain: str = "") -> str:
+        """What can be done about an operator that no pass rewrites; empty where nothing is known."""
+        if domain:
+            return f"It is an operator of the domain {domain!r}: register a TensorRT plugin named {operator!r} for it."
+        if operator in self._plugin_only:
+            return (
+                f"{self} takes {operator} through a plugin of that name alone, and none is registered. Where the size "
+                "of the result has a bound, write it without one: torch.where or a multiplication in place of a mask."
+            )
+        return ""
 
     def module(self) -> Any:
         """The imported Python module of an installed target."""

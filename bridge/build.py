@@ -1,0 +1,185 @@
+"""From a rewritten ONNX file to an engine, in a child process: whatever happens to the builder happens to it alone.
+
+The child is ``python -m bridge.builder``; its result comes back over a pipe, TensorRT's messages over its output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from passes.provenance import origin_of
+
+from .errors import BuildError, Refusal
+from .inputs import Profile
+from .target import Target
+from .workspace import write_text
+
+NOISE = ("catchCudaError", "Thread context has not been set", "CUDA initialization failure with error: 35")
+"""Words of messages that TensorRT-RTX prints on every machine without a GPU."""
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """All that the child needs to know."""
+
+    flavour: str
+    onnx: str
+    engine: str
+    profiles: dict[str, dict[str, list[int]]]
+    compute_capabilities: list[list[int]] = field(default_factory=list)
+    """For TensorRT-RTX: (major, minor) of the GPUs to build for; empty for its default."""
+
+
+@dataclass(frozen=True)
+class BuildOutcome:
+    """What the child reports."""
+
+    error: str = ""
+    refusals: list[dict[str, Any]] = field(default_factory=list)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    outputs: list[dict[str, Any]] = field(default_factory=list)
+    compute_capabilities: list[list[int]] = field(default_factory=list)
+
+
+def build(
+    model: Path,
+    engine: Path,
+    log: Path,
+    *,
+    target: Target,
+    profiles: Mapping[str, Profile],
+    compute_capabilities: Sequence[tuple[int, int]] | None = None,
+    timeout: float | None = None,
+    hints: Mapping[str, str] | None = None,
+) -> BuildOutcome:
+    """Builds ``model`` into ``engine`` and writes TensorRT's messages to ``log``.
+
+    ``hints`` says, by operator, what could help where the parser refuses it. Raises BuildError where the parser or
+    builder refuses, crashes (with the signal's name) or takes longer than ``timeout`` seconds.
+    """
+    job = BuildJob(
+        target.flavour,
+        str(model),
+        str(engine),
+        {name: {key: list(value) for key, value in asdict(profile).items()} for name, profile in profiles.items()},
+        [list(pair) for pair in compute_capabilities or ()],
+    )
+    reply, messages, code = _run_child(job, timeout)
+    kept = [line for line in messages.splitlines() if not any(word in line for word in NOISE)]
+    write_text(log, "\n".join(kept) + "\n" if kept else "")
+    errors = [line for line in kept if line.startswith("[E]")]
+    last = f"\nTensorRT's last errors:\n" + "\n".join(errors[-5:]) if errors else ""
+    if code is None:
+        raise BuildError(f"the build took longer than its time-out of {timeout:g} s and was stopped.{last}")
+    if code < 0:
+        name = signal.Signals(-code).name
+        note = " (out of memory, perhaps)" if name == "SIGKILL" else ""
+        raise BuildError(f"{target} crashed while building: {name}{note}. {_see(log)}{last}")
+    if not reply:
+        raise BuildError(f"{target}'s build process ended with status {code} and no result. {_see(log)}{last}")
+    outcome = BuildOutcome(**json.loads(reply))
+    if outcome.refusals:
+        refusals = _with_origin(outcome.refusals, model, hints or {})
+        words = "\n".join(map(str, refusals))
+        raise BuildError(f"{target}'s parser refuses {_count(len(refusals))}:\n{words}", tuple(refusals))
+    if outcome.error:
+        raise BuildError(f"{target}: {outcome.error}{last if outcome.error not in last else ''}")
+    return outcome
+
+
+def _count(number: int) -> str:
+    return "a node" if number == 1 else f"{number} nodes"
+
+
+def _see(log: Path) -> str:
+    return f"See {log.name}."
+
+
+def _run_child(job: BuildJob, timeout: float | None) -> tuple[str, str, int | None]:
+    """The child's reply, what it printed, and its exit status (negative for a signal; None where it was stopped)."""
+    read_end, write_end = os.pipe()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "bridge.builder", str(write_end)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pass_fds=(write_end,),
+        start_new_session=True,  # Ctrl-C reaches the parent alone, which then stops the child
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [_root(), os.environ.get("PYTHONPATH", "")]))},
+    )
+    os.close(write_end)
+    assert child.stdin is not None and child.stdout is not None
+    replies: list[bytes] = []
+    reader = threading.Thread(target=_read_all, args=(read_end, replies), daemon=True)
+    errors: list[bytes] = []
+    listener = threading.Thread(target=_read_all, args=(os.dup(child.stdout.fileno()), errors), daemon=True)
+    reader.start()
+    listener.start()
+    try:
+        # stdin stays open: when this process goes away, however it does, the child reads its end and goes too.
+        child.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
+        child.stdin.flush()
+        code: int | None = child.wait(timeout)
+    except subprocess.TimeoutExpired:
+        code = None
+    except BrokenPipeError:  # it died before reading its job
+        code = child.wait()
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        reader.join()
+        listener.join()
+        child.stdin.close()
+        child.stdout.close()
+    return b"".join(replies).decode(), b"".join(errors).decode(errors="replace"), code
+
+
+def _root() -> str:
+    return str(Path(__file__).resolve().parent.parent)
+
+
+def _read_all(handle: int, into: list[bytes]) -> None:
+    with os.fdopen(handle, "rb") as pipe:
+        into.append(pipe.read())
+
+
+def _with_origin(found: Sequence[Mapping[str, Any]], model: Path, hints: Mapping[str, str]) -> list[Refusal]:
+    """Looks up, for each refused node, where in the user's code it came from."""
+    nodes: dict[str, onnx.NodeProto] = {}
+    _collect(onnx.load(str(model), load_external_data=False).graph, nodes)
+    refusals = []
+    for item in found:
+        node = nodes.get(item["node"])
+        where = origin_of(node.name, {p.key: p.value for p in node.metadata_props}) if node is not None else None
+        operator = item["operator"] or (node.op_type if node is not None else "")
+        refusals.append(
+            Refusal(
+                operator,
+                item["node"],
+                item["words"],
+                where.module if where else "",
+                where.source if where else "",
+                hints.get(item["node"]) or hints.get(operator, ""),
+            )
+        )
+    return list(dict.fromkeys(refusals))
+
+
+def _collect(graph: onnx.GraphProto, into: dict[str, onnx.NodeProto]) -> None:
+    for node in graph.node:
+        into[node.name] = node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _collect(attribute.g, into)

@@ -1,0 +1,131 @@
+"""The child process that parses and builds: ``python -m bridge.builder REPLY_FD``, a job as a JSON line on stdin.
+
+Nothing here is called by the parent: TensorRT may crash, abort, hang or be killed in this process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .build import BuildJob, BuildOutcome
+from .target import MODULES
+
+
+def main() -> None:
+    job = BuildJob(**json.loads(sys.stdin.readline()))
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    outcome = run(job)
+    with os.fdopen(int(sys.argv[1]), "w") as reply:
+        json.dump(asdict(outcome), reply)
+
+
+def _die_with_parent() -> None:
+    sys.stdin.read()  # returns when the parent is gone
+    os._exit(1)
+
+
+def run(job: BuildJob) -> BuildOutcome:
+    """Parses, builds through Polygraphy's loaders, and writes the engine."""
+    from polygraphy import config as polygraphy_config
+
+    if job.flavour == "tensorrt-rtx":
+        polygraphy_config.USE_TENSORRT_RTX = True  # read when polygraphy.backend.trt is imported
+    import importlib
+
+    trt = importlib.import_module(MODULES["tensorrt-rtx" if job.flavour == "tensorrt-rtx" else "tensorrt"])
+    from polygraphy.backend.trt import CreateNetwork, EngineBytesFromNetwork
+    from polygraphy.backend.trt import util as polygraphy_trt
+    from polygraphy.exception import PolygraphyException
+    from polygraphy.logger import G_LOGGER
+
+    G_LOGGER.module_severity = G_LOGGER.WARNING
+    logger = _logger(trt)
+    polygraphy_trt.TRT_LOGGER = logger  # the first logger of a process stays, so there is one
+    if hasattr(trt, "init_libnvinfer_plugins"):
+        trt.init_libnvinfer_plugins(logger, "")
+    builder, network = CreateNetwork()()[:2]
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(job.onnx):
+        refusals = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
+        return BuildOutcome(error="the parser refuses the model and does not say why", refusals=refusals)
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    described = {"inputs": [_tensor(item) for item in inputs], "outputs": [_tensor(item) for item in outputs]}
+    try:
+        engine = EngineBytesFromNetwork((builder, network, parser), config=_config(job, inputs))()
+    except PolygraphyException as error:
+        return BuildOutcome(error=f"the builder refuses the model: {error}", **described)
+    try:
+        _write(Path(job.engine), engine)
+    except OSError as error:
+        return BuildOutcome(error=f"the engine cannot be written to {job.engine}: {error.strerror}", **described)
+    return BuildOutcome(**described, compute_capabilities=job.compute_capabilities)
+
+
+def _config(job: BuildJob, inputs: list[Any]) -> Any:
+    """The builder's configuration, through Polygraphy: fp32 is fp32, so TF32 is off."""
+    from polygraphy.backend.trt import CreateConfig, Profile
+
+    profile = Profile()
+    dynamic = False
+    for tensor in inputs:
+        shapes = job.profiles[tensor.name]
+        if -1 in tuple(tensor.shape):
+            dynamic = True
+            profile.add(tensor.name, min=shapes["min"], opt=shapes["opt"], max=shapes["max"])
+    options: dict[str, Any] = {"profiles": [profile] if dynamic else None}
+    if job.flavour == "tensorrt-rtx":
+        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+        capabilities = [tuple(pair) for pair in job.compute_capabilities] or None
+        return CreateConfigRTX(compute_capabilities=capabilities, **options)
+    return CreateConfig(tf32=False, **options)
+
+
+def _refusal(error: Any) -> dict[str, Any]:
+    """A parser's error; where its words are only 'false', the check that failed says more."""
+    words = error.desc()
+    check = error.func() if hasattr(error, "func") else ""
+    if words.strip() in ("", "false") and check:
+        words = f"{check} failed"
+    operator = error.node_operator() if hasattr(error, "node_operator") else ""
+    node = error.node_name() if hasattr(error, "node_name") else ""
+    if not node and "In node " in words:
+        node = words.split("with name: ", 1)[-1].split(" and operator", 1)[0]
+    return {"operator": operator, "node": node, "words": " ".join(words.split())}
+
+
+def _tensor(tensor: Any) -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": str(tensor.dtype).rsplit(".", 1)[-1], "shape": list(tensor.shape)}
+
+
+def _write(path: Path, engine: Any) -> None:
+    with path.open("wb") as file:
+        file.write(memoryview(engine))
+
+
+def _logger(trt: Any) -> Any:
+    letters = {"INTERNAL_ERROR": "E", "ERROR": "E", "WARNING": "W", "INFO": "I"}
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        """TensorRT's messages, one line each, to stderr."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            letter = letters.get(str(severity).rsplit(".", 1)[-1])
+            if letter:
+                print(f"[{letter}] {message}", file=sys.stderr, flush=True)
+
+    return Logger()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""How far two neighbouring stages are apart, output by output: Polygraphy runs them, NumPy measures.
+
+A stage is anything that Polygraphy has a runner for: the torch module, an ONNX model in ONNX Runtime, an engine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import RunError
+from .result import Comparison, Histogram, Tolerance
+
+Array = npt.NDArray[Any]
+Feeds = Mapping[str, Array]
+Tolerances = Tolerance | Mapping[str, Tolerance] | None
+
+DEFAULT_TOLERANCES = {
+    "float64": Tolerance(1e-3, 1e-4),
+    "float32": Tolerance(1e-3, 1e-4),
+    "float16": Tolerance(1e-2, 1e-2),
+    "bfloat16": Tolerance(5e-2, 5e-2),
+}
+"""By the coarser dtype of the two sides; integers and booleans must be equal."""
+EXACT = Tolerance(0.0, 0.0)
+_COARSENESS = ("bfloat16", "float16", "float32", "float64")
+
+_EDGES = [10.0**exponent for exponent in range(-12, 7)]
+
+
+def tolerance_for(output: str, reference: str, candidate: str, given: Tolerances) -> Tolerance:
+    """The tolerance of an output whose dtypes on the two sides are these; ``given`` goes before the defaults."""
+    if isinstance(given, Tolerance):
+        given = {"": given}
+    if given and output in given:
+        return given[output]
+    floats = [name for name in _COARSENESS if name in (reference, candidate)]
+    if not floats:
+        return EXACT
+    return given[""] if given and "" in given else DEFAULT_TOLERANCES[floats[0]]
+
+
+def compare_arrays(
+    reference: Array, candidate: Array, *, stages: tuple[str, str], inputs: str, output: str, tolerance: Tolerances
+) -> Comparison:
+    """Measures one output. NaN agrees with NaN and infinity with the same infinity, at the same place."""
+    used = tolerance_for(output, str(reference.dtype), str(candidate.dtype), tolerance)
+    frame: dict[str, Any] = {
+        "reference": stages[0],
+        "candidate": stages[1],
+        "inputs": inputs,
+        "output": output,
+        "reference_shape": list(reference.shape),
+        "candidate_shape": list(candidate.shape),
+        "reference_dtype": str(reference.dtype),
+        "candidate_dtype": str(candidate.dtype),
+        "tolerance": used,
+    }
+    a, b = _wide(reference), _wide(candidate)
+    for side, values in (("reference", a), ("candidate", b)):
+        frame[f"{side}_nan"] = int(np.isnan(values).sum()) if values.dtype.kind == "f" else 0
+        frame[f"{side}_inf"] = int(np.isinf(values).sum()) if values.dtype.kind == "f" else 0
+    if a.shape != b.shape:
+        note = f"shapes differ: {list(a.shape)} in {stages[0]}, {list(b.shape)} in {stages[1]}"
+        return Comparison(**frame, **_NO_FIGURES, histogram=None, agreed=False, note=note)
+    if a.dtype.kind != b.dtype.kind:
+        a, b = a.astype(np.float64), b.astype(np.float64)
+    if a.dtype.kind != "f":
+        error = np.where(a > b, a - b, b - a).astype(np.float64)  # no overflow between the extremes
+        agreed = bool((a == b).all()) if used == EXACT else _within(a.astype(np.float64), error, used)
+        return Comparison(**frame, **_figures(a.astype(np.float64), b.astype(np.float64), error), agreed=agreed)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    finite = np.isfinite(a) & np.isfinite(b)
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = np.abs(b - a)
+    agreed = bool((same | finite).all()) and _within(a[finite], error[finite], used)
+    return Comparison(**frame, **_figures(a[finite], b[finite], error[finite]), agreed=agreed)
+
+
+def _wide(array: Array) -> Array:
+    """The same values in a type that NumPy can measure with: float64, or the widest integer."""
+    if array.dtype.kind in "fV" or "float" in array.dtype.name:
+        return array.astype(np.float64)
+    return array.astype(np.uint64 if array.dtype == np.uint64 else np.int64)
+
+
+def _within(reference: Array, error: Array, tolerance: Tolerance) -> bool:
+    return bool((error <= tolerance.atol + tolerance.rtol * np.abs(reference)).all())
+
+
+_NO_FIGURES: dict[str, None] = dict.fromkeys(
+    ("max_abs_error", "mean_abs_error", "max_rel_error", "mean_rel_error", "cosine_similarity", "psnr")
+)
+
+
+def _figures(a: Array, b: Array, error: Array) -> dict[str, Any]:
+    """The statistics of finite float64 values ``a`` and ``b``. Relative errors are over the elements that are not 0."""
+    if a.size == 0:
+        return {**_NO_FIGURES, "histogram": None}
+    scale = np.abs(a)
+    relative = error[scale > 0] / scale[scale > 0]
+    norms = math.sqrt(float(np.dot(a.ravel(), a.ravel()))) * math.sqrt(float(np.dot(b.ravel(), b.ravel())))
+    cosine = min(1.0, max(-1.0, float(np.dot(a.ravel(), b.ravel())) / norms)) if norms else (1.0 if (a == b).all() else 0.0)
+    mean_square = float(np.mean(np.square(error)))
+    peak = float(a.max() - a.min()) or float(scale.max())
+    counts, _ = np.histogram(np.clip(error[error > 0], _EDGES[0], _EDGES[-1]), bins=_EDGES)
+    return {
+        "max_abs_error": _finite(error.max()),
+        "mean_abs_error": _finite(error.mean()),
+        "max_rel_error": _finite(relative.max()) if relative.size else None,
+        "mean_rel_error": _finite(relative.mean()) if relative.size else None,
+        "cosine_similarity": _finite(cosine),
+        "psnr": _finite(10 * math.log10(peak * peak / mean_square)) if mean_square and peak else None,
+        "histogram": Histogram(_EDGES, [int(count) for count in counts], int((error == 0).sum())),
+    }
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+# --- running -----------------------------------------------------------------------------------------------------
+
+Runs = list[tuple[str, list[Any]]]
+
+
+def run_stage(name: str, make_runner: Callable[[], Any], feeds: Sequence[Feeds]) -> list[dict[str, Array]]:
+    """The outputs of one stage, by name, for each of ``feeds``. Raises RunError where the stage does not run."""
+    import onnxruntime.capi.onnxruntime_pybind11_state as state
+    from polygraphy.comparator import Comparator
+    from polygraphy.exception import PolygraphyException
+    from polygraphy.logger import G_LOGGER
+
+    G_LOGGER.module_severity = G_LOGGER.CRITICAL
+    refusals = (
+        PolygraphyException,
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.NotImplemented,
+        state.RuntimeException,
+        MemoryError,
+    )
+    try:
+        results = Comparator.run([make_runner()], data_loader=[_for_polygraphy(feed) for feed in feeds])
+    except refusals as error:
+        raise RunError(f"the {name} model does not run: {_first_lines(error)}") from error
+    return [{key: _as_numpy(value) for key, value in item.items()} for item in results[0][1]]
+
+
+def _first_lines(error: BaseException) -> str:
+    return " ".join(str(error).split())[:600]
+
+
+def _for_polygraphy(feed: Feeds) -> OrderedDict[str, Any]:
+    """Polygraphy knows bfloat16 as torch's alone; everything else stays NumPy's."""
+    if any(array.dtype.name == "bfloat16" for array in feed.values()):
+        from .tensors import to_torch
+
+        return OrderedDict((name, to_torch(array)) for name, array in feed.items())
+    return OrderedDict(feed)
+
+
+def _as_numpy(value: Any) -> Array:
+    if isinstance(value, np.ndarray):
+        return value
+    from .tensors import to_numpy
+
+    return to_numpy(value)
+
+
+def compare_stages(
+    stages: tuple[str, str],
+    cases: Sequence[str],
+    reference: Sequence[Mapping[str, Array]],
+    candidate: Sequence[Mapping[str, Array]],
+    tolerance: Tolerances,
+) -> list[Comparison]:
+    """Through Polygraphy's Comparator: one Comparison for each case and output of ``reference``."""
+    from polygraphy.comparator import Comparator, IterationResult, RunResults
+    from polygraphy.comparator.compare import BaseCompareFunc
+    from polygraphy.logger import G_LOGGER
+
+    found: list[Comparison] = []
+
+    class Measure(BaseCompareFunc):  # type: ignore[misc]
+        def __call__(self, first: Any, second: Any) -> OrderedDict[str, bool]:
+            verdict: OrderedDict[str, bool] = OrderedDict()
+            for output, array in first.items():
+                found.append(
+                    compare_arrays(
+                        _as_numpy(array),
+                        _as_numpy(second[output]),
+                        stages=stages,
+                        inputs=cases[len(verdicts)],
+                        output=output,
+                        tolerance=tolerance,
+                    )
+                )
+                verdict[output] = found[-1].agreed
+            verdicts.append(verdict)
+            return verdict
+
+    verdicts: list[OrderedDict[str, bool]] = []
+    G_LOGGER.module_severity = G_LOGGER.CRITICAL
+    results = RunResults()
+    for name, outputs in zip(stages, (reference, candidate), strict=True):
+        # Polygraphy's own log of each output's statistics cannot read bfloat16.
+        iterations = [IterationResult(outputs=OrderedDict(item), runtime=0.0, runner_name=name) for item in outputs]
+        results.append((name, iterations))
+    Comparator.compare_accuracy(results, compare_func=Measure())
+    return found
+
+
+def onnx_runner(path: Path, name: str) -> Any:
+    """A Polygraphy runner of an ONNX file: in ONNX Runtime or, for what its CPU kernels lack (bfloat16), in onnx's
+    reference evaluator."""
+    import onnxruntime as ort
+    from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as Lacking
+    from polygraphy.backend.onnxrt import OnnxrtRunner
+
+    def session() -> Any:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        # What is compared is the model as it is, not as ONNX Runtime would fuse it.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    try:
+        ready = session()
+    except Lacking:
+        return _reference_runner(path, name)
+    return OnnxrtRunner(lambda: ready, name=name)
+
+
+def _reference_runner(path: Path, name: str) -> Any:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+    from polygraphy.backend.base import BaseRunner
+    from polygraphy.common import TensorMetadata
+    from polygraphy.datatype import DataType
+
+    class ReferenceRunner(BaseRunner):  # type: ignore[misc]
+        """onnx's reference evaluator: slow, and has every type."""
+
+        def activate_impl(self) -> None:
+            self.model = onnx.load(str(path))
+            self.evaluator = ReferenceEvaluator(self.model)
+
+        def deactivate_impl(self) -> None:
+            del self.evaluator, self.model
+
+        def get_input_metadata_impl(self) -> Any:
+            metadata = TensorMetadata()
+            for info in self.model.graph.input:
+                kind = info.type.tensor_type
+                shape = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in kind.shape.dim]
+                metadata.add(info.name, dtype=DataType.from_dtype(kind.elem_type, "onnx"), shape=shape)
+            return metadata
+
+        def infer_impl(self, feed_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:
+            values = self.evaluator.run(None, {key: _as_numpy(value) for key, value in feed_dict.items()})
+            self.inference_time = 0.0
+            return OrderedDict(zip((output.name for output in self.model.graph.output), values, strict=True))
+
+    return ReferenceRunner(name=name, prefix="reference")

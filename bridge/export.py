@@ -1,0 +1,333 @@
+"""From a torch module to an ONNX file, and whether that file computes what the module does.
+
+The module is exported through a wrapper that takes and returns flat tuples of tensors, so that both exporters see the
+same names, order and dynamic axes however nested the arguments are, and constants stay constants.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .errors import ExportError, UsageError
+from .inputs import Array, Call, Case, Profile, resized
+from .tensors import to_numpy, to_torch
+
+if TYPE_CHECKING:
+    import torch
+
+Exporter = Literal["dynamo", "torchscript"]
+
+INLINE_LIMIT = 64 << 20
+"""A model with more weights than this (bytes) keeps them in a data file beside it."""
+
+
+@dataclass
+class Source:
+    """A torch module with its example call: what is exported, and the reference that exports are held to."""
+
+    module: torch.nn.Module
+    call: Call
+    program: torch.export.ExportedProgram | None = None
+    """The source itself, where it was one: exported as it is."""
+    output_names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        device = next((tensor.device for tensor in self.call.tensors.values()), None)
+        self.device = device
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The module's outputs by name. Raises ExportError where the module raises."""
+        import torch
+
+        tensors = [to_torch(feeds[name]).to(self.device) for name in self.call.tensors]
+        args, kwargs = self.call.rebuild(tensors)
+        try:
+            with torch.no_grad(), _full_precision():
+                result = self.module(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - user code may raise anything, and is named as the cause
+            raise ExportError(
+                f"the module raises in forward: {type(error).__name__}: {error}{_user_line(error)}. "
+                f"Its inputs were {_shapes(feeds)}."
+            ) from error
+        flat = flatten_outputs(result)
+        if not flat:
+            raise ExportError("the module returns no tensor: there is nothing for an engine to compute.")
+        if not self.output_names:
+            self.output_names = list(flat)
+        return {name: to_numpy(tensor) for name, tensor in zip(self.output_names, flat.values(), strict=True)}
+
+
+def flatten_outputs(result: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a nested result, named after their keys, fields and places."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    leaves, _ = pytree.tree_flatten_with_path(result)
+    named: dict[str, torch.Tensor] = {}
+    for path, leaf in leaves:
+        if isinstance(leaf, torch.Tensor):
+            steps = [str(getattr(step, "key", getattr(step, "idx", getattr(step, "name", step)))) for step in path]
+            if not steps or steps[0].isdigit():
+                steps.insert(0, "output")
+            named[".".join(steps)] = torch.view_as_real(leaf) if leaf.is_complex() else leaf
+    return named
+
+
+def make_source(source: Any, inputs: Any, input_names: Sequence[str] | None, output_names: Sequence[str] | None) -> Source:
+    """A Source of an ``nn.Module`` or an ``ExportedProgram``. Raises UsageError where the inputs do not fit."""
+    import torch
+
+    from .inputs import take_apart
+
+    program = source if isinstance(source, torch.export.ExportedProgram) else None
+    if isinstance(source, torch.jit.ScriptModule):
+        raise UsageError(
+            f"{type(source).__name__} {getattr(source, 'original_name', '')!r}: torch.onnx exports no ScriptModule. "
+            "Give the nn.Module that it was scripted or traced from, or an ONNX file."
+        )
+    if program is not None and inputs is None:
+        args, kwargs = program.example_inputs or ((), {})
+        inputs = kwargs if kwargs and not args else args
+    if inputs is None:
+        raise UsageError("inputs: a torch module is exported by running it; give example inputs.")
+    module = program.module() if program is not None else source
+    call = take_apart(module.forward, inputs, input_names, f"{type(module).__name__}.forward")
+    made = Source(module, call, program)
+    if output_names is not None:
+        made.output_names = list(output_names)
+    return made
+
+
+@contextlib.contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[bool]:
+    """The module in eval mode, each submodule put back afterwards; yields whether that changed anything."""
+    training = [item for item in module.modules() if item.training]
+    for item in training:
+        item.training = False
+    try:
+        yield bool(training)
+    finally:
+        for item in training:
+            item.training = True
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """fp32 on a GPU as fp32, not TF32: the reference must not be what is in doubt."""
+    import torch
+
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported model that computes what the module does."""
+
+    exporter: Exporter
+    files: tuple[str, ...]
+    notes: list[str]
+
+
+def export(
+    source: Source,
+    profiles: Mapping[str, Profile],
+    example: Case,
+    path: Path,
+    *,
+    exporters: Sequence[Exporter],
+    opset: int | None,
+    accept: Callable[[Path], str | None],
+) -> Exported:
+    """Writes the module to ``path`` by the first exporter whose model is accepted.
+
+    ``accept`` is given the file and returns why it will not do, or None. Raises ExportError with every exporter's
+    reason where none does.
+    """
+    reasons: list[str] = []
+    for exporter in exporters:
+        _remove(path)
+        reason = _export_with(exporter, source, profiles, example, path, opset)
+        if reason is None:
+            reason = _lost_axes(path, profiles) or accept(path)
+        if reason is None:
+            files = (path.name + ".data", path.name) if path.with_name(path.name + ".data").exists() else (path.name,)
+            notes = [f"exported by torch.onnx's older exporter ({exporter}), since {item}" for item in reasons]
+            return Exported(exporter, files, notes)
+        reasons.append(f"{exporter}: {reason}")
+    raise ExportError("torch.onnx does not export the module.\n" + "\n".join(reasons))
+
+
+def _remove(path: Path) -> None:
+    for name in (path, path.with_name(path.name + ".data")):
+        name.unlink(missing_ok=True)
+
+
+def _export_with(
+    exporter: Exporter,
+    source: Source,
+    profiles: Mapping[str, Profile],
+    example: Case,
+    path: Path,
+    opset: int | None,
+) -> str | None:
+    """Exports to ``path``; returns the exporter's reason, in a line, where it fails."""
+    tensors = tuple(
+        to_torch(resized(example.feeds[name], _trace_shape(example.feeds[name].shape, profiles[name]))).to(source.device)
+        for name in source.call.tensors
+    )
+    run = _by_dynamo if exporter == "dynamo" else _by_torchscript
+    try:
+        with _quiet(), _full_precision():
+            run(source, tensors, profiles, path, opset)
+    except OSError:
+        raise  # the disk's failure, not the exporter's
+    except Exception as error:  # noqa: BLE001 - exporters raise whatever the traced code or torch raises
+        return one_line(error)
+    return None
+
+
+def _trace_shape(shape: Sequence[int], profile: Profile) -> list[int]:
+    """The example's shape, with more than 1 along dynamic axes: torch.export takes a size of 1 for a constant."""
+    sizes = list(shape)
+    for axis in profile.dynamic_axes:
+        if sizes[axis] == 1:
+            sizes[axis] = max(profile.opt[axis], min(2, profile.max[axis]))
+    return sizes
+
+
+def _wrapped(source: Source) -> torch.nn.Module:
+    import torch
+
+    class Flat(torch.nn.Module):
+        """Takes and returns flat tensors; the user's module is called inside."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bridge_module = source.module
+
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            args, kwargs = source.call.rebuild(tensors)
+            return tuple(flatten_outputs(self.bridge_module(*args, **kwargs)).values())
+
+    flat = Flat()
+    flat.training = False  # not .eval(): that would reach the user's module, which the caller sees to
+    return flat
+
+
+def _by_dynamo(
+    source: Source, tensors: tuple[Any, ...], profiles: Mapping[str, Profile], path: Path, opset: int | None
+) -> None:
+    import torch
+
+    options: dict[str, Any] = {
+        "input_names": list(source.call.tensors),
+        "output_names": source.output_names,
+        "opset_version": opset,
+        "dynamo": True,
+        "verbose": False,
+    }
+    if source.program is not None:
+        program = torch.onnx.export(source.program, **options)
+    else:
+        dynamic = torch.export.Dim.DYNAMIC
+        shapes = tuple(dict.fromkeys(profiles[name].dynamic_axes, dynamic) for name in source.call.tensors)
+        program = torch.onnx.export(_wrapped(source), tensors, dynamic_shapes=(shapes,), **options)
+    assert program is not None
+    initializers = program.model.graph.initializers.values()
+    weights = sum(item.const_value.nbytes for item in initializers if item.const_value is not None)
+    program.save(str(path), external_data=weights > INLINE_LIMIT)
+
+
+def _by_torchscript(
+    source: Source, tensors: tuple[Any, ...], profiles: Mapping[str, Profile], path: Path, opset: int | None
+) -> None:
+    import torch
+
+    if source.program is not None:
+        raise TypeError("an ExportedProgram is exported by dynamo alone")
+    axes = {
+        name: {axis: f"{name}_{axis}" for axis in profiles[name].dynamic_axes}
+        for name in source.call.tensors
+        if profiles[name].dynamic_axes
+    }
+    torch.onnx.export(
+        _wrapped(source),
+        tensors,
+        str(path),
+        dynamo=False,
+        input_names=list(source.call.tensors),
+        output_names=source.output_names,
+        dynamic_axes=axes,
+        opset_version=opset or 17,
+    )
+
+
+def _lost_axes(path: Path, profiles: Mapping[str, Profile]) -> str | None:
+    """Which axes that the user declared dynamic have become constant, in a line."""
+    import onnx
+
+    lost = []
+    for info in onnx.load(str(path), load_external_data=False).graph.input:
+        dims = info.type.tensor_type.shape.dim
+        for axis in profiles[info.name].dynamic_axes if info.name in profiles else ():
+            if dims[axis].HasField("dim_value"):
+                lost.append(f"axis {axis} of {info.name!r} has become the constant {dims[axis].dim_value}")
+    return f"{', '.join(lost)}, though its profile is dynamic" if lost else None
+
+
+# --- words -------------------------------------------------------------------------------------------------------
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_SPECIALISED = re.compile(r"You marked (?P<what>.+?) as dynamic but your code specialized it to be a constant \((\d+)\)")
+
+
+def one_line(error: BaseException) -> str:
+    """The innermost cause of an exporter's error, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = _ANSI.sub("", str(error))
+    match = _SPECIALISED.search(text)
+    if match:
+        return f"{match['what']} was declared dynamic and has become the constant {match[2]} in the module's code"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and set(line.strip()) - set("=-#*")]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:400]
+
+
+def _user_line(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not re.search(r"[/\\](?:site|dist)-packages[/\\]|[/\\]bridge[/\\]", frame.filename)]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+
+
+def _shapes(feeds: Mapping[str, Array]) -> str:
+    return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporters' advice to their developers off the user's screen; errors are raised all the same."""
+    names = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

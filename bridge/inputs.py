@@ -1,0 +1,195 @@
+"""What goes into a model: example inputs under the names of forward's parameters, and the shapes they may take."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import UsageError
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+
+DTYPES = ("float32", "float16", "bfloat16", "float64", "int8", "int32", "int64", "uint8", "bool")
+"""What torch and TensorRT share; float64 is computed as float32."""
+
+CONSTANTS = (bool, int, float, complex, str, bytes, type(None))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The shapes that one input may have."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+    @property
+    def dynamic_axes(self) -> tuple[int, ...]:
+        return tuple(axis for axis, (low, high) in enumerate(zip(self.min, self.max, strict=True)) if low != high)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of inputs, by name; ``example``, or the same values at the profile's ``min`` or ``max`` shapes."""
+
+    name: str
+    feeds: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a module, taken apart: its tensors by name, and how to put them together again."""
+
+    tensors: dict[str, Any]
+    """torch tensors, in the order in which the exported model takes them."""
+    rebuild: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+    """From tensors in that order to the positional and keyword arguments."""
+
+
+def take_apart(
+    forward: Callable[..., Any], inputs: Any, names: Sequence[str] | None = None, what: str = "the module"
+) -> Call:
+    """Flattens example inputs; each tensor is named after forward's parameter, with dots where it is nested.
+
+    ``inputs`` is a tuple or list of positional arguments, a dict of keyword arguments, or a single tensor. Raises
+    UsageError where forward does not take them, or where a value is neither a tensor nor a constant.
+    """
+    import torch
+    from torch.utils import _pytree as pytree
+
+    if isinstance(inputs, torch.Tensor):
+        inputs = (inputs,)
+    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
+    try:
+        bound = inspect.signature(forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise UsageError(
+            f"inputs: {error}. {what} takes {inspect.signature(forward)}; {len(args)} positional and "
+            f"{len(kwargs)} keyword arguments were given."
+        ) from error
+    leaves, spec = pytree.tree_flatten_with_path(((args), dict(kwargs)))
+    parameters = _parameter_names(bound, len(args))
+    tensors: dict[str, torch.Tensor] = {}
+    values: list[Any] = []
+    places: list[int] = []
+    for index, (path, leaf) in enumerate(leaves):
+        values.append(leaf)
+        if isinstance(leaf, torch.Tensor):
+            name = _dotted(path, parameters)
+            if str(leaf.dtype).removeprefix("torch.") not in DTYPES:
+                raise UsageError(f"input {name!r}: is {leaf.dtype}, which TensorRT has not; it takes {', '.join(DTYPES)}.")
+            tensors[name] = leaf
+            places.append(index)
+        elif not isinstance(leaf, CONSTANTS):
+            raise UsageError(
+                f"input {_dotted(path, parameters)!r}: is a {type(leaf).__name__}, neither a tensor nor a constant. "
+                "Register a dataclass of tensors with torch.export.register_dataclass, or pass its tensors one by one."
+            )
+    if not tensors:
+        raise UsageError("inputs: hold no tensor; an engine needs at least one input.")
+    if names is not None:
+        if len(names) != len(tensors) or len(set(names)) != len(names):
+            raise UsageError(f"input_names: {list(names)} for {len(tensors)} inputs ({', '.join(tensors)}).")
+        tensors = dict(zip(names, tensors.values(), strict=True))
+
+    def rebuild(given: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        filled = list(values)
+        for place, tensor in zip(places, given, strict=True):
+            filled[place] = tensor
+        positional, keywords = pytree.tree_unflatten(filled, spec)
+        return positional, keywords
+
+    return Call(tensors, rebuild)
+
+
+def _parameter_names(bound: inspect.BoundArguments, positional: int) -> list[str]:
+    """The name of the parameter that each positional argument went to."""
+    names: list[str] = []
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            names.extend(f"{name}.{index}" for index in range(len(bound.arguments.get(name, ()))))
+        elif parameter.kind is not parameter.KEYWORD_ONLY:
+            names.append(name)
+    return names[:positional]
+
+
+def _dotted(path: Sequence[Any], parameters: Sequence[str]) -> str:
+    """``(args, kwargs)`` path of a leaf as a name: the parameter, then keys, indices and fields, with dots."""
+    steps = [getattr(step, "key", getattr(step, "idx", getattr(step, "name", step))) for step in path]
+    first = parameters[steps[1]] if steps[0] == 0 else str(steps[1])
+    return ".".join([first, *map(str, steps[2:])])
+
+
+# --- shapes ------------------------------------------------------------------------------------------------------
+
+
+def make_profiles(
+    given: Mapping[str, Any] | None, shapes: Mapping[str, Sequence[int]], *, strict: bool = True
+) -> dict[str, Profile]:
+    """A profile for every input: the given one, or the static shape of the example.
+
+    ``strict`` holds the example to lie within the profile. Raises UsageError for an unknown input, a profile that is
+    no three shapes of the input's rank, min > opt or opt > max, or an example outside of it.
+    """
+    given = dict(given or {})
+    for name in given:
+        if name not in shapes:
+            near = difflib.get_close_matches(name, shapes, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"profiles: {name!r} is no input; the inputs are {', '.join(shapes)}.{hint}")
+    profiles = {}
+    for name, shape in shapes.items():
+        static = tuple(int(size) for size in shape)
+        profiles[name] = _profile(name, given[name], static, strict) if name in given else Profile(static, static, static)
+    return profiles
+
+
+def _profile(name: str, value: Any, example: Shape, strict: bool) -> Profile:
+    try:
+        low, opt, high = (tuple(int(size) for size in shape) for shape in value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"profiles: {name!r}: {value!r} is not three shapes (min, opt, max).") from error
+    if {len(low), len(opt), len(high)} != {len(example)}:
+        raise UsageError(f"profiles: {name!r}: has {len(example)} axes, and the profile is {value!r}.")
+    for axis, (smallest, usual, largest) in enumerate(zip(low, opt, high, strict=True)):
+        if not 0 <= smallest <= usual <= largest:
+            raise UsageError(
+                f"profiles: {name!r}, axis {axis}: min {smallest}, opt {usual}, max {largest} are not in this order."
+            )
+        if strict and not smallest <= example[axis] <= largest:
+            raise UsageError(
+                f"profiles: {name!r}, axis {axis}: the example input has {example[axis]}, "
+                f"outside of {smallest} to {largest}."
+            )
+    return Profile(low, opt, high)
+
+
+def resized(array: Array, shape: Sequence[int]) -> Array:
+    """``array`` cut or repeated along each axis until it has ``shape``: its values stay in their range."""
+    for axis, size in enumerate(shape):
+        if array.shape[axis] != size:
+            if array.shape[axis] == 0 and size:
+                raise UsageError(f"an example input is empty along axis {axis}: it cannot be repeated to {size}.")
+            array = np.take(array, np.arange(size) % max(1, array.shape[axis]), axis)
+    return np.ascontiguousarray(array)
+
+
+def make_cases(example: Mapping[str, Array], profiles: Mapping[str, Profile]) -> list[Case]:
+    """The example and, where axes are dynamic, the same values at the min and max shapes."""
+    cases = [Case("example", dict(example))]
+    for which in ("min", "max"):
+        feeds = {name: resized(array, getattr(profiles[name], which)) for name, array in example.items()}
+        if all(not _same_shapes(feeds, case.feeds) for case in cases):
+            cases.append(Case(which, feeds))
+    return cases
+
+
+def _same_shapes(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
+    return all(a[name].shape == b[name].shape for name in a)

@@ -1,0 +1,525 @@
+"""``convert``: source → export → rewrite → build → run, each stage compared with the one before it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .compare import Tolerances, compare_stages, onnx_runner, run_stage
+from .errors import BridgeError, BuildError, CompareError, ExportError, RewriteError, Stage, UsageError
+from .inputs import Array, Case, Profile, make_cases, make_profiles
+from .onnx_source import INT_RANGE
+from .result import Comparison, ConversionResult, Decline, Rewrite, TaskCheck, TensorInfo, Tolerance
+from .target import Target, resolve
+from .tensors import to_numpy
+from .workspace import BUILD_LOG, ENGINE, EXPORTED, OUTPUT_FILES, RESULT, REWRITTEN, SIDECAR, Workspace, write_text
+
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+Outputs = list[dict[str, Array]]
+
+NODES_LISTED = 50
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to convert, checked once at the door."""
+
+    target: Target
+    precision: str = "fp32"
+    profiles: Mapping[str, Any] | None = None
+    input_names: Sequence[str] | None = None
+    output_names: Sequence[str] | None = None
+    tolerance: Tolerances = None
+    task_check: Callable[[Run], str] | None = None
+    build: bool = True
+    build_timeout: float | None = None
+    compute_capabilities: tuple[tuple[int, int], ...] | None = None
+    opset: int | None = None
+    seed: int = 0
+    int_range: tuple[int, int] = INT_RANGE
+
+    def __post_init__(self) -> None:
+        if self.precision != "fp32":
+            raise UsageError(
+                f"precision {self.precision!r}: only 'fp32' is there, which leaves every type as the model has it. "
+                "For half precision, convert module.half() or module.bfloat16()."
+            )
+        if self.compute_capabilities is not None and self.target.flavour != "tensorrt-rtx":
+            raise UsageError(f"compute_capabilities: {self.target} builds for the GPU that it runs on; leave them out.")
+        if self.int_range[0] > self.int_range[1]:
+            raise UsageError(f"int_range: {self.int_range[0]} is above {self.int_range[1]}.")
+
+
+def convert(
+    source: Any,
+    inputs: Any = None,
+    *,
+    name: str | None = None,
+    workdir: str | Path | None = None,
+    target: str | Target = "auto",
+    precision: str = "fp32",
+    profiles: Mapping[str, Any] | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    tolerance: Tolerances = None,
+    task_check: Callable[[Run], str] | None = None,
+    build: bool = True,
+    build_timeout: float | None = None,
+    compute_capabilities: Sequence[str] | None = None,
+    opset: int | None = None,
+    seed: int = 0,
+    int_range: tuple[int, int] = INT_RANGE,
+    check: bool = False,
+    on_stage: Callable[[Stage], None] | None = None,
+) -> ConversionResult:
+    """Converts a model to a TensorRT engine and measures how far every step moved its outputs.
+
+    Args:
+        source: an ``nn.Module``, a ``torch.export.ExportedProgram``, or the path of an ONNX file.
+        inputs: example inputs: a tuple of positional arguments or a dict of keyword arguments, nested as the module
+            takes them. For an ONNX file, arrays by name; what is missing is generated.
+        name: of the result; by default the module's class or the file's stem.
+        workdir: where files go; by default a new folder under the system's temporary one.
+        target: ``auto``, ``tensorrt``, ``tensorrt-rtx``, or one of them with a version (``tensorrt-8.5``), which is
+            rewritten for and not built unless it is installed.
+        profiles: ``{input: (min shape, opt shape, max shape)}``; an axis is dynamic where they differ. Inputs without
+            a profile are static at the example's shape.
+        tolerance: one for all outputs, or by output name; by default according to dtype, integers and booleans exact.
+        task_check: is given a function that runs the converted model, and returns what it found; raises
+            AssertionError where the model does not do its job.
+        build: False stops after the rewrite.
+        build_timeout: seconds after which the build is stopped.
+        compute_capabilities: for TensorRT-RTX, the GPUs to build for, such as ``["8.9", "12.0"]``.
+        opset: asked of the exporter; by default its own choice.
+        seed, int_range: of generated inputs.
+        check: raise the error of a failed conversion rather than return it.
+        on_stage: called with the name of each stage as it begins.
+
+    Returns:
+        A ConversionResult, also written as ``result.json`` into ``workdir``. Without a GPU that can run the engine its
+        status is ``built``, never ``verified``.
+
+    Raises:
+        UsageError: the call is wrong, and nothing was started.
+        BridgeError: with ``check``, the error of a failed conversion.
+    """
+    settings = Settings(
+        target if isinstance(target, Target) else resolve(target),
+        precision,
+        profiles,
+        input_names,
+        output_names,
+        tolerance,
+        task_check,
+        build,
+        build_timeout,
+        _capabilities(compute_capabilities),
+        opset,
+        seed,
+        int_range,
+    )
+    path = _source_path(source)
+    folder = Path(workdir) if workdir is not None else Path(tempfile.mkdtemp(prefix="bridge-"))
+    if path is not None and path.parent == folder.absolute() and path.name in OUTPUT_FILES:
+        raise UsageError(f"{path}: is itself the output of a conversion into {folder}; choose another workdir.")
+    result = ConversionResult(
+        name or (path.stem if path is not None else type(source).__name__),
+        target=settings.target.info,
+        precision=precision,
+        source=str(path) if path is not None else f"{type(source).__module__}.{type(source).__qualname__}",
+    )
+    conversion = Conversion(result, settings, Workspace(folder), on_stage or (lambda stage: None))
+    conversion.run(source if path is None else path, inputs)
+    if check and result.exception is not None:
+        raise result.exception
+    return result
+
+
+def _capabilities(given: Sequence[str] | None) -> tuple[tuple[int, int], ...] | None:
+    if given is None:
+        return None
+    pairs = []
+    for text in given:
+        parts = str(text).split(".")
+        if len(parts) != 2 or not all(part.isdigit() for part in parts):
+            raise UsageError(f"compute_capabilities: {text!r} is not of the form '8.9'.")
+        pairs.append((int(parts[0]), int(parts[1])))
+    return tuple(pairs)
+
+
+def _source_path(source: Any) -> Path | None:
+    """The absolute path of an ONNX file; None for a torch source. Raises UsageError for anything else."""
+    if isinstance(source, (str, Path)):
+        path = Path(source).absolute()
+        if not path.is_file():
+            raise UsageError(f"{path}: no such file.")
+        return path
+    import torch
+
+    if isinstance(source, (torch.nn.Module, torch.export.ExportedProgram)):
+        return None
+    raise UsageError(
+        f"source: a {type(source).__name__}; give an nn.Module, a torch.export.ExportedProgram, or an ONNX file's path."
+    )
+
+
+class Stopwatch:
+    """Seconds by stage; a stage inside another stops the outer one's clock."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self.running: list[str] = []
+        self.since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def __call__(self, stage: Stage) -> Iterator[None]:
+        self._book()
+        self.running.append(stage)
+        try:
+            yield
+        finally:
+            self._book()
+            self.running.pop()
+
+    def _book(self) -> None:
+        now = time.perf_counter()
+        if self.running:
+            self.seconds[self.running[-1]] = self.seconds.get(self.running[-1], 0.0) + now - self.since
+        self.since = now
+
+
+@dataclass
+class Conversion:
+    """One conversion under way; ``result`` grows with it."""
+
+    result: ConversionResult
+    settings: Settings
+    workspace: Workspace
+    on_stage: Callable[[Stage], None]
+    profiles: dict[str, Profile] = field(default_factory=dict)
+    cases: list[Case] = field(default_factory=list)
+    source_types: dict[str, np.dtype[Any]] = field(default_factory=dict)
+    """dtype of each input and output in the source."""
+
+    def __post_init__(self) -> None:
+        self.clock = Stopwatch(self.result.seconds)
+
+    def run(self, source: Any, inputs: Any) -> None:
+        """Runs every stage and writes ``result.json``. Raises UsageError alone."""
+        result, stage = self.result, _Current(self.on_stage)
+        try:
+            with self.workspace.opened():
+                try:
+                    self._stages(source, inputs, stage)
+                except UsageError:
+                    raise
+                except BridgeError as error:
+                    self._fail(error, error.stage)
+                except OSError as error:
+                    self._fail(BridgeError(_disk_words(error), stage.name), stage.name)
+                result.seconds.update({key: round(value, 4) for key, value in result.seconds.items()})
+                write_text(self.workspace.path(RESULT), result.to_json(self.workspace.folder))
+        except OSError as error:
+            self._fail(BridgeError(_disk_words(error), stage.name), stage.name)
+
+    def _fail(self, error: BridgeError, stage: Stage) -> None:
+        self.result.status, self.result.stage = "failed", stage
+        self.result.error, self.result.exception = str(error), error
+        if isinstance(error, BuildError):
+            self.result.refusals = list(error.refusals)
+
+    def _stages(self, source: Any, inputs: Any, stage: _Current) -> None:
+        stage.enter("export")
+        exported = self._from_file(source, inputs) if isinstance(source, Path) else self._from_torch(source, inputs)
+        stage.enter("rewrite")
+        hints, rewritten = self._rewrite(exported)
+        if not (self.settings.build and self.settings.target.installed):
+            self._task_check(None)
+            if not self.settings.target.installed:
+                self.result.notes.append(f"{self.settings.target} is not installed here: rewritten for it, not built")
+            self.result.status = "rewritten"
+            return
+        stage.enter("build")
+        engine = self._build(hints)
+        reason = self.settings.target.why_not_run()
+        if reason is not None:
+            self._task_check(None)
+            self.result.notes.append(f"built, not run: {reason}")
+            self.result.status = "built"
+            return
+        stage.enter("run")
+        self._run_engine(engine, rewritten)
+        self._task_check(engine)
+        self.result.status = "verified"
+
+    # export
+
+    def _from_torch(self, source: Any, inputs: Any) -> Outputs:
+        """Exports the module; returns what the exported model computes."""
+        from . import export
+
+        settings, result = self.settings, self.result
+        made = export.make_source(source, inputs, settings.input_names, settings.output_names)
+        example = {name: to_numpy(tensor) for name, tensor in made.call.tensors.items()}
+        self.profiles = make_profiles(settings.profiles, {name: array.shape for name, array in example.items()})
+        self.cases = make_cases(example, self.profiles)
+        with export.evaluating(made.module) as changed:
+            if changed:
+                result.notes.append("the module was in training mode: it was exported and compared in eval mode")
+            with self.clock("run"):
+                reference = [made.run(case.feeds) for case in self.cases]
+            outputs: list[Outputs] = []
+
+            def accept(path: Path) -> str | None:
+                with self.clock("run"):
+                    outputs.append(self._run_onnx(path, "exported"))
+                comparisons = self._compare(("torch", "exported"), reference, outputs[-1])
+                if all(item.agreed for item in comparisons):
+                    return None
+                with self.clock("run"):
+                    again = made.run(self.cases[0].feeds)
+                random = any(not np.array_equal(again[key], reference[0][key], equal_nan=_floats(again[key])) for key in again)
+                return _disagreement(comparisons) + (
+                    "; the module itself gives other outputs when it is run again: it draws random numbers, "
+                    "and cannot be compared"
+                    if random
+                    else ""
+                )
+
+            with self.clock("export"):
+                done = export.export(
+                    made,
+                    self.profiles,
+                    self.cases[0],
+                    self.workspace.partial / EXPORTED,
+                    exporters=settings.target.exporters,
+                    opset=settings.opset or settings.target.export_opset,
+                    accept=accept,
+                )
+                self.workspace.publish(*done.files)
+        result.exporter = done.exporter
+        result.notes.extend(done.notes)
+        result.exported_onnx = self.workspace.path(EXPORTED)
+        self._remember_types(self.cases[0].feeds, reference[0])
+        return outputs[-1]
+
+    def _from_file(self, path: Path, inputs: Any) -> Outputs:
+        """Reads an ONNX file; returns what it computes."""
+        from passes import ModelError, read
+
+        from . import onnx_source
+
+        with self.clock("export"):
+            try:
+                graph = read(path)
+            except ModelError as error:
+                raise ExportError(str(error)) from error
+            example, self.profiles, notes = onnx_source.prepare(
+                graph, inputs, self.settings.profiles, seed=self.settings.seed, int_range=self.settings.int_range
+            )
+        self.result.notes.extend(notes)
+        self.cases = make_cases(example, self.profiles)
+        self.result.exported_onnx = path
+        with self.clock("run"):
+            outputs = self._run_onnx(path, "exported")
+        self._remember_types(example, outputs[0])
+        return outputs
+
+    def _remember_types(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        self.source_types = {name: array.dtype for name, array in (*inputs.items(), *outputs.items())}
+
+    # rewrite
+
+    def _rewrite(self, exported: Outputs) -> tuple[dict[str, str], Outputs]:
+        """Writes the model for the parser; returns hints by node for what it may still refuse, and its outputs."""
+        from passes import PassError, read, rewrite, write
+
+        result, target = self.result, self.settings.target
+        assert result.exported_onnx is not None
+        with self.clock("rewrite"):
+            graph = read(result.exported_onnx)
+            try:
+                log = rewrite(graph, target, self._shapes(graph))
+            except PassError as error:
+                raise RewriteError(str(error)) from error
+            files = write(graph, self.workspace.partial / REWRITTEN, beside=self.workspace.folder)
+            self.workspace.publish(*files)
+        result.onnx = self.workspace.path(REWRITTEN)
+        result.rewrites = [
+            Rewrite(name, log.reasons[name], len(nodes), nodes[:NODES_LISTED]) for name, nodes in log.nodes.items()
+        ]
+        result.declined = [Decline(rule, where, reason) for (rule, _), (where, reason) in log.declined.items()]
+        result.notes.extend(log.notes)
+        result.inputs = [self._info(tensor, self.profiles.get(tensor.name)) for tensor in graph.inputs]
+        result.outputs = [self._info(tensor, None) for tensor in graph.outputs]
+        with self.clock("run"):
+            outputs = self._run_onnx(result.onnx, "rewritten")
+        comparisons = self._compare(("exported", "rewritten"), exported, outputs)
+        if not all(item.agreed for item in comparisons):
+            raise RewriteError(f"the passes changed what the model computes: {_disagreement(comparisons)}")
+        hints = {name: f"rule {rule} declined: {reason}" for (rule, name), (_, reason) in log.declined.items()}
+        for node in graph.nodes:
+            advice = target.advice(node.op, node.domain or "")
+            if advice and (node.domain or not target.takes(node.op)):
+                hints.setdefault(node.name, advice)
+        return hints, outputs
+
+    def _shapes(self, graph: Any) -> dict[str, list[int | str]]:
+        """The inputs' shapes under the profiles: numbers where they are static, names of their own where not."""
+        ranges: dict[str, tuple[int, int, int]] = {}
+        shapes: dict[str, list[int | str]] = {}
+        for tensor in graph.inputs:
+            profile = self.profiles[tensor.name]
+            shape: list[int | str] = list(profile.opt)
+            for axis in profile.dynamic_axes:
+                known = tensor.shape[axis] if tensor.shape is not None else None
+                label = known if isinstance(known, str) and known else f"{tensor.name}_{axis}"
+                span = (profile.min[axis], profile.opt[axis], profile.max[axis])
+                if ranges.setdefault(label, span) != span:  # one name, two ranges: not the same axis after all
+                    label = f"{tensor.name}_{axis}"
+                shape[axis] = label
+            shapes[tensor.name] = shape
+        return shapes
+
+    def _info(self, tensor: Any, profile: Profile | None) -> TensorInfo:
+        dtype = np.dtype(tensor.dtype)
+        source = self.source_types.get(tensor.name, dtype)
+        shape = [size if size is not None else "?" for size in tensor.shape or ()]
+        spans = [list(profile.min), list(profile.opt), list(profile.max)] if profile is not None else None
+        return TensorInfo(tensor.name, dtype.name, shape, np.dtype(source).name, spans)
+
+    # build and run
+
+    def _build(self, hints: Mapping[str, str]) -> Path:
+        from .build import build
+
+        result, settings, partial = self.result, self.settings, self.workspace.partial
+        assert result.onnx is not None
+        with self.clock("build"):
+            outcome = build(
+                result.onnx,
+                partial / ENGINE,
+                self.workspace.path(BUILD_LOG),
+                target=settings.target,
+                profiles=self.profiles,
+                compute_capabilities=settings.compute_capabilities,
+                timeout=settings.build_timeout,
+                hints=hints,
+            )
+        sidecar = {
+            "target": asdict(settings.target.info),
+            "compute_capabilities": [".".join(map(str, pair)) for pair in outcome.compute_capabilities],
+            "inputs": [asdict(item) for item in result.inputs],
+            "outputs": [asdict(item) for item in result.outputs],
+            "engine_inputs": outcome.inputs,
+            "engine_outputs": outcome.outputs,
+            "onnx_sha256": _sha256(result.onnx),
+            "engine_sha256": _sha256(partial / ENGINE),
+        }
+        write_text(partial / SIDECAR, json.dumps(sidecar, indent=2) + "\n")
+        self.workspace.publish(SIDECAR, ENGINE)
+        result.engine = self.workspace.path(ENGINE)
+        return result.engine
+
+    def _run_engine(self, engine: Path, rewritten: Outputs) -> None:
+        from .runtime import engine_runner
+
+        with self.clock("run"):
+            outputs = run_stage(
+                "engine", lambda: engine_runner(engine, self.settings.target), [case.feeds for case in self.cases]
+            )
+        comparisons = self._compare(("rewritten", "engine"), rewritten, outputs)
+        if not all(item.agreed for item in comparisons):
+            raise CompareError(f"the engine computes something else: {_disagreement(comparisons)}")
+
+    def _run_onnx(self, path: Path, name: str) -> Outputs:
+        return run_stage(name, lambda: onnx_runner(path, name), [case.feeds for case in self.cases])
+
+    def _compare(self, stages: tuple[str, str], reference: Outputs, candidate: Outputs) -> list[Comparison]:
+        with self.clock("compare"):
+            names = [case.name for case in self.cases]
+            found = compare_stages(stages, names, reference, candidate, self.settings.tolerance)
+        kept = [item for item in self.result.comparisons if (item.reference, item.candidate) != stages]
+        self.result.comparisons = kept + found
+        return found
+
+    def _task_check(self, engine: Path | None) -> None:
+        """Runs the user's own check on the engine, or where none can run on the rewritten model."""
+        if self.settings.task_check is None:
+            return
+        from .runtime import engine_runner
+
+        path = self.result.onnx
+        assert path is not None
+        where = "engine" if engine is not None else "rewritten"
+        runner = engine_runner(engine, self.settings.target) if engine is not None else onnx_runner(path, where)
+
+        def run(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+            from polygraphy.comparator.data_loader import coerce_feed_dict
+
+            given = {name: np.asarray(array) for name, array in feeds.items()}
+            metadata = active.get_input_metadata(use_numpy_dtypes=False)
+            outputs = active.infer(coerce_feed_dict(given, metadata))
+            return {name: np.array(value).astype(self.source_types[name]) for name, value in outputs.items()}
+
+        with self.clock("compare"), runner as active:
+            try:
+                self.result.task_check = TaskCheck(True, self.settings.task_check(run), where)
+            except AssertionError as error:
+                self.result.task_check = TaskCheck(False, str(error), where)
+                raise CompareError(f"the task check fails on the {where} model: {error}") from error
+
+
+class _Current:
+    """The stage under way, for the error that ends it."""
+
+    def __init__(self, tell: Callable[[Stage], None]) -> None:
+        self.name: Stage = "export"
+        self.tell = tell
+
+    def enter(self, stage: Stage) -> None:
+        self.name = stage
+        self.tell(stage)
+
+
+def _floats(array: Array) -> bool:
+    return array.dtype.kind == "f"
+
+
+def _disagreement(comparisons: Sequence[Comparison]) -> str:
+    """The worst output that does not agree, in a line."""
+    bad = [item for item in comparisons if not item.agreed]
+    worst = max(bad, key=lambda item: item.max_abs_error if item.max_abs_error is not None else float("inf"))
+    figure = worst.note or (
+        f"off by {worst.max_abs_error:.3g} at most"
+        if worst.max_abs_error is not None
+        else "not finite in the same places"
+    )
+    used = worst.tolerance
+    limit = "equal" if used == Tolerance(0, 0) else f"within rtol {used.rtol:g}, atol {used.atol:g}"
+    return (
+        f"{worst.candidate} and {worst.reference} differ: output {worst.output!r} at the {worst.inputs} shapes is "
+        f"{figure} ({limit} was asked; {len(bad)} of {len(comparisons)} comparisons disagree)"
+    )
+
+
+def _disk_words(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}. Nothing half-written was left."
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,24 @@
+"""Running an engine through Polygraphy, for comparison; only where a GPU can run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .errors import RunError
+from .target import Target
+
+
+def engine_runner(engine: Path, target: Target) -> Any:
+    """A Polygraphy TrtRunner of the engine file. Raises RunError where Polygraphy already drives the other flavour."""
+    import sys
+
+    from polygraphy import config
+
+    rtx = target.flavour == "tensorrt-rtx"
+    if "polygraphy.backend.trt" in sys.modules and rtx != config.USE_TENSORRT_RTX:
+        raise RunError(f"this process has used the other TensorRT already; run {target} in a new process.")
+    config.USE_TENSORRT_RTX = rtx
+    from polygraphy.backend.trt import EngineFromPath, TrtRunner
+
+    return TrtRunner(EngineFromPath(str(engine)), name="engine")
