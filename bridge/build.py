@@ -79,7 +79,7 @@ def build(
     kept = [line for line in messages.splitlines() if not any(word in line for word in NOISE)]
     write_text(log, "\n".join(kept) + "\n" if kept else "")
     errors = [line for line in kept if line.startswith("[E]")]
-    last = f"\nTensorRT's last errors:\n" + "\n".join(errors[-5:]) if errors else ""
+    last = "\nTensorRT's last errors:\n" + "\n".join(errors[-5:]) if errors else ""
     if code is None:
         raise BuildError(f"the build took longer than its time-out of {timeout:g} s and was stopped.{last}")
     if code < 0:

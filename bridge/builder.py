@@ -56,7 +56,10 @@ def run(job: BuildJob) -> BuildOutcome:
         return BuildOutcome(error="the parser refuses the model and does not say why", refusals=refusals)
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
-    described = {"inputs": [_tensor(item) for item in inputs], "outputs": [_tensor(item) for item in outputs]}
+    described: dict[str, Any] = {
+        "inputs": [_tensor(item) for item in inputs],
+        "outputs": [_tensor(item) for item in outputs],
+    }
     try:
         engine = EngineBytesFromNetwork((builder, network, parser), config=_config(job, inputs))()
     except PolygraphyException as error:

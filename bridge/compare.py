@@ -94,7 +94,7 @@ def _within(reference: Array, error: Array, tolerance: Tolerance) -> bool:
     return bool((error <= tolerance.atol + tolerance.rtol * np.abs(reference)).all())
 
 
-_NO_FIGURES: dict[str, None] = dict.fromkeys(
+_NO_FIGURES: dict[str, Any] = dict.fromkeys(
     ("max_abs_error", "mean_abs_error", "max_rel_error", "mean_rel_error", "cosine_similarity", "psnr")
 )
 
@@ -106,7 +106,9 @@ def _figures(a: Array, b: Array, error: Array) -> dict[str, Any]:
     scale = np.abs(a)
     relative = error[scale > 0] / scale[scale > 0]
     norms = math.sqrt(float(np.dot(a.ravel(), a.ravel()))) * math.sqrt(float(np.dot(b.ravel(), b.ravel())))
-    cosine = min(1.0, max(-1.0, float(np.dot(a.ravel(), b.ravel())) / norms)) if norms else (1.0 if (a == b).all() else 0.0)
+    cosine = (
+        min(1.0, max(-1.0, float(np.dot(a.ravel(), b.ravel())) / norms)) if norms else (1.0 if (a == b).all() else 0.0)
+    )
     mean_square = float(np.mean(np.square(error)))
     peak = float(a.max() - a.min()) or float(scale.max())
     counts, _ = np.histogram(np.clip(error[error > 0], _EDGES[0], _EDGES[-1]), bins=_EDGES)

@@ -52,7 +52,7 @@ class Source:
         try:
             with torch.no_grad(), _full_precision():
                 result = self.module(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - user code may raise anything, and is named as the cause
+        except Exception as error:  # user code may raise anything, and is named as the cause
             raise ExportError(
                 f"the module raises in forward: {type(error).__name__}: {error}{_user_line(error)}. "
                 f"Its inputs were {_shapes(feeds)}."
@@ -81,7 +81,9 @@ def flatten_outputs(result: Any) -> dict[str, torch.Tensor]:
     return named
 
 
-def make_source(source: Any, inputs: Any, input_names: Sequence[str] | None, output_names: Sequence[str] | None) -> Source:
+def make_source(
+    source: Any, inputs: Any, input_names: Sequence[str] | None, output_names: Sequence[str] | None
+) -> Source:
     """A Source of an ``nn.Module`` or an ``ExportedProgram``. Raises UsageError where the inputs do not fit."""
     import torch
 
@@ -185,7 +187,9 @@ def _export_with(
 ) -> str | None:
     """Exports to ``path``; returns the exporter's reason, in a line, where it fails."""
     tensors = tuple(
-        to_torch(resized(example.feeds[name], _trace_shape(example.feeds[name].shape, profiles[name]))).to(source.device)
+        to_torch(resized(example.feeds[name], _trace_shape(example.feeds[name].shape, profiles[name]))).to(
+            source.device
+        )
         for name in source.call.tensors
     )
     run = _by_dynamo if exporter == "dynamo" else _by_torchscript
@@ -291,7 +295,9 @@ def _lost_axes(path: Path, profiles: Mapping[str, Profile]) -> str | None:
 # --- words -------------------------------------------------------------------------------------------------------
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_SPECIALISED = re.compile(r"You marked (?P<what>.+?) as dynamic but your code specialized it to be a constant \((\d+)\)")
+_SPECIALISED = re.compile(
+    r"You marked (?P<what>.+?) as dynamic but your code specialized it to be a constant \((\d+)\)"
+)
 
 
 def one_line(error: BaseException) -> str:
@@ -308,7 +314,9 @@ def one_line(error: BaseException) -> str:
 
 def _user_line(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not re.search(r"[/\\](?:site|dist)-packages[/\\]|[/\\]bridge[/\\]", frame.filename)]
+    own = [
+        frame for frame in frames if not re.search(r"[/\\](?:site|dist)-packages[/\\]|[/\\]bridge[/\\]", frame.filename)
+    ]
     return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 

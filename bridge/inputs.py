@@ -84,7 +84,9 @@ def take_apart(
         if isinstance(leaf, torch.Tensor):
             name = _dotted(path, parameters)
             if str(leaf.dtype).removeprefix("torch.") not in DTYPES:
-                raise UsageError(f"input {name!r}: is {leaf.dtype}, which TensorRT has not; it takes {', '.join(DTYPES)}.")
+                raise UsageError(
+                    f"input {name!r}: is {leaf.dtype}, which TensorRT has not; it takes {', '.join(DTYPES)}."
+                )
             tensors[name] = leaf
             places.append(index)
         elif not isinstance(leaf, CONSTANTS):
@@ -147,7 +149,9 @@ def make_profiles(
     profiles = {}
     for name, shape in shapes.items():
         static = tuple(int(size) for size in shape)
-        profiles[name] = _profile(name, given[name], static, strict) if name in given else Profile(static, static, static)
+        profiles[name] = (
+            _profile(name, given[name], static, strict) if name in given else Profile(static, static, static)
+        )
     return profiles
 
 

@@ -120,9 +120,13 @@ def _generated(
     for tensor in tensors:
         dtype = np.dtype(tensor.dtype)
         if dtype.name not in DTYPES:
-            raise UsageError(f"input {tensor.name!r}: is {dtype}, which TensorRT has not; it takes {', '.join(DTYPES)}.")
+            raise UsageError(
+                f"input {tensor.name!r}: is {dtype}, which TensorRT has not; it takes {', '.join(DTYPES)}."
+            )
         # Polygraphy generates no bfloat16: float32, rounded below.
-        metadata.add(tensor.name, np.dtype(np.float32) if dtype.name == "bfloat16" else dtype, tuple(shapes[tensor.name]))
+        metadata.add(
+            tensor.name, np.dtype(np.float32) if dtype.name == "bfloat16" else dtype, tuple(shapes[tensor.name])
+        )
     ranges = {tensor.name: int_range for tensor in tensors if np.dtype(tensor.dtype).kind in "iu"}
     ranges[""] = (0.0, 1.0)  # type: ignore[assignment]
     loader = DataLoader(seed=seed, iterations=1, input_metadata=metadata, val_range=ranges)

@@ -287,7 +287,9 @@ class Conversion:
                     return None
                 with self.clock("run"):
                     again = made.run(self.cases[0].feeds)
-                random = any(not np.array_equal(again[key], reference[0][key], equal_nan=_floats(again[key])) for key in again)
+                random = any(
+                    not np.array_equal(again[key], reference[0][key], equal_nan=_floats(again[key])) for key in again
+                )
                 return _disagreement(comparisons) + (
                     "; the module itself gives other outputs when it is run again: it draws random numbers, "
                     "and cannot be compared"

@@ -73,7 +73,11 @@ class Target:
 
         Dynamo's writes opset 18 and above, which parsers before TensorRT 8.6 do not read.
         """
-        return ("torchscript", "dynamo") if self.flavour == "tensorrt" and self.version < (8, 6) else ("dynamo", "torchscript")
+        return (
+            ("torchscript", "dynamo")
+            if self.flavour == "tensorrt" and self.version < (8, 6)
+            else ("dynamo", "torchscript")
+        )
 
     @property
     def export_opset(self) -> int | None:

@@ -39,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         Path(temporary).chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except OSError as error:
         Path(temporary).unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -67,7 +67,7 @@ class Workspace:
     def publish(self, *names: str) -> None:
         """Moves finished files from ``.partial`` into place; a model's data file goes before the model."""
         for name in names:
-            os.replace(self.partial / name, self.folder / name)
+            (self.partial / name).replace(self.folder / name)
 
     @contextmanager
     def opened(self) -> Iterator[Workspace]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
@@ -16,19 +17,20 @@ from .clean import (
     float64_to_float32,
     infer_types,
     int64_boundary_to_int32,
+    pin_inputs,
     refine_types,
     remove_unused,
     sanitise,
 )
 from .expand import expand_functions
 from .fold import fold_constants, take_branches
-from .framework import RULES, Log, Rule, run_rules
+from .framework import RULES, Log, PassError, Rule, run_rules
 from .model import ModelError, read, write
 
 if TYPE_CHECKING:
     from bridge.target import Target
 
-__all__ = ["Log", "ModelError", "Rule", "all_rules", "read", "rewrite", "write"]
+__all__ = ["Log", "ModelError", "PassError", "Rule", "all_rules", "read", "rewrite", "write"]
 
 MAX_SWEEPS = 30
 """Real models settle in two to five sweeps; more means that two rules undo each other."""
@@ -41,12 +43,17 @@ def all_rules() -> dict[str, Rule]:
     return RULES
 
 
-def rewrite(graph: gs.Graph, target: Target) -> Log:
-    """Rewrites ``graph`` in place for ``target`` until nothing changes any more."""
+def rewrite(graph: gs.Graph, target: Target, shapes: Mapping[str, Sequence[int | str]] | None = None) -> Log:
+    """Rewrites ``graph`` in place for ``target`` until nothing changes any more.
+
+    ``shapes`` gives inputs the shapes that they will have (a string is a dynamic axis), where the file says less.
+    Raises PassError where a pass breaks.
+    """
     log = Log()
     rules = list(all_rules().values())
     sanitise(graph, target, log)
-    infer_types(graph)
+    pinned = pin_inputs(graph, shapes or {})
+    infer_types(graph, afresh=pinned)
     float64_to_float32(graph, target, log)
     int64_boundary_to_int32(graph, target, log)
     for _ in range(MAX_SWEEPS):
@@ -59,4 +66,4 @@ def rewrite(graph: gs.Graph, target: Target) -> Log:
         if not changed:
             return log
     busy = ", ".join(sorted(log.nodes))
-    raise RuntimeError(f"the passes do not come to rest after {MAX_SWEEPS} sweeps; they applied: {busy}")
+    raise PassError(f"the passes do not come to rest after {MAX_SWEEPS} sweeps; they applied: {busy}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from .framework import Log, Names, infer, merge_type
-from .model import scopes, to_proto
+from .model import ModelError, scopes, to_proto
 from .provenance import describe
 
 if TYPE_CHECKING:
@@ -48,17 +49,35 @@ def _detach(node: gs.Node) -> None:
     node.inputs.clear()
 
 
-def infer_types(graph: gs.Graph) -> None:
-    """Fills in the types and shapes that the file does not state, as far as ONNX's shape inference finds them."""
+def pin_inputs(graph: gs.Graph, shapes: Mapping[str, Sequence[int | str]]) -> bool:
+    """Gives inputs the shapes that they will have; True if that says more than the file did."""
+    changed = False
+    for tensor in graph.inputs:
+        if tensor.name in shapes and list(shapes[tensor.name]) != list(tensor.shape or ()):
+            tensor.shape = list(shapes[tensor.name])
+            changed = True
+    return changed
+
+
+def infer_types(graph: gs.Graph, *, afresh: bool = False) -> None:
+    """Fills in the types and shapes that the file does not state, as far as ONNX's shape inference finds them.
+
+    ``afresh``: the shapes of the inputs have changed, and what the file states of the rest may now be known better.
+    """
     tensors: dict[str, gs.Variable] = {}
     for scope in scopes(graph, functions=False):
         for node in scope.nodes:
             for tensor in node.outputs:
                 if tensor.name and isinstance(tensor, gs.Variable):
                     tensors[tensor.name] = tensor
-    if all(tensor.dtype is not None and tensor.shape is not None for tensor in tensors.values()):
+    if not afresh and all(tensor.dtype is not None and tensor.shape is not None for tensor in tensors.values()):
         return
-    inferred = onnx.shape_inference.infer_shapes(to_proto(graph, skeleton=True), data_prop=True)
+    model = to_proto(graph, skeleton=True)
+    if afresh:
+        del model.graph.value_info[:]
+        for output in model.graph.output:
+            output.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     _merge(inferred.graph, tensors)
 
 
@@ -93,11 +112,14 @@ def _sort(graph: gs.Graph) -> None:
         if all(_settled(node, ready, local) for node in scope.nodes):
             continue
         ready.clear()
-        waiting, ordered = list(scope.nodes), []
+        waiting: list[gs.Node] = list(scope.nodes)
+        ordered: list[gs.Node] = []
         while waiting:
-            later = [node for node in waiting if not (_settled(node, ready, local) and not ordered.append(node))]
+            later: list[gs.Node] = []
+            for node in waiting:
+                (ordered if _settled(node, ready, local) else later).append(node)
             if len(later) == len(waiting):
-                raise ValueError(f"the nodes {[node.name for node in later[:5]]} depend on each other in a circle")
+                raise ModelError(f"the nodes {[node.name for node in later[:5]]} depend on each other in a circle")
             waiting = later
         scope.nodes = ordered
 

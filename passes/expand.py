@@ -6,9 +6,10 @@ is slower, and in half precision less accurate).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
+import onnx.inliner
 import onnx_graphsurgeon as gs
 
 from .framework import Log, Names
@@ -33,7 +34,9 @@ def expand_functions(graph: gs.Graph, target: Target, log: Log) -> bool:
         for node in scope.nodes:
             key = (node.domain or "", node.op)
             body = None
-            if key in wanted or (key not in local and not in_function and _refused(node, target)):
+            if key in wanted or (
+                key not in local and not in_function and _refused(node, target) and _has_body(node, scope.opset)
+            ):
                 body = _expanded(node, scope, graph)
             if body is None:
                 kept.append(node)
@@ -63,7 +66,12 @@ def _needs_inlining(function: gs.Function, target: Target, local: dict[tuple[str
 
 
 def _refused(node: gs.Node, target: Target) -> bool:
-    return not node.domain and target.refuses(node) and onnx.defs.has(node.op)
+    return not node.domain and onnx.defs.has(node.op) and target.refuses(node)
+
+
+def _has_body(node: gs.Node, opset: int) -> bool:
+    schema: Any = onnx.defs.get_schema(node.op, opset, "")
+    return bool(schema.has_function or schema.has_context_dependent_function)
 
 
 def _expanded(node: gs.Node, scope: gs.Graph, graph: gs.Graph) -> gs.Graph | None:

@@ -20,8 +20,12 @@ from .model import Array, _Writer, scopes, tensor_proto, type_proto
 from .provenance import describe
 
 NEVER = frozenset(
-    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial Dropout "
-    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear If Loop Scan SequenceMap".split()
+    {
+        *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+        *("Bernoulli", "Multinomial", "Dropout"),
+        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+        *("If", "Loop", "Scan", "SequenceMap"),
+    }
 )
 LARGEST = 64 << 20
 """Bytes of the largest constant that folding makes."""

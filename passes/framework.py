@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import numpy as np
 import onnx
@@ -31,8 +31,12 @@ from .provenance import describe
 if TYPE_CHECKING:
     from bridge.target import Target
 
-Replacement = gs.Tensor | Sequence[gs.Tensor | None] | None
+Replacement: TypeAlias = gs.Tensor | Sequence[gs.Tensor | None] | None
 RuleFunction = Callable[[gs.Node, "Builder"], Replacement]
+
+
+class PassError(RuntimeError):
+    """A pass that broke on a model: a defect of the pass, told with the node that it was at."""
 
 
 class Declined(Exception):
@@ -94,8 +98,8 @@ class Log:
 
     reasons: dict[str, str] = field(default_factory=dict)
     nodes: dict[str, list[str]] = field(default_factory=dict)
-    declined: dict[tuple[str, str], str] = field(default_factory=dict)
-    """Reason by (rule, node)."""
+    declined: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    """By (rule, name of the node): the node with its origin, and the reason."""
     notes: list[str] = field(default_factory=list)
     """What the user should know of the changes."""
 
@@ -183,7 +187,8 @@ class Builder:
     def dtype(self, tensor: gs.Tensor) -> np.dtype[Any]:
         if tensor.dtype is None:
             self.decline(f"the type of {tensor.name!r} is unknown")
-        return np.dtype(tensor.dtype)
+        dtype: np.dtype[Any] = np.dtype(tensor.dtype)
+        return dtype
 
     def value(self, tensor: gs.Tensor) -> Array:
         """The values of a constant; declines where the tensor is computed."""
@@ -357,14 +362,16 @@ def _apply(
         try:
             result = item.function(node, builder)
         except Declined as reason:
-            log.declined[item.name, where] = str(reason)
+            log.declined[item.name, node.name] = (where, str(reason))
             result = None
+        except Exception as error:  # a defect of one rule, reported as one
+            raise PassError(f"rule {item.name} broke on {where}: {type(error).__name__}: {error}") from error
         tensors = [result] if isinstance(result, gs.Tensor) else list(result or ())
         if not tensors or not replace(node, tensors, builder.made, scope):
             for unused in builder.made:
                 unused.inputs.clear()
             continue
-        log.declined.pop((item.name, where), None)
+        log.declined.pop((item.name, node.name), None)
         for made in builder.made:
             made.metadata = {**node_metadata(node), "bridge.rule": item.name}
         log.add(item.name, item.reason, [where])

@@ -8,6 +8,7 @@ main graph, and weights in external files are mapped, not read: a model of many 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -293,7 +294,7 @@ def write(graph: gs.Graph, path: Path, *, beside: Path | None = None) -> tuple[s
     external = sum(map(_nbytes, own)) > INLINE_LIMIT
     data = path.with_name(path.name + ".data")
     written: tuple[str, ...] = (path.name,)
-    with data.open("wb") if external else _nothing() as file:
+    with data.open("wb") if external else contextlib.nullcontext() as file:
         for constant in constants:
             values = constant._values
             if _home(constant) == home:
@@ -312,14 +313,6 @@ def write(graph: gs.Graph, path: Path, *, beside: Path | None = None) -> tuple[s
             model.graph.initializer.append(proto)
     path.write_bytes(model.SerializeToString())
     return (data.name, *written) if external else written
-
-
-class _nothing:  # noqa: N801 - reads as a word where it is used
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *exc: object) -> None:
-        return None
 
 
 def _model(graph: gs.Graph) -> tuple[onnx.ModelProto, list[gs.Constant]]:
