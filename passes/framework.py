@@ -218,7 +218,7 @@ class Builder:
         results = [gs.Variable(self.names.new(f"{self.stem}/{op}")) for _ in range(outputs)]
         kept = {name: value for name, value in attrs.items() if value is not None}
         node = gs.Node(op, self.names.new(f"{self.stem}/{op}"), kept, tensors, results, domain="")
-        infer(node, self.opset)
+        infer(node, self.opset, strict=True)
         self.made.append(node)
         return results[0] if outputs == 1 else results
 
@@ -267,8 +267,12 @@ INFERENCE_DATA = 4096
 """Constants above this many elements are not shown to shape inference: none of them is a shape."""
 
 
-def infer(node: gs.Node, opset: int) -> bool:
-    """Fills in the types of the node's outputs from those of its inputs; True if one became more specific."""
+def infer(node: gs.Node, opset: int, *, strict: bool = False) -> bool:
+    """Fills in the types of the node's outputs from those of its inputs; True if one became more specific.
+
+    A node that ONNX does not allow (torch's exporter writes ScatterND with int32 indices) teaches nothing; ``strict``
+    raises ONNX's ValidationError or InferenceError for it.
+    """
     if node.domain or not onnx.defs.has(node.op) or any(isinstance(v, gs.Graph) for v in node.attrs.values()):
         return False
     types: dict[str, onnx.TypeProto] = {}
@@ -282,9 +286,13 @@ def infer(node: gs.Node, opset: int) -> bool:
         if isinstance(tensor, gs.Constant) and np.prod(tensor.shape, dtype=np.int64) <= INFERENCE_DATA:
             data[tensor.name] = tensor_proto(tensor)
     schema = onnx.defs.get_schema(node.op, opset, "")
-    found = onnx.shape_inference.infer_node_outputs(
-        schema, node_proto(node), types, data, opset_imports=[onnx.helper.make_opsetid("", opset)]
-    )
+    opsets = [onnx.helper.make_opsetid("", opset)]
+    try:
+        found = onnx.shape_inference.infer_node_outputs(schema, node_proto(node), types, data, opset_imports=opsets)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        if strict:
+            raise
+        return False
     changed = False
     for tensor in node.outputs:
         if tensor.name in found and isinstance(tensor, gs.Variable):
