@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 Replacement: TypeAlias = gs.Tensor | Sequence[gs.Tensor | None] | None
 RuleFunction = Callable[[gs.Node, "Builder"], Replacement]
+Reference = Callable[[Mapping[str, Array]], Sequence[Array]]
+"""From the inputs by name to the outputs in order."""
 
 
 class PassError(RuntimeError):
@@ -51,6 +53,8 @@ class Rule:
     ops: tuple[str, ...]
     when: Callable[[Target], bool]
     examples: list[Callable[[], gs.Graph]] = field(default_factory=list)
+    references: dict[str, Reference] = field(default_factory=dict)
+    """By the example's name: what gives its true outputs, where ONNX Runtime's are not what is meant."""
 
     @property
     def name(self) -> str:
@@ -64,6 +68,15 @@ class Rule:
         """Decorator of a function that returns a small model which the rule rewrites."""
         self.examples.append(function)
         return function
+
+    def example_against(self, reference: Reference) -> Callable[[Callable[[], gs.Graph]], Callable[[], gs.Graph]]:
+        """As ``example``, for a model that its exporter got wrong: ``reference`` computes what it was meant to."""
+
+        def register(function: Callable[[], gs.Graph]) -> Callable[[], gs.Graph]:
+            self.references[function.__name__] = reference
+            return self.example(function)
+
+        return register
 
 
 RULES: dict[str, Rule] = {}

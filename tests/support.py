@@ -38,6 +38,12 @@ def example_inputs(model: onnx.ModelProto, seed: int = 0, dynamic: int = 3) -> d
     return feeds
 
 
+def fitted(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The feeds in the dtypes that the model declares: a target without int64 has it narrowed at the boundary."""
+    declared = {info.name: info.type.tensor_type.elem_type for info in model.graph.input}
+    return {name: array.astype(onnx.helper.tensor_dtype_to_np_dtype(declared[name])) for name, array in feeds.items()}
+
+
 def parse(path: Path) -> list[str]:
     """What TensorRT-RTX's parser and builder refuse of the model; empty where an engine comes out."""
     import tensorrt_rtx as trt
