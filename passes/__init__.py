@@ -57,10 +57,10 @@ def rewrite(graph: gs.Graph, target: Target, shapes: Mapping[str, Sequence[int |
     float64_to_float32(graph, target, log)
     int64_boundary_to_int32(graph, target, log)
     for _ in range(MAX_SWEEPS):
-        changed = fold_constants(graph, log)
+        changed = refine_types(graph)
+        changed |= fold_constants(graph, log)
         changed |= take_branches(graph, log)
         changed |= remove_unused(graph, log)
-        refine_types(graph)
         changed |= run_rules(graph, rules, target, log)
         changed = changed or expand_functions(graph, target, log)
         if not changed:

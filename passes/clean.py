@@ -274,9 +274,27 @@ def _check_int64_constants(graph: gs.Graph, target: Target, log: Log) -> None:
                         log.notes.append(f"{describe(node)} has an int64 constant beyond int32: {target} will clamp it")
 
 
-def refine_types(graph: gs.Graph) -> None:
-    """Infers what is still unknown node by node, from what the passes have made static."""
+def refine_types(graph: gs.Graph) -> bool:
+    """Lets what the passes have learnt about tensors reach those computed from them; True if that was anything.
+
+    A node is looked at again when the types of its inputs are not those of the last time; of one that is seen for the
+    first time, what the file states is believed where it is complete.
+    """
+    learnt = False
     for scope in scopes(graph):
         for node in scope.nodes:
-            if any(tensor.name and (tensor.dtype is None or tensor.shape is None) for tensor in node.outputs):
-                infer(node, scope.opset)
+            seen = tuple(_seen(tensor) for tensor in node.inputs)
+            before = node.__dict__.get("inferred_from")
+            node.inferred_from = seen
+            complete = all(
+                not tensor.name or (tensor.dtype is not None and tensor.shape is not None) for tensor in node.outputs
+            )
+            if before != seen and not (before is None and complete):
+                learnt |= infer(node, scope.opset)
+    return learnt
+
+
+def _seen(tensor: gs.Tensor) -> tuple[object, ...]:
+    """What inference knows of a tensor; a constant's values do not change while it is one."""
+    shape = tensor.shape
+    return (id(tensor), isinstance(tensor, gs.Constant), tensor.dtype, None if shape is None else tuple(shape))

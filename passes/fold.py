@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from .framework import Log, Names, infer, merge_type, redirect
+from .framework import Log, Names, merge_type, redirect
 from .model import Array, _Writer, scopes, tensor_proto, type_proto
 from .provenance import describe
 
@@ -127,6 +127,8 @@ def _shape_of(node: gs.Node, known: dict[int, Dims]) -> Dims | None:
 
 
 def _size_of(node: gs.Node, known: dict[int, Dims]) -> Dims | None:
+    if id(node.inputs[0]) in known:
+        return [len(known[id(node.inputs[0])])]
     shape = node.inputs[0].shape
     return None if shape is None or not all(isinstance(size, int) for size in shape) else [math.prod(shape)]
 
@@ -202,7 +204,6 @@ def _fold_scope(scope: gs.Graph, log: Log) -> bool:
         _make_constant(tensor, values[id(tensor)])
     dead = _dead(list(foldable.values()))
     _drop(scope, dead)
-    _refine(scope, {id(tensor) for tensor in folded})
     if folded:
         log.add("fold_constants", FOLD_REASON, origins)
     return bool(folded or dead)
@@ -301,14 +302,6 @@ def _drop(scope: gs.Graph, nodes: list[gs.Node]) -> None:
     for node in nodes:
         node.inputs.clear()
     scope.nodes = [node for node in scope.nodes if id(node) not in gone]
-
-
-def _refine(scope: gs.Graph, dirty: set[int]) -> None:
-    """Lets what was learnt about some tensors reach the types of those computed from them."""
-    for node in scope.nodes:
-        unknown = any(tensor.dtype is None or tensor.shape is None for tensor in node.outputs)
-        if (unknown or any(id(tensor) in dirty for tensor in node.inputs)) and infer(node, scope.opset):
-            dirty.update(id(tensor) for tensor in node.outputs)
 
 
 # --- branches ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ def numpy_dtype(elem_type: int) -> np.dtype[Any]:
 
 def onnx_dtype(dtype: npt.DTypeLike) -> int:
     """The ONNX element type of a NumPy (or ml_dtypes) type."""
-    return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    elem_type: int = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return elem_type
 
 
 def tensor_bytes(tensor: TensorProto) -> int:
@@ -81,7 +82,7 @@ def tensor_bytes(tensor: TensorProto) -> int:
 
 def read_proto(path: Path) -> onnx.ModelProto:
     """The parsed file, its external data left on the disk. Raises ModelError where it is no ONNX model."""
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         data = path.read_bytes()
@@ -224,8 +225,8 @@ class _Writer:
             kind = gs.util.misc.convert_to_onnx_attr_type(value.type)
             return AttributeProto(name=name, type=kind, ref_attr_name=value.name)
         if isinstance(value, (list, tuple, np.ndarray)) and len(value) == 0:
-            schema = onnx.defs.get_schema(node.op, node.domain or "")
-            return onnx.helper.make_attribute(name, [], attr_type=int(schema.attributes[name].type))
+            declared: Any = onnx.defs.get_schema(node.op, node.domain or "").attributes[name].type
+            return AttributeProto(name=name, type=declared.value)
         return onnx.helper.make_attribute(name, value)
 
     @staticmethod
@@ -344,10 +345,10 @@ def _unique_constants(graph: gs.Graph) -> None:
                     seen[loser.name] = loser
 
 
-def unused_name(stem: str, taken: Iterable[str]) -> str:
+def unused_name(stem: str, taken: Container[str]) -> str:
     """``stem``, with the first number that makes it new."""
     number = 1
-    while f"{stem}_{number}" in taken:  # type: ignore[operator]
+    while f"{stem}_{number}" in taken:
         number += 1
     return f"{stem}_{number}"
 
@@ -382,10 +383,11 @@ def _elem_type(constant: gs.Constant) -> int:
     return int(values.tensor.data_type) if isinstance(values, StoredValues) else onnx_dtype(values.dtype)
 
 
-def _raw(constant: gs.Constant) -> bytes | memoryview:
+def _raw(constant: gs.Constant) -> Any:
+    """The constant's bytes, as an object that a file can write."""
     values = constant._values
     if isinstance(values, StoredValues) and values.file is not None:
-        return memoryview(np.memmap(values.file, np.uint8, "r", values.offset, (values.nbytes,)))
+        return np.memmap(values.file, np.uint8, "r", values.offset, (values.nbytes,))
     return tensor_proto(constant).raw_data
 
 
