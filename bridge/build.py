@@ -158,16 +158,19 @@ def _read_all(handle: int, into: list[bytes]) -> None:
 def _with_origin(found: Sequence[Mapping[str, Any]], model: Path, hints: Mapping[str, str]) -> list[Refusal]:
     """Looks up, for each refused node, where in the user's code it came from."""
     nodes: dict[str, onnx.NodeProto] = {}
-    _collect(onnx.load(str(model), load_external_data=False).graph, nodes)
+    graph = onnx.load(str(model), load_external_data=False).graph
+    _collect(graph, nodes)
     refusals = []
     for item in found:
         node = nodes.get(item["node"])
+        if node is None and 0 <= item["index"] < len(graph.node):  # before TensorRT 10, all that a parser tells
+            node = graph.node[item["index"]]
         where = origin_of(node.name, {p.key: p.value for p in node.metadata_props}) if node is not None else None
         operator = item["operator"] or (node.op_type if node is not None else "")
         refusals.append(
             Refusal(
                 operator,
-                item["node"],
+                item["node"] or (node.name if node is not None else ""),
                 item["words"],
                 where.module if where else "",
                 where.source if where else "",

@@ -101,7 +101,7 @@ def _refusal(error: Any) -> dict[str, Any]:
     node = error.node_name() if hasattr(error, "node_name") else ""
     if not node and "In node " in words:
         node = words.split("with name: ", 1)[-1].split(" and operator", 1)[0]
-    return {"operator": operator, "node": node, "words": " ".join(words.split())}
+    return {"operator": operator, "node": node, "index": error.node(), "words": " ".join(words.split())}
 
 
 def _tensor(tensor: Any) -> dict[str, Any]:
