@@ -68,19 +68,19 @@ def compare_arrays(
         frame[f"{side}_inf"] = int(np.isinf(values).sum()) if values.dtype.kind == "f" else 0
     if a.shape != b.shape:
         note = f"shapes differ: {list(a.shape)} in {stages[0]}, {list(b.shape)} in {stages[1]}"
-        return Comparison(**frame, **_NO_FIGURES, histogram=None, agreed=False, note=note)
+        return Comparison(**frame, **_NO_FIGURES, agreed=False, note=note)
     if a.dtype.kind != b.dtype.kind:
         a, b = a.astype(np.float64), b.astype(np.float64)
     if a.dtype.kind != "f":
-        error = np.where(a > b, a - b, b - a).astype(np.float64)  # no overflow between the extremes
+        error = np.where(a > b, a - b, b - a).view(np.uint64).astype(np.float64)  # int64's extremes are 2**64 apart
         agreed = bool((a == b).all()) if used == EXACT else _within(a.astype(np.float64), error, used)
-        return Comparison(**frame, **_figures(a.astype(np.float64), b.astype(np.float64), error), agreed=agreed)
+        return Comparison(**frame, **_figures(a.astype(np.float64), b.astype(np.float64), error, used), agreed=agreed)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     finite = np.isfinite(a) & np.isfinite(b)
     with np.errstate(invalid="ignore", over="ignore"):
         error = np.abs(b - a)
     agreed = bool((same | finite).all()) and _within(a[finite], error[finite], used)
-    return Comparison(**frame, **_figures(a[finite], b[finite], error[finite]), agreed=agreed)
+    return Comparison(**frame, **_figures(a[finite], b[finite], error[finite], used), agreed=agreed)
 
 
 def _wide(array: Array) -> Array:
@@ -95,32 +95,64 @@ def _within(reference: Array, error: Array, tolerance: Tolerance) -> bool:
 
 
 _NO_FIGURES: dict[str, Any] = dict.fromkeys(
-    ("max_abs_error", "mean_abs_error", "max_rel_error", "mean_rel_error", "cosine_similarity", "psnr")
+    (
+        "max_abs_error",
+        "mean_abs_error",
+        "max_rel_error",
+        "mean_rel_error",
+        "cosine_similarity",
+        "psnr",
+        "tolerance_used",
+        "histogram",
+    )
 )
 
 
-def _figures(a: Array, b: Array, error: Array) -> dict[str, Any]:
+@np.errstate(over="ignore")  # what overflows is a figure that does not exist
+def _figures(a: Array, b: Array, error: Array, tolerance: Tolerance) -> dict[str, Any]:
     """The statistics of finite float64 values ``a`` and ``b``. Relative errors are over the elements that are not 0."""
     if a.size == 0:
-        return {**_NO_FIGURES, "histogram": None}
+        return _NO_FIGURES
     scale = np.abs(a)
     relative = error[scale > 0] / scale[scale > 0]
-    norms = math.sqrt(float(np.dot(a.ravel(), a.ravel()))) * math.sqrt(float(np.dot(b.ravel(), b.ravel())))
-    cosine = (
-        min(1.0, max(-1.0, float(np.dot(a.ravel(), b.ravel())) / norms)) if norms else (1.0 if (a == b).all() else 0.0)
-    )
-    mean_square = float(np.mean(np.square(error)))
-    peak = float(a.max() - a.min()) or float(scale.max())
     counts, _ = np.histogram(np.clip(error[error > 0], _EDGES[0], _EDGES[-1]), bins=_EDGES)
     return {
         "max_abs_error": _finite(error.max()),
         "mean_abs_error": _finite(error.mean()),
         "max_rel_error": _finite(relative.max()) if relative.size else None,
         "mean_rel_error": _finite(relative.mean()) if relative.size else None,
-        "cosine_similarity": _finite(cosine),
-        "psnr": _finite(10 * math.log10(peak * peak / mean_square)) if mean_square and peak else None,
+        "cosine_similarity": _cosine(a.ravel(), b.ravel()),
+        "psnr": _psnr(a, error),
+        "tolerance_used": _tolerance_used(scale, error, tolerance),
         "histogram": Histogram(_EDGES, [int(count) for count in counts], int((error == 0).sum())),
     }
+
+
+def _cosine(a: Array, b: Array) -> float:
+    """1 for two vectors of zeros, 0 where only one is. Scaled, so that no square overflows."""
+    largest = float(np.abs(a).max()), float(np.abs(b).max())
+    if not all(largest):
+        return 1.0 if largest == (0.0, 0.0) else 0.0
+    a, b = a / largest[0], b / largest[1]
+    return min(1.0, max(-1.0, float(np.dot(a, b)) / math.sqrt(float(np.dot(a, a)) * float(np.dot(b, b)))))
+
+
+def _psnr(reference: Array, error: Array) -> float | None:
+    """In dB, the peak being the reference's range or, where it is constant, its size."""
+    peak = float(reference.max() - reference.min()) or float(np.abs(reference).max())
+    largest = float(error.max())
+    if not (peak and largest and math.isfinite(peak) and math.isfinite(largest)):
+        return None
+    mean_square = float(np.mean(np.square(error / largest)))
+    return 20 * (math.log10(peak) - math.log10(largest)) - 10 * math.log10(mean_square)
+
+
+def _tolerance_used(scale: Array, error: Array, tolerance: Tolerance) -> float | None:
+    wrong = error > 0
+    limit = tolerance.atol + tolerance.rtol * scale[wrong]
+    if not (limit > 0).all():
+        return None
+    return _finite((error[wrong] / limit).max(initial=0.0))
 
 
 def _finite(value: Any) -> float | None:

@@ -79,7 +79,8 @@ class Decline:
 class Histogram:
     """The elements of an output by absolute error: ``counts[i]`` lie in ``[edges[i], edges[i+1])``.
 
-    Errors of exactly zero are counted in ``zeros`` alone; elements that are not finite are left out.
+    Errors of exactly zero are counted in ``zeros`` alone, those beyond the ends in the first and last count; elements
+    that are not finite are left out.
     """
 
     edges: list[float]
@@ -112,6 +113,9 @@ class Comparison:
     mean_rel_error: float | None
     cosine_similarity: float | None
     psnr: float | None
+    tolerance_used: float | None
+    """The largest ``|candidate - reference| / (atol + rtol * |reference|)``: over 1 disagrees, and 0 is exactly equal.
+    ``None`` also where something is off that must be equal."""
     reference_nan: int
     candidate_nan: int
     reference_inf: int

@@ -95,6 +95,7 @@ def compared(
         "mean_rel_error": error,
         "cosine_similarity": None if error is None else 1.0,
         "psnr": 120.0 if error else None,
+        "tolerance_used": error and error / 2e-3,
         "reference_nan": 0,
         "candidate_nan": 0,
         "reference_inf": 0,
@@ -381,22 +382,20 @@ def test_the_index_lists_the_worst_first() -> None:
 
 
 def test_a_large_error_under_a_large_tolerance_is_no_worse_than_a_small_one_at_its_limit() -> None:
-    loose = compared("torch", "exported", error=0.1, tolerance=Tolerance(0.0, 10.0))
-    tight = compared("torch", "exported", error=1e-6, tolerance=Tolerance(0.0, 1.05e-6))
+    loose = compared("torch", "exported", error=0.1, tolerance=Tolerance(0.0, 10.0), tolerance_used=0.01)
+    tight = compared("torch", "exported", error=1e-6, tolerance=Tolerance(0.0, 1.05e-6), tolerance_used=0.95)
     assert badness(built("tight", comparisons=[tight])) < badness(built("loose", comparisons=[loose]))
 
 
-def test_the_tolerance_ratio_bounds_the_worst_element_and_heeds_the_verdict() -> None:
-    # One element, 1.0 against 1.002, is both extremes at once: 0.002 / (0.001 + 0.001 * 1).
-    exact = compared("torch", "exported", error=2e-3, max_rel_error=2e-3, agreed=False)
-    assert tolerance_ratio(exact) == pytest.approx(1.0)
-    half = dataclasses.replace(exact, max_abs_error=1e-3, max_rel_error=1e-3, agreed=True)
-    assert tolerance_ratio(half) == pytest.approx(0.5) and closeness(half) == "about 50 % of the tolerance"
-    loose = dataclasses.replace(exact, max_abs_error=5.0, max_rel_error=5.0, agreed=True)
-    assert tolerance_ratio(loose) == 1.0 and closeness(loose) == "within the tolerance"
-    assert tolerance_ratio(dataclasses.replace(exact, max_abs_error=None)) == math.inf
-    assert tolerance_ratio(compared("torch", "exported", error=0.0, tolerance=Tolerance(0.0, 0.0))) == 0.0
-    assert tolerance_ratio(dataclasses.replace(exact, tolerance=Tolerance(0.0, 0.0))) == math.inf
+def test_the_tolerance_ratio_is_the_measured_one_and_infinite_where_no_tolerance_covers_the_difference() -> None:
+    half = compared("torch", "exported", error=1e-3, tolerance_used=0.5)
+    assert tolerance_ratio(half) == 0.5 and closeness(half) == "50 % of the tolerance"
+    assert tolerance_ratio(dataclasses.replace(half, tolerance_used=3.0, agreed=False)) == 3.0
+    nan_elsewhere = dataclasses.replace(half, agreed=False)
+    assert tolerance_ratio(nan_elsewhere) == math.inf
+    must_be_equal = dataclasses.replace(half, tolerance=Tolerance(0.0, 0.0), tolerance_used=None, agreed=False)
+    assert tolerance_ratio(must_be_equal) == math.inf and closeness(must_be_equal) == "outside the tolerance"
+    assert tolerance_ratio(compared("torch", "exported", error=None, tolerance_used=None)) == 0.0
 
 
 def test_the_index_counts_each_status_and_shows_the_line_that_matters() -> None:

@@ -66,22 +66,11 @@ def change(before: object, after: object) -> str:
 
 
 def tolerance_ratio(comparison: Comparison) -> float:
-    """How much of the tolerance the worst element uses up: 1 is its limit. An estimate, from the extremes alone.
-
-    With ``a`` and ``r`` the largest absolute and relative error, every element has
-    ``error / (atol + rtol |reference|) = 1 / (atol / error + rtol |reference| / error) <= 1 / (atol / a + rtol / r)``.
-    The bound is loose where the two extremes are in different elements, so that the verdict, which looked at every
-    element, is allowed to cut it: at most 1 where the outputs agree, and at least 1 where they do not.
-    """
-    largest, relative, tolerance = comparison.max_abs_error, comparison.max_rel_error, comparison.tolerance
-    if largest is None:
-        return 0.0 if comparison.agreed else math.inf
-    if largest == 0:
-        bound = 0.0
-    else:
-        share = tolerance.atol / largest + (tolerance.rtol / relative if relative else 0.0)
-        bound = 1 / share if share else math.inf
-    return min(bound, 1.0) if comparison.agreed else max(bound, 1.0)
+    """How much of the tolerance the worst element uses up: 1 is its limit, and infinite what no tolerance covers."""
+    used = comparison.tolerance_used
+    if comparison.agreed:
+        return used or 0.0
+    return used if used is not None and used > 1 else math.inf
 
 
 def closeness(comparison: Comparison) -> str:
@@ -93,9 +82,7 @@ def closeness(comparison: Comparison) -> str:
     if comparison.max_abs_error == 0:
         return "exactly equal"
     ratio = tolerance_ratio(comparison)
-    if ratio == 1:
-        return "within the tolerance"  # The estimate reached beyond, and the verdict knows better.
-    return "under 1 % of the tolerance" if ratio < 0.01 else f"about {100 * ratio:.0f} % of the tolerance"
+    return "under 1 % of the tolerance" if ratio < 0.01 else f"{100 * ratio:.0f} % of the tolerance"
 
 
 def _severity(comparison: Comparison) -> tuple[bool, float, float]:

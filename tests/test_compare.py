@@ -1,0 +1,200 @@
+"""Every figure of a comparison against one worked out by hand, and when two outputs agree."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from bridge.compare import DEFAULT_TOLERANCES, compare_arrays, compare_stages, tolerance_for
+from bridge.result import Comparison, ConversionResult, Tolerance
+
+NAN, INF = math.nan, math.inf
+
+
+def compare(reference: Any, candidate: Any, tolerance: Any = None, dtype: Any = np.float32) -> Comparison:
+    a, b = (x if isinstance(x, np.ndarray) else np.array(x, dtype) for x in (reference, candidate))
+    return compare_arrays(a, b, stages=("torch", "exported"), inputs="example", output="y", tolerance=tolerance)
+
+
+def test_each_figure_is_the_one_worked_out_by_hand() -> None:
+    found = compare([1.0, 2.0, -4.0, 0.0], [1.5, 2.0, -3.0, 0.25], Tolerance(0.5, 0.25))
+    assert found.max_abs_error == 1.0
+    assert found.mean_abs_error == (0.5 + 0 + 1 + 0.25) / 4
+    assert found.max_rel_error == 0.5, "of 1.0, 2.0 and -4.0: the 0.0 has no relative error"
+    assert found.mean_rel_error == pytest.approx((0.5 + 0 + 0.25) / 3)
+    dot, norms = 1 * 1.5 + 2 * 2 + 4 * 3, math.sqrt(1 + 4 + 16) * math.sqrt(1.5**2 + 4 + 9 + 0.25**2)
+    assert found.cosine_similarity == pytest.approx(dot / norms, abs=1e-12)
+    assert found.psnr == pytest.approx(10 * math.log10(6**2 / ((0.25 + 0 + 1 + 0.0625) / 4)), abs=1e-9)
+    assert found.tolerance_used == max(0.5 / (0.25 + 0.5 * 1), 1 / (0.25 + 0.5 * 4), 0.25 / 0.25)
+    assert found.agreed
+    assert (found.reference_shape, found.candidate_shape) == ([4], [4])
+    assert (found.reference_dtype, found.candidate_dtype) == ("float32", "float32")
+
+
+def test_the_histogram_counts_every_finite_element_once() -> None:
+    errors = [0.0, 0.0, 1e-14, 3e-12, 2e-3, 9.9e-3, 1.5, 1e9]
+    found = compare([0.0] * 9, [*errors, NAN], Tolerance(0, 1e10), np.float64).histogram
+    assert found is not None
+    filled = {found.edges[index]: count for index, count in enumerate(found.counts) if count}
+    assert found.zeros == 2
+    assert filled == {1e-12: 2, 1e-3: 2, 1.0: 1, 1e5: 1}, "beyond the ends: the first and the last"
+    assert found.zeros + sum(found.counts) == len(errors)
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate", "agreed", "counts"),
+    [
+        ([NAN, 1.0], [NAN, 1.0], True, (1, 1, 0, 0)),
+        ([NAN, 1.0], [1.0, NAN], False, (1, 1, 0, 0)),
+        ([1.0, 1.0], [1.0, NAN], False, (0, 1, 0, 0)),
+        ([INF, -INF, 2.0], [INF, -INF, 2.0], True, (0, 0, 2, 2)),
+        ([INF], [-INF], False, (0, 0, 1, 1)),
+        ([INF], [3e38], False, (0, 0, 1, 0)),
+        ([INF], [NAN], False, (0, 1, 1, 0)),
+        ([NAN, NAN], [NAN, NAN], True, (2, 2, 0, 0)),
+    ],
+)
+def test_nan_and_infinity_agree_with_themselves_at_the_same_place_alone(
+    reference: list[float], candidate: list[float], agreed: bool, counts: tuple[int, ...]
+) -> None:
+    found = compare(reference, candidate)
+    assert (found.reference_nan, found.candidate_nan, found.reference_inf, found.candidate_inf) == counts
+    assert found.agreed == agreed, found
+    assert found.max_abs_error in (0.0, None), "only what is finite on both sides is measured"
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64, np.bool_])
+def test_integers_and_booleans_agree_where_they_are_equal_whatever_the_tolerance_for_floats(dtype: Any) -> None:
+    same = compare([0, 1, 1], [0, 1, 1], Tolerance(0.5, 5.0), dtype)
+    assert same.agreed and same.tolerance == Tolerance(0, 0) and same.tolerance_used == 0.0
+    other = compare([0, 1, 1], [0, 1, 0], Tolerance(0.5, 5.0), dtype)
+    assert not other.agreed and other.max_abs_error == 1.0
+    assert other.tolerance_used is None, "no number says how far beyond 'equal' it is"
+
+
+def test_integers_that_float64_cannot_tell_apart_are_told_apart() -> None:
+    assert not compare([2**53], [2**53 + 1], dtype=np.int64).agreed
+    far = compare([2**63 - 1], [-(2**63)], dtype=np.int64)
+    assert far.max_abs_error == 2.0**64 and not far.agreed
+
+
+def test_an_integer_output_has_the_tolerance_that_is_given_for_it_by_name() -> None:
+    found = compare([100, 200], [101, 200], {"y": Tolerance(0, 2)}, np.int32)
+    assert found.agreed and found.tolerance_used == 0.5
+
+
+def test_a_tolerance_by_name_goes_before_one_for_all_and_both_before_the_default() -> None:
+    given = {"y": Tolerance(0, 7), "": Tolerance(0, 3)}
+    assert tolerance_for("y", "float32", "float32", given).atol == 7
+    assert tolerance_for("z", "float32", "float32", given).atol == 3
+    assert tolerance_for("z", "int64", "int64", given) == Tolerance(0, 0)
+    assert tolerance_for("z", "float32", "float32", {"y": Tolerance(0, 7)}) == DEFAULT_TOLERANCES["float32"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate", "coarser"),
+    [("float64", "float32", "float32"), ("float32", "float16", "float16"), ("bfloat16", "float32", "bfloat16")],
+)
+def test_the_default_tolerance_is_that_of_the_coarser_side(reference: str, candidate: str, coarser: str) -> None:
+    assert tolerance_for("y", reference, candidate, None) == DEFAULT_TOLERANCES[coarser]
+
+
+def test_a_tolerance_is_kept_to_element_by_element_up_to_its_very_limit() -> None:
+    at, beyond = compare([8.0], [9.0], Tolerance(0.125, 0)), compare([8.0], [9.001], Tolerance(0.125, 0))
+    assert (at.agreed, at.tolerance_used) == (True, 1.0)
+    assert not beyond.agreed and beyond.tolerance_used == pytest.approx(1.001, rel=1e-4)
+    one_of_a_million = np.zeros(10**6, np.float32)
+    one_of_a_million[123] = 1.0
+    assert not compare(np.zeros(10**6, np.float32), one_of_a_million).agreed
+
+
+def test_an_element_that_must_be_equal_beside_others_with_room_leaves_no_ratio() -> None:
+    found = compare([0.0, 1.0], [1e-9, 1.0], Tolerance(0.1, 0.0))
+    assert not found.agreed and found.tolerance_used is None
+
+
+def test_other_shapes_disagree_and_say_both() -> None:
+    found = compare([[1.0, 2.0]], [1.0, 2.0])
+    assert not found.agreed and found.max_abs_error is None and found.histogram is None
+    assert found.note == "shapes differ: [1, 2] in torch, [2] in exported"
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0, 3)])
+def test_empty_outputs_agree_and_have_no_figures(shape: tuple[int, ...]) -> None:
+    found = compare(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+    assert found.agreed and found.max_abs_error is None and found.tolerance_used is None
+
+
+def test_outputs_without_axes_are_measured() -> None:
+    found = compare(np.float32(2.0).reshape(()), np.float32(2.5).reshape(()))
+    assert (found.max_abs_error, found.reference_shape, found.agreed) == (0.5, [], False)
+    assert found.cosine_similarity == 1.0
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_other_floats_are_measured_in_their_own_values(dtype: Any) -> None:
+    found = compare([1.0, 2.0], [1.0, 2.5], dtype=dtype)
+    assert found.max_abs_error == 0.5 and found.reference_dtype == np.dtype(dtype).name
+
+
+def test_float64_beside_float32_is_compared_by_value() -> None:
+    found = compare(np.array([0.1, 0.2]), np.array([0.1, 0.2], np.float32))
+    assert found.agreed and 0 < (found.max_abs_error or 0) < 1e-8
+    assert (found.reference_dtype, found.candidate_dtype) == ("float64", "float32")
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate"),
+    [
+        ([1e200, 2e200], [1e200, 2.5e200]),
+        ([1.0, 2.0], [1e300, 2.0]),
+        ([-1.7e308, 0.0], [1.7e308, 0.0]),
+        ([5e-324, 1.0], [1.0, 1.0]),
+        ([0.0, 0.0], [1.0, 1.0]),
+        ([0.0, 0.0], [0.0, 0.0]),
+        ([3.0, 3.0], [4.0, 4.0]),
+    ],
+)
+def test_extreme_values_give_figures_or_none_and_never_an_error(
+    reference: list[float], candidate: list[float], recwarn: pytest.WarningsRecorder
+) -> None:
+    found = compare(reference, candidate, dtype=np.float64)
+    figures = (found.max_abs_error, found.mean_abs_error, found.max_rel_error, found.cosine_similarity, found.psnr)
+    assert all(figure is None or math.isfinite(figure) for figure in figures), found
+    assert not [str(item.message) for item in recwarn]
+
+
+def test_the_cosine_of_vectors_too_large_to_square_is_right() -> None:
+    assert compare([1e200, 0.0], [1e200, 1e200], dtype=np.float64).cosine_similarity == pytest.approx(2**-0.5)
+    assert compare([0.0, 0.0], [1.0, 0.0]).cosine_similarity == 0.0
+    assert compare([0.0, 0.0], [0.0, 0.0]).cosine_similarity == 1.0
+
+
+def test_the_psnr_of_equal_outputs_is_infinite_which_none_stands_for() -> None:
+    found = compare([1.0, 2.0], [1.0, 2.0])
+    assert found.psnr is None and found.max_abs_error == 0.0 and found.tolerance_used == 0.0
+
+
+def test_every_case_and_output_is_compared_through_polygraphy() -> None:
+    reference = [{"a": np.zeros(2, np.float32), "b": np.array([1, 2])}, {"a": np.ones(3, np.float32), "b": np.array(3)}]
+    candidate = [{"b": np.array([1, 2]), "a": np.zeros(2, np.float32)}, {"a": np.ones(3, np.float32), "b": np.array(4)}]
+    found = compare_stages(("exported", "rewritten"), ["example", "max"], reference, candidate, None)
+    assert [(item.inputs, item.output, item.agreed) for item in found] == [
+        ("example", "a", True),
+        ("example", "b", True),
+        ("max", "a", True),
+        ("max", "b", False),
+    ]
+    assert {(item.reference, item.candidate) for item in found} == {("exported", "rewritten")}
+
+
+def test_a_comparison_is_the_same_after_json(tmp_path: Path) -> None:
+    result = ConversionResult("m", comparisons=[compare([1.0, NAN], [1.0, NAN]), compare([[1.0]], [1.0])])
+    (tmp_path / "result.json").write_text(json.dumps(result.to_dict(tmp_path), allow_nan=False))
+    assert ConversionResult.load(tmp_path / "result.json").comparisons == result.comparisons
