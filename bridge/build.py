@@ -50,6 +50,8 @@ class BuildOutcome:
     inputs: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[dict[str, Any]] = field(default_factory=list)
     compute_capabilities: list[list[int]] = field(default_factory=list)
+    seconds: float = 0.0
+    """Inside TensorRT's parser and builder."""
 
 
 def build(

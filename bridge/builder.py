@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def run(job: BuildJob) -> BuildOutcome:
         trt.init_libnvinfer_plugins(logger, "")
     builder, network = CreateNetwork()()[:2]
     parser = trt.OnnxParser(network, logger)
+    began = time.perf_counter()
     if not parser.parse_from_file(job.onnx):
         refusals = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
         return BuildOutcome(error="the parser refuses the model and does not say why", refusals=refusals)
@@ -64,6 +66,7 @@ def run(job: BuildJob) -> BuildOutcome:
         engine = EngineBytesFromNetwork((builder, network, parser), config=_config(job, inputs))()
     except PolygraphyException as error:
         return BuildOutcome(error=f"the builder refuses the model: {error}", **described)
+    described["seconds"] = round(time.perf_counter() - began, 4)
     try:
         _write(Path(job.engine), engine)
     except OSError as error:

@@ -424,6 +424,7 @@ class Conversion:
             "outputs": [asdict(item) for item in result.outputs],
             "engine_inputs": outcome.inputs,
             "engine_outputs": outcome.outputs,
+            "tensorrt_seconds": outcome.seconds,
             "onnx_sha256": _sha256(result.onnx),
             "engine_sha256": _sha256(partial / ENGINE),
         }
