@@ -6,6 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,10 @@ def take_apart(
 
     if isinstance(inputs, torch.Tensor):
         inputs = (inputs,)
+    if not isinstance(inputs, (tuple, list, Mapping)):
+        raise UsageError(
+            f"inputs: a {type(inputs).__name__}; give a tuple of positional arguments or a dict of keyword arguments."
+        )
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
     try:
         bound = inspect.signature(forward).bind(*args, **kwargs)
@@ -76,10 +81,10 @@ def take_apart(
         ) from error
     leaves, spec = pytree.tree_flatten_with_path(((args), dict(kwargs)))
     parameters = _parameter_names(bound, len(args))
-    tensors: dict[str, torch.Tensor] = {}
+    found: list[str] = []
     values: list[Any] = []
     places: list[int] = []
-    for index, (path, leaf) in enumerate(leaves):
+    for place, (path, leaf) in enumerate(leaves):
         values.append(leaf)
         if isinstance(leaf, torch.Tensor):
             name = _dotted(path, parameters)
@@ -87,19 +92,21 @@ def take_apart(
                 raise UsageError(
                     f"input {name!r}: is {leaf.dtype}, which TensorRT has not; it takes {', '.join(DTYPES)}."
                 )
-            tensors[name] = leaf
-            places.append(index)
+            found.append(name)
+            places.append(place)
         elif not isinstance(leaf, CONSTANTS):
             raise UsageError(
                 f"input {_dotted(path, parameters)!r}: is a {type(leaf).__name__}, neither a tensor nor a constant. "
                 "Register a dataclass of tensors with torch.export.register_dataclass, or pass its tensors one by one."
             )
-    if not tensors:
+    if not found:
         raise UsageError("inputs: hold no tensor; an engine needs at least one input.")
     if names is not None:
-        if len(names) != len(tensors) or len(set(names)) != len(names):
-            raise UsageError(f"input_names: {list(names)} for {len(tensors)} inputs ({', '.join(tensors)}).")
-        tensors = dict(zip(names, tensors.values(), strict=True))
+        check_names("input_names", names, found)
+    for name in found if names is None else ():
+        if found.count(name) > 1:
+            raise UsageError(f"inputs: two of them come to be called {name!r}; give input_names.")
+    tensors = dict(zip(names or found, (values[place] for place in places), strict=True))
 
     def rebuild(given: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         filled = list(values)
@@ -109,6 +116,15 @@ def take_apart(
         return positional, keywords
 
     return Call(tensors, rebuild)
+
+
+def check_names(what: str, names: Sequence[str], own: Sequence[str]) -> None:
+    """Raises UsageError where ``names`` are not one for each tensor that is called ``own``, all different."""
+    if len(names) != len(own) or len(set(names)) != len(names) or not all(names):
+        kind = what.removesuffix("_names")
+        raise UsageError(
+            f"{what}: {list(names)} for {len(own)} {kind}s ({', '.join(own)}); give one name for each, all different."
+        )
 
 
 def _parameter_names(bound: inspect.BoundArguments, positional: int) -> list[str]:
@@ -132,15 +148,15 @@ def _dotted(path: Sequence[Any], parameters: Sequence[str]) -> str:
 # --- shapes ------------------------------------------------------------------------------------------------------
 
 
-def make_profiles(
-    given: Mapping[str, Any] | None, shapes: Mapping[str, Sequence[int]], *, strict: bool = True
-) -> dict[str, Profile]:
+def make_profiles(given: Mapping[str, Any] | None, shapes: Mapping[str, Sequence[int]]) -> dict[str, Profile]:
     """A profile for every input: the given one, or the static shape of the example.
 
-    ``strict`` holds the example to lie within the profile. Raises UsageError for an unknown input, a profile that is
-    no three shapes of the input's rank, min > opt or opt > max, or an example outside of it.
+    Raises UsageError for an unknown input, a profile that is no three shapes of the input's rank, min > opt or
+    opt > max, or an example outside of it.
     """
-    given = dict(given or {})
+    given = {} if given is None else given
+    if not isinstance(given, Mapping):
+        raise UsageError(f"profiles: a {type(given).__name__}; give {{input: (min shape, opt shape, max shape)}}.")
     for name in given:
         if name not in shapes:
             near = difflib.get_close_matches(name, shapes, 1)
@@ -149,15 +165,13 @@ def make_profiles(
     profiles = {}
     for name, shape in shapes.items():
         static = tuple(int(size) for size in shape)
-        profiles[name] = (
-            _profile(name, given[name], static, strict) if name in given else Profile(static, static, static)
-        )
+        profiles[name] = _profile(name, given[name], static) if name in given else Profile(static, static, static)
     return profiles
 
 
-def _profile(name: str, value: Any, example: Shape, strict: bool) -> Profile:
+def _profile(name: str, value: Any, example: Shape) -> Profile:
     try:
-        low, opt, high = (tuple(int(size) for size in shape) for shape in value)
+        low, opt, high = (tuple(index(size) for size in shape) for shape in value)
     except (TypeError, ValueError) as error:
         raise UsageError(f"profiles: {name!r}: {value!r} is not three shapes (min, opt, max).") from error
     if {len(low), len(opt), len(high)} != {len(example)}:
@@ -167,10 +181,15 @@ def _profile(name: str, value: Any, example: Shape, strict: bool) -> Profile:
             raise UsageError(
                 f"profiles: {name!r}, axis {axis}: min {smallest}, opt {usual}, max {largest} are not in this order."
             )
-        if strict and not smallest <= example[axis] <= largest:
+        if not smallest <= example[axis] <= largest:
             raise UsageError(
                 f"profiles: {name!r}, axis {axis}: the example input has {example[axis]}, "
                 f"outside of {smallest} to {largest}."
+            )
+        if example[axis] == 0 and largest:
+            raise UsageError(
+                f"profiles: {name!r}, axis {axis}: the example input is empty there, and has no values to repeat "
+                f"{largest} times."
             )
     return Profile(low, opt, high)
 
@@ -179,8 +198,6 @@ def resized(array: Array, shape: Sequence[int]) -> Array:
     """``array`` cut or repeated along each axis until it has ``shape``: its values stay in their range."""
     for axis, size in enumerate(shape):
         if array.shape[axis] != size:
-            if array.shape[axis] == 0 and size:
-                raise UsageError(f"an example input is empty along axis {axis}: it cannot be repeated to {size}.")
             array = np.take(array, np.arange(size) % max(1, array.shape[axis]), axis)
     return np.ascontiguousarray(array)
 

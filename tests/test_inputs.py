@@ -1,0 +1,170 @@
+"""Example inputs: their names, what may be nested in them, and the shapes that profiles allow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from bridge.errors import UsageError
+from bridge.inputs import DTYPES, Profile, make_cases, make_profiles, resized, take_apart
+from bridge.tensors import to_numpy, to_torch
+
+
+@dataclass
+class Boxes:
+    corners: torch.Tensor
+    scores: torch.Tensor
+    label: str = "cat"
+
+
+torch.export.register_dataclass(Boxes)
+
+A, B, C = torch.zeros(1), torch.ones(2), torch.full((3,), 2.0)
+
+
+def names(forward: Any, inputs: Any) -> list[str]:
+    return list(take_apart(forward, inputs).tensors)
+
+
+@pytest.mark.parametrize(
+    ("forward", "inputs", "expected"),
+    [
+        (lambda x: 0, A, ["x"]),
+        (lambda x, y: 0, (A, B), ["x", "y"]),
+        (lambda x, y: 0, [A, B], ["x", "y"]),
+        (lambda x, y: 0, {"y": A, "x": B}, ["y", "x"]),
+        (lambda x, y=None, *, z: 0, {"x": A, "z": B}, ["x", "z"]),
+        (lambda *images: 0, (A, B), ["images.0", "images.1"]),
+        (lambda first, *rest: 0, (A, B, C), ["first", "rest.0", "rest.1"]),
+        (lambda **anything: 0, {"a": A, "b": B}, ["a", "b"]),
+        (lambda x, state: 0, (A, (B, C)), ["x", "state.0", "state.1"]),
+        (
+            lambda batch: 0,
+            ({"image": A, "more": [B, {"deep": C}]},),
+            ["batch.image", "batch.more.0", "batch.more.1.deep"],
+        ),
+        (lambda x: 0, (Boxes(A, B),), ["x.corners", "x.scores"]),
+        (lambda x, mode, n, flag, nothing: 0, (A, "fast", 3, True, None), ["x"]),
+        (lambda x, mode, y: 0, (A, 2.5, B), ["x", "y"]),
+    ],
+)
+def test_an_input_is_named_after_the_parameter_with_dots_where_it_is_nested(
+    forward: Any, inputs: Any, expected: list[str]
+) -> None:
+    assert names(forward, inputs) == expected
+
+
+def test_the_call_is_put_together_again_as_it_was_with_other_tensors_in_it() -> None:
+    call = take_apart(lambda x, boxes, mode, **more: 0, (A, Boxes(B, C, "dog"), "fast"))
+    args, kwargs = call.rebuild([torch.tensor(7.0), torch.tensor(8.0), torch.tensor(9.0)])
+    assert kwargs == {}
+    assert args[0] == 7 and args[1] == Boxes(torch.tensor(8.0), torch.tensor(9.0), "dog") and args[2] == "fast"
+
+
+@pytest.mark.parametrize(
+    ("forward", "inputs", "words"),
+    [
+        (lambda x, y: 0, (A,), ["missing a required argument: 'y'", "(x, y)", "1 positional"]),
+        (lambda x: 0, (A, B), ["too many positional arguments", "(x)"]),
+        (lambda x: 0, {"z": A}, ["'x'", "(x)"]),
+        (lambda x: 0, (torch.zeros(1, dtype=torch.complex64),), ["input 'x'", "torch.complex64", "float32"]),
+        (lambda x: 0, ([torch.zeros(1, dtype=torch.int16)],), ["input 'x.0'", "torch.int16", "int32"]),
+        (lambda x: 0, (np.zeros(1),), ["input 'x'", "ndarray"]),
+        (lambda x, y: 0, (A, object()), ["input 'y'", "object", "register_dataclass"]),
+        (lambda x: 0, (3,), ["no tensor"]),
+        (lambda x: 0, 5, ["inputs", "int", "tuple"]),
+        (lambda x: 0, ({"a.b": A, "a": {"b": B}},), ["'x.a.b'", "input_names"]),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_with_the_input_and_what_is_taken(
+    forward: Any, inputs: Any, words: list[str]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        take_apart(forward, inputs)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("given", [["a"], ["a", "b", "c"], ["a", "a"], ["a", ""]])
+def test_given_input_names_must_be_one_for_each_tensor(given: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"input_names: .*for 2 inputs \(x, y\)"):
+        take_apart(lambda x, y: 0, (A, B), given)
+
+
+def test_given_input_names_are_used() -> None:
+    call = take_apart(lambda x, y: 0, (A, B), ["pixels", "mask"])
+    assert list(call.tensors) == ["pixels", "mask"] and call.tensors["mask"] is B
+
+
+# --- profiles ----------------------------------------------------------------------------------------------------
+
+
+def test_an_input_without_a_profile_is_static_at_the_shape_of_its_example() -> None:
+    profiles = make_profiles({"x": ((1, 3), (2, 3), (8, 3))}, {"x": (2, 3), "y": (5,)})
+    assert profiles == {"x": Profile((1, 3), (2, 3), (8, 3)), "y": Profile((5,), (5,), (5,))}
+    assert (profiles["x"].dynamic_axes, profiles["y"].dynamic_axes) == ((0,), ())
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"imge": ((1,), (2,), (3,))}, ["'imge' is no input", "image, mask", "Did you mean 'image'?"]),
+        ({"image": ((3, 4), (2, 4), (8, 4))}, ["'image', axis 0", "min 3, opt 2, max 8"]),
+        ({"image": ((1, 4), (9, 4), (8, 4))}, ["'image', axis 0", "opt 9, max 8"]),
+        ({"image": ((-1, 4), (2, 4), (8, 4))}, ["'image', axis 0", "min -1"]),
+        ({"image": ((1,), (2,), (3,))}, ["'image': has 2 axes"]),
+        ({"image": ((1, 4), (2, 4))}, ["'image'", "not three shapes"]),
+        ({"image": "abc"}, ["'image'", "not three shapes"]),
+        ({"image": ((1.5, 4), (2, 4), (3, 4))}, ["'image'", "not three shapes"]),
+        ({"image": ((3, 4), (4, 4), (8, 4))}, ["'image', axis 0", "example input has 2", "3 to 8"]),
+        ({"image": ((1, 5), (1, 5), (1, 5))}, ["'image', axis 0", "example input has 2"]),
+        ([("image", "mask", "x")], ["profiles", "min shape"]),
+    ],
+)
+def test_a_profile_that_cannot_be_is_refused_with_the_input_the_axis_and_the_numbers(
+    given: Any, words: list[str]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_profiles(given, {"image": (2, 4), "mask": (2,)})
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_cases_are_the_example_and_the_ends_of_the_profiles_each_shape_once() -> None:
+    example = {"x": np.arange(6.0).reshape(2, 3), "n": np.array([4, 5])}
+    profiles = make_profiles({"x": ((1, 3), (2, 3), (5, 3)), "n": ((2,), (2,), (3,))}, {"x": (2, 3), "n": (2,)})
+    cases = make_cases(example, profiles)
+    assert [case.name for case in cases] == ["example", "min", "max"]
+    assert cases[1].feeds["x"].shape == (1, 3) and cases[2].feeds["n"].tolist() == [4, 5, 4]
+    assert cases[2].feeds["x"][:, 0].tolist() == [0.0, 3.0, 0.0, 3.0, 0.0], "values are repeated, so indices stay valid"
+    static = make_profiles(None, {"x": (2, 3), "n": (2,)})
+    assert [case.name for case in make_cases(example, static)] == ["example"]
+    at_min = make_profiles({"x": ((2, 3), (2, 3), (4, 3))}, {"x": (2, 3), "n": (2,)})
+    assert [case.name for case in make_cases(example, at_min)] == ["example", "max"]
+
+
+def test_an_empty_example_cannot_be_made_larger() -> None:
+    with pytest.raises(UsageError, match="'x', axis 0: the example input is empty there"):
+        make_profiles({"x": ((0, 2), (1, 2), (4, 2))}, {"x": (0, 2)})
+    assert resized(np.zeros((3, 2)), (0, 2)).shape == (0, 2)
+
+
+# --- dtypes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_goes_to_numpy_and_back_without_a_change(dtype: str) -> None:
+    tensor = torch.tensor([0, 1, 1, 0]).to(getattr(torch, dtype)).reshape(2, 2).T
+    array = to_numpy(tensor)
+    assert array.dtype == np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
+    back = to_torch(array)
+    assert back.dtype == tensor.dtype and torch.equal(back, tensor)
+
+
+def test_what_comes_back_is_a_copy_that_in_place_code_may_change() -> None:
+    array = np.zeros(3, np.float32)
+    to_torch(array).add_(1)
+    assert array.tolist() == [0, 0, 0]
