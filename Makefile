@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .PHONY: demo test lint setup clean
 
 demo: $(VENV)/examples
-	$(BIN)/python scripts/convert.py examples/models.yaml -o $(OUT)
+	$(BIN)/python scripts/convert.py examples/models.yaml -o $(OUT) --jobs $(JOBS)
 	@echo "The reports: $(OUT)/index.html"
 
 test: $(VENV)/examples

@@ -96,13 +96,13 @@ class Outside:
 
 
 @contextlib.contextmanager
-def watching(samples: list[tuple[float, int]]) -> Iterator[None]:
+def watching(samples: list[tuple[float, int, int]]) -> Iterator[None]:
     """Samples the PSS of this process and its descendants until the block ends."""
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(0.05):
-            samples.append((time.perf_counter(), _tree_pss(os.getpid())))
+            samples.append((time.perf_counter(), *_tree_pss(os.getpid())))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -113,16 +113,19 @@ def watching(samples: list[tuple[float, int]]) -> Iterator[None]:
         thread.join()
 
 
-def _tree_pss(root: int) -> int:
-    total, waiting = 0, [root]
+def _tree_pss(root: int) -> tuple[int, int]:
+    """Bytes of all pages, and of those that are not merely a file's (which the system can drop)."""
+    total, anonymous, waiting = 0, 0, [root]
     while waiting:
         process = Path(f"/proc/{waiting.pop()}")
         with contextlib.suppress(OSError):  # it has just ended
             rollup = (process / "smaps_rollup").read_text()
-            total += next(int(line.split()[1]) << 10 for line in rollup.splitlines() if line.startswith("Pss:"))
+            sizes = {line.split()[0]: int(line.split()[1]) << 10 for line in rollup.splitlines()[1:]}
+            total += sizes["Pss:"]
+            anonymous += sizes["Pss:"] - sizes["Pss_File:"]
             for task in (process / "task").iterdir():
                 waiting.extend(map(int, (task / "children").read_text().split()))
-    return total
+    return total, anonymous
 
 
 def rewriting_alone(exported: Path, folder: Path) -> tuple[float, int]:
@@ -162,7 +165,7 @@ def main() -> None:
     example = torch.randn(1, 3, 224, 224) if small else torch.randn(1, options.width)
     size = sum(parameter.numel() * parameter.element_size() for parameter in (*model.parameters(), *model.buffers()))
     outside = Outside()
-    samples: list[tuple[float, int]] = []
+    samples: list[tuple[float, int, int]] = []
     stages: list[tuple[float, str]] = []
     session = onnxruntime.InferenceSession
     patches = (
@@ -202,12 +205,14 @@ def main() -> None:
     print(
         f"  reading, rewriting and writing alone: {alone[0]:.2f} s, {alone[1] / MIB:.0f} MiB ({alone[1] / size:.2f} of the weights)"
     )
-    print(f"  memory before: {samples[0][1] / GIB:.2f} GiB; highest: {max(pss for _, pss in samples) / GIB:.2f} GiB")
+    before, highest, kept = samples[0][1], max(item[1] for item in samples), max(item[2] for item in samples)
+    print(f"  memory before: {before / GIB:.2f} GiB; highest: {highest / GIB:.2f} GiB, {kept / GIB:.2f} GiB without file pages")
     ends = [*(when for when, _ in stages[1:]), float("inf")]
     for (start, stage), end in zip(stages, ends, strict=True):
-        inside = [pss for when, pss in samples if start <= when < end]
+        inside = [item for item in samples if start <= item[0] < end]
         if inside:
-            print(f"    {stage:10} {max(inside) / GIB:6.2f} GiB")
+            total, anonymous = (max(item[place] for item in inside) / GIB for place in (1, 2))
+            print(f"    {stage:10} {total:6.2f} GiB, {anonymous:6.2f} GiB without file pages")
 
 
 if __name__ == "__main__":

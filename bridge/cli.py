@@ -18,6 +18,7 @@ from .errors import BridgeError, UsageError
 
 if TYPE_CHECKING:
     from .result import ConversionResult
+    from .spec import ModelSpec
 
 _SOURCES = """\
 A SOURCE is one of
@@ -91,6 +92,7 @@ def _describe_convert(parser: argparse.ArgumentParser) -> None:
     add("sources", nargs="+", metavar="SOURCE", help="a manifest, an ONNX file, or package.module:function (see below)")
     add("-o", "--output", type=Path, required=True, metavar="DIR", help="the folder that the results go to")
     add("--jobs", type=_count, default=1, metavar="N", help="models converted at the same time (default: 1)")
+    add("--only", action="append", metavar="NAME", help="of all models, this one alone; repeat for more")
     options = parser.add_argument_group("options of the conversion")
     add = options.add_argument
     add("--target", help="tensorrt or tensorrt-rtx, with a version where it is not the installed one (default: auto)")
@@ -179,6 +181,8 @@ def _convert(arguments: argparse.Namespace) -> int:
     from .progress import make_progress, print_results
 
     specs = read_sources(arguments.sources, _overrides(arguments))
+    if arguments.only:
+        specs = _only(specs, arguments.only)
     try:
         results = run_batch(
             specs,
@@ -193,6 +197,14 @@ def _convert(arguments: argparse.Namespace) -> int:
         raise
     print_results(results, arguments.output)
     return exit_status(results)
+
+
+def _only(specs: Sequence[ModelSpec], names: Sequence[str]) -> list[ModelSpec]:
+    known = [spec.name for spec in specs]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(f"--only: no model is called {' or '.join(map(repr, unknown))}; there are {', '.join(known)}")
+    return [spec for spec in specs if spec.name in names]
 
 
 def exit_status(results: Sequence[ConversionResult]) -> int:

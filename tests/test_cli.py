@@ -223,3 +223,12 @@ def test_the_script_is_the_same_command_from_a_checkout(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr == f"convert.py: no such file: {tmp_path}/none.onnx\n"
+
+
+def test_one_model_of_a_manifest_can_be_converted_alone(zoo: Path) -> None:
+    (zoo / "m.yaml").write_text("models:\n  - {name: a, source: 'zoo:good'}\n  - {name: b, source: 'zoo:good'}\n")
+    assert run_cli("convert", "m.yaml", "-o", "out", "--only", "b", cwd=zoo).returncode == 0
+    assert [item["name"] for item in json.loads((zoo / "out" / "summary.json").read_text())["models"]] == ["b"]
+    refused = run_cli("convert", "m.yaml", "-o", "out", "--only", "c", cwd=zoo)
+    assert refused.returncode == 2
+    assert "no model is called 'c'; there are a, b" in refused.stderr
