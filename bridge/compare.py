@@ -6,6 +6,7 @@ A stage is anything that Polygraphy has a runner for: the torch module, an ONNX 
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -188,8 +189,11 @@ def run_stage(name: str, make_runner: Callable[[], Any], feeds: Sequence[Feeds])
     return [{key: _as_numpy(value) for key, value in item.items()} for item in results[0][1]]
 
 
+_PLACE_IN_ONNXRUNTIME = re.compile(r"/onnxruntime_src/\S+ [^()]*\([^()]*\)(?: const)? ")
+
+
 def _first_lines(error: BaseException) -> str:
-    return " ".join(str(error).split())[:600]
+    return _PLACE_IN_ONNXRUNTIME.sub("", " ".join(str(error).split()))[:600]
 
 
 def _for_polygraphy(feed: Feeds) -> OrderedDict[str, Any]:
@@ -253,8 +257,8 @@ def compare_stages(
 
 
 def onnx_runner(path: Path, name: str) -> Any:
-    """A Polygraphy runner of an ONNX file: in ONNX Runtime or, for what its CPU kernels lack (bfloat16), in onnx's
-    reference evaluator."""
+    """A Polygraphy runner of an ONNX file: in ONNX Runtime or, for what it lacks of bfloat16 (most CPU kernels, and
+    tensors to and from Python), in onnx's reference evaluator."""
     import onnxruntime as ort
     from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as Lacking
     from polygraphy.backend.onnxrt import OnnxrtRunner
@@ -269,6 +273,8 @@ def onnx_runner(path: Path, name: str) -> Any:
     try:
         ready = session()
     except Lacking:
+        return _reference_runner(path, name)
+    if any("bfloat16" in item.type for item in (*ready.get_inputs(), *ready.get_outputs())):
         return _reference_runner(path, name)
     return OnnxrtRunner(lambda: ready, name=name)
 

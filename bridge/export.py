@@ -7,6 +7,8 @@ same names, order and dynamic axes however nested the arguments are, and constan
 from __future__ import annotations
 
 import contextlib
+import inspect
+import io
 import logging
 import re
 import traceback
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ExportError, UsageError
-from .inputs import Array, Call, Case, Profile, resized
+from .inputs import Array, Call, Case, Profile, check_names, resized
 from .tensors import to_numpy, to_torch
 
 if TYPE_CHECKING:
@@ -57,28 +59,33 @@ class Source:
                 f"the module raises in forward: {type(error).__name__}: {error}{_user_line(error)}. "
                 f"Its inputs were {_shapes(feeds)}."
             ) from error
-        flat = flatten_outputs(result)
-        if not flat:
+        names, outputs = flatten_outputs(result)
+        if not outputs:
             raise ExportError("the module returns no tensor: there is nothing for an engine to compute.")
         if not self.output_names:
-            self.output_names = list(flat)
-        return {name: to_numpy(tensor) for name, tensor in zip(self.output_names, flat.values(), strict=True)}
+            self.output_names = [f"output.{name}" if name in self.call.tensors else name for name in names]
+        check_names("output_names", self.output_names, names)
+        for name in self.output_names:
+            if name in self.call.tensors:
+                raise UsageError(f"output_names: {name!r} is the name of an input.")
+        return {name: to_numpy(tensor) for name, tensor in zip(self.output_names, outputs, strict=True)}
 
 
-def flatten_outputs(result: Any) -> dict[str, torch.Tensor]:
-    """The tensors of a nested result, named after their keys, fields and places."""
+def flatten_outputs(result: Any) -> tuple[list[str], list[torch.Tensor]]:
+    """The tensors of a nested result and their names, after keys, fields and places; complex ones as pairs of reals."""
     import torch
     from torch.utils import _pytree as pytree
 
-    leaves, _ = pytree.tree_flatten_with_path(result)
-    named: dict[str, torch.Tensor] = {}
-    for path, leaf in leaves:
+    names: list[str] = []
+    tensors: list[torch.Tensor] = []
+    for path, leaf in pytree.tree_flatten_with_path(result)[0]:
         if isinstance(leaf, torch.Tensor):
             steps = [str(getattr(step, "key", getattr(step, "idx", getattr(step, "name", step)))) for step in path]
             if not steps or steps[0].isdigit():
                 steps.insert(0, "output")
-            named[".".join(steps)] = torch.view_as_real(leaf) if leaf.is_complex() else leaf
-    return named
+            names.append(".".join(steps))
+            tensors.append(torch.view_as_real(leaf) if leaf.is_complex() else leaf)
+    return names, tensors
 
 
 def make_source(
@@ -95,17 +102,40 @@ def make_source(
             f"{type(source).__name__} {getattr(source, 'original_name', '')!r}: torch.onnx exports no ScriptModule. "
             "Give the nn.Module that it was scripted or traced from, or an ONNX file."
         )
-    if program is not None and inputs is None:
-        args, kwargs = program.example_inputs or ((), {})
-        inputs = kwargs if kwargs and not args else args
+    module = program.module() if program is not None else source
+    positional = None
+    if program is not None and program.example_inputs is not None:
+        args, kwargs = program.example_inputs
+        positional = len(args)
+        if inputs is None:
+            inputs = inspect.signature(module.forward).bind(*args, **kwargs).arguments
     if inputs is None:
         raise UsageError("inputs: a torch module is exported by running it; give example inputs.")
-    module = program.module() if program is not None else source
-    call = take_apart(module.forward, inputs, input_names, f"{type(module).__name__}.forward")
+    call = take_apart(module.forward, inputs, input_names, f"{type(module).__name__}.forward", positional)
     made = Source(module, call, program)
     if output_names is not None:
         made.output_names = list(output_names)
     return made
+
+
+def check_static_axes(source: Source, profiles: Mapping[str, Profile]) -> None:
+    """Raises UsageError where a profile is dynamic along an axis that an ExportedProgram has as a constant."""
+    import torch
+
+    if source.program is None:
+        return
+    names = {spec.arg.name for spec in source.program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
+    values = [
+        node.meta.get("val") for node in source.program.graph.nodes if node.op == "placeholder" and node.name in names
+    ]
+    shapes = [value.shape for value in values if isinstance(value, torch.Tensor)]
+    for name, shape in zip(source.call.tensors, shapes, strict=True):
+        for axis in profiles[name].dynamic_axes:
+            if isinstance(shape[axis], int):
+                raise UsageError(
+                    f"profiles: {name!r}, axis {axis}: the ExportedProgram has the constant {shape[axis]} there; "
+                    "export it with dynamic_shapes."
+                )
 
 
 @contextlib.contextmanager
@@ -166,7 +196,8 @@ def export(
             reason = _lost_axes(path, profiles) or accept(path)
         if reason is None:
             files = (path.name + ".data", path.name) if path.with_name(path.name + ".data").exists() else (path.name,)
-            notes = [f"exported by torch.onnx's older exporter ({exporter}), since {item}" for item in reasons]
+            age = "older" if exporter == "torchscript" else "newer"
+            notes = [f"exported by torch.onnx's {age} exporter ({exporter}), since {item}" for item in reasons]
             return Exported(exporter, files, notes)
         reasons.append(f"{exporter}: {reason}")
     raise ExportError("torch.onnx does not export the module.\n" + "\n".join(reasons))
@@ -199,7 +230,7 @@ def _export_with(
     except OSError:
         raise  # the disk's failure, not the exporter's
     except Exception as error:  # noqa: BLE001 - exporters raise whatever the traced code or torch raises
-        return one_line(error)
+        return one_line(error, list(source.call.tensors))
     return None
 
 
@@ -224,7 +255,7 @@ def _wrapped(source: Source) -> torch.nn.Module:
 
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             args, kwargs = source.call.rebuild(tensors)
-            return tuple(flatten_outputs(self.bridge_module(*args, **kwargs)).values())
+            return tuple(flatten_outputs(self.bridge_module(*args, **kwargs))[1])
 
     flat = Flat()
     flat.training = False  # not .eval(): that would reach the user's module, which the caller sees to
@@ -295,19 +326,23 @@ def _lost_axes(path: Path, profiles: Mapping[str, Profile]) -> str | None:
 # --- words -------------------------------------------------------------------------------------------------------
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_SPECIALISED = re.compile(
-    r"You marked (?P<what>.+?) as dynamic but your code specialized it to be a constant \((\d+)\)"
+_SPECIALISED = (
+    re.compile(r"You marked (?P<what>.+?) as dynamic but your code specialized it to be a constant \((?P<size>\d+)\)"),
+    re.compile(r"tracing inferred a static shape of (?P<size>\d+) for dimension (?P<what>.+?\.shape\[\d+\])"),
 )
+"""How torch.export says that a dynamic axis has become constant; they stand for one another from release to release."""
+_PLACE = re.compile(r"\['(?:tensors|flat_args)'\]\[(?P<input>\d+)\]\.(?:shape|size\(\))\[(?P<axis>\d+)\]")
 
 
-def one_line(error: BaseException) -> str:
-    """The innermost cause of an exporter's error, in one line."""
+def one_line(error: BaseException, inputs: Sequence[str] = ()) -> str:
+    """The innermost cause of an exporter's error, in one line, with ``inputs`` for the names of the wrapper's."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = _ANSI.sub("", str(error))
-    match = _SPECIALISED.search(text)
-    if match:
-        return f"{match['what']} was declared dynamic and has become the constant {match[2]} in the module's code"
+    for match in filter(None, (pattern.search(text) for pattern in _SPECIALISED)):
+        place = _PLACE.search(match["what"])
+        what = f"axis {place['axis']} of {inputs[int(place['input'])]!r}" if place and inputs else match["what"]
+        return f"{what} was declared dynamic and has become the constant {match['size']} in the module's code"
     lines = [line.strip() for line in text.splitlines() if line.strip() and set(line.strip()) - set("=-#*")]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:400]
 
@@ -330,7 +365,7 @@ def _quiet() -> Iterator[None]:
     names = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # torch.export prints partial graphs
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)

@@ -55,12 +55,17 @@ class Call:
 
 
 def take_apart(
-    forward: Callable[..., Any], inputs: Any, names: Sequence[str] | None = None, what: str = "the module"
+    forward: Callable[..., Any],
+    inputs: Any,
+    names: Sequence[str] | None = None,
+    what: str = "the module",
+    positional: int | None = None,
 ) -> Call:
     """Flattens example inputs; each tensor is named after forward's parameter, with dots where it is nested.
 
-    ``inputs`` is a tuple or list of positional arguments, a dict of keyword arguments, or a single tensor. Raises
-    UsageError where forward does not take them, or where a value is neither a tensor nor a constant.
+    ``inputs`` is a tuple or list of positional arguments, a dict of keyword arguments, or a single tensor. They are
+    passed on as they are given or, where ``positional`` is a number, so many by position and the others by keyword.
+    Raises UsageError where forward does not take them, or where a value is neither a tensor nor a constant.
     """
     import torch
     from torch.utils import _pytree as pytree
@@ -79,6 +84,9 @@ def take_apart(
             f"inputs: {error}. {what} takes {inspect.signature(forward)}; {len(args)} positional and "
             f"{len(kwargs)} keyword arguments were given."
         ) from error
+    if positional is not None:
+        ordered = list(bound.arguments.items())
+        args, kwargs = tuple(value for _, value in ordered[:positional]), dict(ordered[positional:])
     leaves, spec = pytree.tree_flatten_with_path(((args), dict(kwargs)))
     parameters = _parameter_names(bound, len(args))
     found: list[str] = []

@@ -98,7 +98,7 @@ def _shape(tensor: gs.Variable, profile: Any) -> Sequence[int]:
     if profile is not None:
         try:
             return tuple(int(size) for size in profile[1])
-        except (TypeError, ValueError, IndexError) as error:
+        except (TypeError, ValueError, LookupError) as error:
             raise UsageError(f"profiles: {tensor.name!r}: {profile!r} is not three shapes (min, opt, max).") from error
     if tensor.shape is None or not all(isinstance(size, int) and size >= 0 for size in tensor.shape):
         raise UsageError(

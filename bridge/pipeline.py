@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .compare import Tolerances, compare_stages, onnx_runner, run_stage
-from .errors import BridgeError, BuildError, CompareError, ExportError, RewriteError, Stage, UsageError
+from .errors import BridgeError, BuildError, CompareError, ExportError, RewriteError, RunError, Stage, UsageError
 from .inputs import Array, Case, Profile, make_cases, make_profiles
 from .onnx_source import INT_RANGE
 from .result import Comparison, ConversionResult, Decline, Rewrite, TaskCheck, TensorInfo, Tolerance
@@ -222,6 +222,9 @@ class Conversion:
                     self._stages(source, inputs, stage)
                 except UsageError:
                     raise
+                except RunError as error:
+                    error.stage = stage.name  # the one that made the model
+                    self._fail(error, error.stage)
                 except BridgeError as error:
                     self._fail(error, error.stage)
                 except OSError as error:
@@ -271,6 +274,7 @@ class Conversion:
         made = export.make_source(source, inputs, settings.input_names, settings.output_names)
         example = {name: to_numpy(tensor) for name, tensor in made.call.tensors.items()}
         self.profiles = make_profiles(settings.profiles, {name: array.shape for name, array in example.items()})
+        export.check_static_axes(made, self.profiles)
         self.cases = make_cases(example, self.profiles)
         with export.evaluating(made.module) as changed:
             if changed:
@@ -280,8 +284,11 @@ class Conversion:
             outputs: list[Outputs] = []
 
             def accept(path: Path) -> str | None:
-                with self.clock("run"):
-                    outputs.append(self._run_onnx(path, "exported"))
+                try:
+                    with self.clock("run"):
+                        outputs.append(self._run_onnx(path, "exported"))
+                except RunError as error:
+                    return str(error)
                 comparisons = self._compare(("torch", "exported"), reference, outputs[-1])
                 if all(item.agreed for item in comparisons):
                     return None
@@ -291,8 +298,8 @@ class Conversion:
                     not np.array_equal(again[key], reference[0][key], equal_nan=_floats(again[key])) for key in again
                 )
                 return _disagreement(comparisons) + (
-                    "; the module itself gives other outputs when it is run again: it draws random numbers, "
-                    "and cannot be compared"
+                    "; the module itself gives other outputs when it is run again: it draws random numbers or keeps "
+                    "state, and cannot be compared"
                     if random
                     else ""
                 )
