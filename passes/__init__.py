@@ -25,7 +25,9 @@ from .clean import (
 from .expand import expand_functions
 from .fold import fold_constants, take_branches
 from .framework import RULES, Log, PassError, Rule, run_rules
-from .model import ModelError, read, write
+from .ir import ModelError
+from .reading import read
+from .writing import write
 
 if TYPE_CHECKING:
     from bridge.target import Target

@@ -11,8 +11,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from .framework import Log, Names, infer, merge_type
-from .model import ModelError, scopes, to_proto
+from .ir import ModelError, Node, scopes
 from .provenance import describe
+from .writing import to_proto
 
 if TYPE_CHECKING:
     from bridge.target import Target
@@ -243,7 +244,7 @@ def int64_boundary_to_int32(graph: gs.Graph, target: Target, log: Log) -> bool:
             continue
         outer = gs.Variable(tensor.name, np.dtype(np.int32), list(tensor.shape) if tensor.shape is not None else None)
         tensor.name = names.new(f"{tensor.name}_int64")
-        cast = gs.Node("Cast", names.new("input_cast"), {"to": onnx.TensorProto.INT64}, [outer], [tensor], domain="")
+        cast = Node("Cast", names.new("input_cast"), {"to": onnx.TensorProto.INT64}, [outer], [tensor], domain="")
         graph.nodes.insert(0, cast)
         graph.inputs[index] = outer
         changed.append(f"input {outer.name}")
@@ -252,7 +253,7 @@ def int64_boundary_to_int32(graph: gs.Graph, target: Target, log: Log) -> bool:
             continue
         outer = gs.Variable(tensor.name, np.dtype(np.int32), list(tensor.shape) if tensor.shape is not None else None)
         tensor.name = names.new(f"{tensor.name}_int64")
-        cast = gs.Node("Cast", names.new("output_cast"), {"to": onnx.TensorProto.INT32}, [tensor], [outer], domain="")
+        cast = Node("Cast", names.new("output_cast"), {"to": onnx.TensorProto.INT32}, [tensor], [outer], domain="")
         graph.nodes.append(cast)
         graph.outputs[index] = outer
         changed.append(f"output {outer.name}")

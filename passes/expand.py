@@ -13,8 +13,10 @@ import onnx.inliner
 import onnx_graphsurgeon as gs
 
 from .framework import Log, Names
-from .model import from_proto, node_metadata, node_proto, scopes, set_type, tensor_proto, type_proto
+from .ir import node_metadata, scopes, set_type, tensor_proto, type_proto
 from .provenance import describe
+from .reading import from_proto
+from .writing import node_proto, to_proto
 
 if TYPE_CHECKING:
     from bridge.target import Target
@@ -100,8 +102,6 @@ def _expanded(node: gs.Node, scope: gs.Graph, graph: gs.Graph) -> gs.Graph | Non
     key = (node.domain or "", node.op)
     function = next((item for item in graph.functions if (item.domain or "", item.name) == key), None)
     if function is not None:
-        from .model import to_proto
-
         model.functions.extend(to_proto(graph).functions)
         model.opset_import.append(onnx.helper.make_opsetid(node.domain, 1)) if node.domain else None
     inlined = onnx.inliner.inline_selected_functions(model, [key], inline_schema_functions=function is None)

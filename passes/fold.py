@@ -16,8 +16,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from .framework import Log, Names, merge_type, redirect
-from .model import Array, _Writer, scopes, tensor_proto, type_proto
+from .ir import Array, Constant, Node, scopes, tensor_proto, type_proto
 from .provenance import describe
+from .writing import Writer
 
 NEVER = frozenset(
     {
@@ -77,6 +78,7 @@ def _constant_node_values(node: gs.Node) -> Any:
 def _make_constant(tensor: gs.Variable, values: Any) -> None:
     tensor.inputs.clear()
     tensor.to_constant(values)
+    tensor.__class__ = Constant
 
 
 # --- shapes ------------------------------------------------------------------------------------------------------
@@ -252,7 +254,7 @@ def _run(
 
     if not wanted:
         return {}
-    writer = _Writer()
+    writer = Writer()
     made = {id(tensor) for node in nodes for tensor in node.outputs}
     graph = onnx.GraphProto(name="fold", node=[writer.node(node) for node in nodes])
     for constant in writer.constants.values():
@@ -348,7 +350,7 @@ def _branch(node: gs.Node, names: Names, scope: gs.Graph) -> list[gs.Node]:
         if isinstance(new, gs.Variable):
             merge_type(new, type_proto(old)) if old.dtype is not None else None
         if id(old) in outputs:
-            nodes.append(gs.Node("Identity", names.new("branch"), inputs=[new], outputs=[old], domain=""))
+            nodes.append(Node("Identity", names.new("branch"), inputs=[new], outputs=[old], domain=""))
         else:
             redirect(old, new)
     return nodes

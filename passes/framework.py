@@ -25,8 +25,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from .model import Array, node_metadata, node_proto, scopes, set_type, tensor_proto, type_proto
+from .ir import Array, Node, node_metadata, scopes, set_type, tensor_proto, type_proto
 from .provenance import describe
+from .writing import node_proto
 
 if TYPE_CHECKING:
     from bridge.target import Target
@@ -230,7 +231,7 @@ class Builder:
             tensors.pop()
         results = [gs.Variable(self.names.new(f"{self.stem}/{op}")) for _ in range(outputs)]
         kept = {name: value for name, value in attrs.items() if value is not None}
-        node = gs.Node(op, self.names.new(f"{self.stem}/{op}"), kept, tensors, results, domain="")
+        node = Node(op, self.names.new(f"{self.stem}/{op}"), kept, tensors, results, domain="")
         infer(node, self.opset, strict=True)
         self.made.append(node)
         return results[0] if outputs == 1 else results

@@ -13,7 +13,7 @@ from pathlib import PurePath
 
 import onnx_graphsurgeon as gs
 
-from .model import node_metadata
+from .ir import node_metadata
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 STACK = "pkg.torch.onnx.stack_trace"
