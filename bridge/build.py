@@ -25,6 +25,9 @@ from .inputs import Profile
 from .target import Target
 from .workspace import write_text
 
+COMMAND: tuple[str, ...] = (sys.executable, "-m", "bridge.builder")
+"""Starts a child; the number of its reply pipe is added. A test may give another that stands in for TensorRT."""
+
 NOISE = ("catchCudaError", "Thread context has not been set", "CUDA initialization failure with error: 35")
 """Words of messages that TensorRT-RTX prints on every machine without a GPU."""
 
@@ -88,15 +91,20 @@ def build(
         name = signal.Signals(-code).name
         note = " (out of memory, perhaps)" if name == "SIGKILL" else ""
         raise BuildError(f"{target} crashed while building: {name}{note}. {_see(log)}{last}")
-    if not reply:
-        raise BuildError(f"{target}'s build process ended with status {code} and no result. {_see(log)}{last}")
-    outcome = BuildOutcome(**json.loads(reply))
+    try:
+        outcome = BuildOutcome(**json.loads(reply))
+    except json.JSONDecodeError as error:  # nothing, or cut short
+        raise BuildError(
+            f"{target}'s build process ended with status {code} and no result. {_see(log)}{last}"
+        ) from error
     if outcome.refusals:
         refusals = _with_origin(outcome.refusals, model, hints or {})
         words = "\n".join(map(str, refusals))
         raise BuildError(f"{target}'s parser refuses {_count(len(refusals))}:\n{words}", tuple(refusals))
     if outcome.error:
-        raise BuildError(f"{target}: {outcome.error}{last if outcome.error not in last else ''}")
+        others = [line for line in errors if line.removeprefix("[E] ") not in outcome.error]
+        before = "\nIts other errors:\n" + "\n".join(others[-5:]) if others else ""
+        raise BuildError(f"{target}: {outcome.error}{before}")
     return outcome
 
 
@@ -112,7 +120,7 @@ def _run_child(job: BuildJob, timeout: float | None) -> tuple[str, str, int | No
     """The child's reply, what it printed, and its exit status (negative for a signal; None where it was stopped)."""
     read_end, write_end = os.pipe()
     child = subprocess.Popen(
-        [sys.executable, "-m", "bridge.builder", str(write_end)],
+        [*COMMAND, str(write_end)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -168,15 +176,16 @@ def _with_origin(found: Sequence[Mapping[str, Any]], model: Path, hints: Mapping
         if node is None and 0 <= item["index"] < len(graph.node):  # before TensorRT 10, all that a parser tells
             node = graph.node[item["index"]]
         where = origin_of(node.name, {p.key: p.value for p in node.metadata_props}) if node is not None else None
+        name = item["node"] or (node.name if node is not None else "")
         operator = item["operator"] or (node.op_type if node is not None else "")
         refusals.append(
             Refusal(
                 operator,
-                item["node"] or (node.name if node is not None else ""),
+                name,
                 item["words"],
                 where.module if where else "",
                 where.source if where else "",
-                hints.get(item["node"]) or hints.get(operator, ""),
+                hints.get(name) or hints.get(operator, ""),
             )
         )
     return list(dict.fromkeys(refusals))

@@ -65,7 +65,8 @@ def run(job: BuildJob) -> BuildOutcome:
     try:
         engine = EngineBytesFromNetwork((builder, network, parser), config=_config(job, inputs))()
     except PolygraphyException as error:
-        return BuildOutcome(error=f"the builder refuses the model: {error}", **described)
+        # Polygraphy only knows that there is no engine; why, TensorRT has told its logger.
+        return BuildOutcome(error=f"the builder refuses the model: {logger.last_error or error}", **described)
     described["seconds"] = round(time.perf_counter() - began, 4)
     try:
         _write(Path(job.engine), engine)
@@ -124,9 +125,12 @@ def _logger(trt: Any) -> Any:
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.last_error = ""
 
         def log(self, severity: Any, message: str) -> None:
             letter = letters.get(str(severity).rsplit(".", 1)[-1])
+            if letter == "E":
+                self.last_error = message
             if letter:
                 print(f"[{letter}] {message}", file=sys.stderr, flush=True)
 
