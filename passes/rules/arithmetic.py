@@ -1,0 +1,131 @@
+"""Products, extremes and determinants in forms that TensorRT's parsers refuse.
+
+``torch.any``/``all`` and ``amax`` of bool (ReduceMax and ReduceMin of bool), ``cumprod``, ``torch.linalg.det``, and
+``torch.matmul`` of a vector with a stack of matrices.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from passes.framework import Builder, Replacement, example, lacks, rule
+from passes.rules.shapes import check_intermediate
+
+LARGEST_MATRIX = 4
+"""Rows of the largest matrix whose determinant is written out: 24 products. Elimination would need pivots."""
+
+
+@rule("ReduceMax", "ReduceMin")
+def reduce_bool_as_int32(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT's reductions take no bool; the largest and the smallest of 0 and 1 are the same in int32."""
+    if g.dtype(node.inputs[0]) != np.bool_:
+        return None
+    reduced = g.node(node.op, [g.cast(node.inputs[0], np.int32), *node.inputs[1:]], node.attrs)
+    return g.cast(reduced, np.bool_)
+
+
+@reduce_bool_as_int32.example
+def any_and_all() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> list[gs.Tensor]:
+        return [g.op.ReduceMax(x, [1], keepdims=0), g.op.ReduceMin(x, [0, -1]), g.op.ReduceMax(x)]
+
+    return example({"x": ("bool", ["n", 4, 3])}, build)
+
+
+@rule("CumProd", when=lacks("CumProd"))
+def cumprod_as_masked_products(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT has no CumProd; each element is the product of those before it, the rest being 1."""
+    x = node.inputs[0]
+    rank = len(g.shape(x))
+    axis = int(g.value(node.inputs[1]).reshape(-1)[0]) % rank
+    length = g.static_dim(x, axis)
+    check_intermediate(g, [*g.shape(x), length], "every element with every other of its row")
+    x = g.moveaxis(x, axis, -1)
+    places = np.arange(length)
+    reverse, exclusive = bool(node.attrs.get("reverse", 0)), bool(node.attrs.get("exclusive", 0))
+    earlier = places[None, :] > places[:, None] if reverse else places[None, :] < places[:, None]
+    counted = earlier if exclusive else earlier | np.eye(length, dtype=bool)
+    spread = g.op.Where(g.constant(counted), g.unsqueeze(x, [rank - 1]), g.constant(1, g.dtype(x)))
+    return g.moveaxis(g.reduce("ReduceProd", spread, [rank]), -1, axis)
+
+
+@cumprod_as_masked_products.example
+def cumprod_forward_and_backward() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> list[gs.Tensor]:
+        return [
+            g.op.CumProd(x, g.constant(1)),
+            g.op.CumProd(x, g.constant(-1), exclusive=1),
+            g.op.CumProd(x, g.constant(0), reverse=1),
+        ]
+
+    return example({"x": ("float32", [3, 5, 4])}, build, opset=26)
+
+
+@rule("Det", when=lacks("Det"))
+def det_by_cofactors(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT has no Det; that of a small matrix is a sum of products."""
+    x = node.inputs[0]
+    rank, n = len(g.shape(x)), g.static_dim(x, -1)
+    if n > LARGEST_MATRIX:
+        g.decline(f"the matrices are {n} by {n}; determinants are written out up to {LARGEST_MATRIX} rows")
+    rows = [g.op.Gather(x, g.constant(i), axis=rank - 2) for i in range(n)]
+    entries = [[g.op.Gather(row, g.constant(j), axis=rank - 2) for j in range(n)] for row in rows]
+    minors: dict[tuple[int, ...], gs.Tensor] = {
+        (j,): entries[n - 1][j] for j in range(n)
+    }  # of the last rows, by the columns that they keep
+    for i in range(n - 2, -1, -1):
+        larger: dict[tuple[int, ...], gs.Tensor] = {}
+        for columns in combinations(range(n), n - i):
+            total: gs.Tensor | None = None
+            for place, column in enumerate(columns):
+                term = g.op.Mul(entries[i][column], minors[columns[:place] + columns[place + 1 :]])
+                total = term if total is None else g.node("Sub" if place % 2 else "Add", [total, term], {})
+            assert total is not None
+            larger[columns] = total
+        minors = larger
+    return g.op.Identity(minors[tuple(range(n))]) if n == 1 else minors[tuple(range(n))]
+
+
+def _det(shape: list[int | str], opset: int = 20) -> gs.Graph:
+    return example({"x": ("float32", shape)}, lambda g, x: g.op.Det(x), opset)
+
+
+@det_by_cofactors.example
+def det_of_a_dynamic_batch() -> gs.Graph:
+    return _det(["n", 2, 4, 4])
+
+
+@det_by_cofactors.example
+def det_of_one_matrix() -> gs.Graph:
+    return _det([3, 3], 13)
+
+
+@det_by_cofactors.example
+def det_two_by_two() -> gs.Graph:
+    return _det([5, 2, 2])
+
+
+@rule("MatMul")
+def vector_times_stack(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT multiplies no vector with a stack of matrices; a matrix of one row it does."""
+    a, b = node.inputs
+    if a.shape is None or b.shape is None or sorted((len(a.shape), len(b.shape)))[0] != 1:
+        return None
+    if len(a.shape) == 1 and len(b.shape) > 2:
+        return g.squeeze(g.op.MatMul(g.unsqueeze(a, [0]), b), [len(b.shape) - 2])
+    if len(b.shape) == 1 and len(a.shape) > 2:
+        return g.squeeze(g.op.MatMul(a, g.unsqueeze(b, [1])), [len(a.shape) - 1])
+    return None
+
+
+@vector_times_stack.example
+def vector_on_the_left() -> gs.Graph:
+    return example({"x": ("float32", [3]), "y": ("float32", ["n", 2, 3, 4])}, lambda g, x, y: g.op.MatMul(x, y))
+
+
+@vector_times_stack.example
+def vector_on_the_right() -> gs.Graph:
+    return example({"x": ("float32", ["n", 4, 3]), "y": ("float32", [3])}, lambda g, x, y: g.op.MatMul(x, y))

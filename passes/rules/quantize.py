@@ -1,0 +1,227 @@
+"""Quantisation that TensorRT does not do natively: zero points other than 0, and types other than int8.
+
+``torch.fake_quantize_per_tensor_affine(x, 0.05, 10, 0, 255)`` exports as such a QuantizeLinear and DequantizeLinear. An
+int8 pair with zero point 0 stays as it is: TensorRT computes in int8 by it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from passes.framework import Builder, Replacement, example, rule
+from passes.model import Array, numpy_dtype, onnx_dtype
+
+BY_NAME = {"uint4": (0, 15), "int4": (-8, 7), "uint2": (0, 3), "int2": (-2, 1)}
+
+
+@rule("DequantizeLinear")
+def dequantize_in_float(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT quantises to int8 around zero; other zero points and types are rounding and clipping in float."""
+    x, scale = node.inputs[:2]
+    narrow, zero = _type_and_zero(g, g.dtype(x), g.input(node, 2))
+    if _is_native(narrow, zero):
+        return None
+    source = x.inputs[0] if x.inputs and x.inputs[0].op == "QuantizeLinear" and not x.inputs[0].domain else None
+    if source is not None and _same_grid(g, node, source):
+        return _rounded(g, source, node)
+    rank = len(g.shape(x))
+    target = numpy_dtype(node.attrs["output_dtype"]) if node.attrs.get("output_dtype") else g.dtype(scale)
+    scale_, zero_ = (_along(g, node, item, x, rank) for item in (scale, g.input(node, 2)))
+    if all(item is None or isinstance(item, gs.Constant) for item in (x, scale_, zero_)):
+        offset = np.zeros((), np.int64) if zero_ is None else np.asarray(zero_.values).astype(np.int64)
+        steps = (np.asarray(x.values).astype(np.int64) - offset).astype(np.float64)
+        weights = steps * g.value(scale_).astype(np.float64)
+        return g.op.Identity(g.constant(weights.astype(target)))
+    wide = g.cast(x, target) if narrow.name in ("uint8", "int8", "int32") else g.cast(g.cast(x, np.int32), target)
+    if zero_ is not None:
+        wide = g.op.Sub(wide, _as_float(g, zero_, target))
+    return g.op.Mul(wide, _as_float(g, scale_, target))
+
+
+@rule("QuantizeLinear")
+def quantize_in_float(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT quantises to int8 around zero; to other types by rounding and clipping in float, then a Cast."""
+    narrow = _quantized_type(node)
+    narrow, zero = _type_and_zero(g, narrow, g.input(node, 2))
+    readers = node.outputs[0].outputs
+    if _is_native(narrow, zero) or (readers and all(_takes_over(g, reader, node) for reader in readers)):
+        return None
+    x = node.inputs[0]
+    rank = len(g.shape(x))
+    scale, zero_ = (_along(g, node, item, x, rank) for item in (node.inputs[1], g.input(node, 2)))
+    y = g.op.Round(g.op.Div(x, _as_float(g, scale, g.dtype(x))))
+    if zero_ is not None:
+        y = g.op.Add(y, _as_float(g, zero_, g.dtype(x)))
+    low, high = _limits(narrow)
+    clipped = g.op.Clip(y, g.constant(low, g.dtype(x)), g.constant(high, g.dtype(x)))
+    return g.op.Cast(g.op.Cast(clipped, to=onnx_dtype(np.int32)), to=onnx_dtype(narrow))
+
+
+def _takes_over(g: Builder, reader: gs.Node, node: gs.Node) -> bool:
+    """Whether ``reader`` will do this node's work together with its own."""
+    return reader.op == "DequantizeLinear" and not reader.domain and _same_grid(g, reader, node)
+
+
+def _same_grid(g: Builder, dequantize: gs.Node, quantize: gs.Node) -> bool:
+    """Whether both have the same scales, zero points and axis."""
+    for a, b in ((dequantize.inputs[1], quantize.inputs[1]), (g.input(dequantize, 2), g.input(quantize, 2))):
+        if a is b:
+            continue
+        if not (isinstance(a, gs.Constant) and isinstance(b, gs.Constant)):
+            return False
+        if not np.array_equal(np.asarray(a.values), np.asarray(b.values)):
+            return False
+    same = all(
+        dequantize.attrs.get(name, d) == quantize.attrs.get(name, d) for name, d in (("axis", 1), ("block_size", 0))
+    )
+    return same and not dequantize.attrs.get("output_dtype")
+
+
+def _rounded(g: Builder, quantize: gs.Node, dequantize: gs.Node) -> gs.Tensor:
+    """Both at once: x to the nearest step of the grid. uint8 around 128 is int8 around 0, which TensorRT has."""
+    x, scale = quantize.inputs[:2]
+    narrow, zero = _type_and_zero(g, _quantized_type(quantize), g.input(quantize, 2))
+    if narrow == np.uint8 and isinstance(zero, gs.Constant) and (np.asarray(zero.values) == 128).all():
+        around_zero = g.constant(np.zeros(zero.shape, np.int8))
+        attrs = {name: value for name, value in quantize.attrs.items() if name in ("axis", "block_size")}
+        stored = g.node("QuantizeLinear", [x, scale, around_zero], attrs)
+        result: gs.Tensor = g.node("DequantizeLinear", [stored, scale, around_zero], attrs)
+        return result
+    dtype, rank = g.dtype(x), len(g.shape(x))
+    step = _as_float(g, _along(g, quantize, scale, x, rank), dtype)
+    steps = g.op.Round(g.op.Div(x, step))
+    low, high = _limits(narrow)
+    zero_ = _along(g, quantize, zero, x, rank)
+    if zero_ is None or isinstance(zero_, gs.Constant):
+        offset = np.zeros((), np.int64) if zero_ is None else np.asarray(zero_.values).astype(np.int64)
+        if offset.size == 1:
+            least, most = (g.constant(np.asarray(limit - offset.item(), dtype)) for limit in (low, high))
+            return g.op.Mul(g.op.Clip(steps, least, most), step)
+        below, above = (g.constant((limit - offset).astype(dtype)) for limit in (low, high))
+    else:
+        below, above = (g.op.Sub(g.constant(limit, dtype), _as_float(g, zero_, dtype)) for limit in (low, high))
+    return g.op.Mul(g.op.Min(g.op.Max(steps, below), above), step)
+
+
+# --- parts -------------------------------------------------------------------------------------------------------
+
+
+def _quantized_type(node: gs.Node) -> np.dtype[Any]:
+    output = node.attrs.get("output_dtype")
+    return numpy_dtype(output) if output else np.dtype(np.uint8)
+
+
+def _type_and_zero(g: Builder, narrow: np.dtype[Any], zero: gs.Tensor | None) -> tuple[np.dtype[Any], gs.Tensor | None]:
+    return (narrow if zero is None else g.dtype(zero)), zero
+
+
+def _is_native(narrow: np.dtype[Any], zero: gs.Tensor | None) -> bool:
+    if narrow.name.startswith("float"):
+        return True
+    around_zero = zero is None or (isinstance(zero, gs.Constant) and not np.asarray(zero.values).astype(np.int64).any())
+    return narrow.name in ("int8", "int4") and around_zero
+
+
+def _limits(narrow: np.dtype[Any]) -> tuple[int, int]:
+    if narrow.name in BY_NAME:
+        return BY_NAME[narrow.name]
+    return int(np.iinfo(narrow).min), int(np.iinfo(narrow).max)
+
+
+def _along(g: Builder, node: gs.Node, item: gs.Tensor | None, x: gs.Tensor, rank: int) -> gs.Tensor | None:
+    """A scale or zero point in a shape that broadcasts with ``x``: for all, one an index of ``axis``, or by blocks."""
+    if item is None or len(g.shape(item)) == 0 or rank == 0:
+        return item
+    axis = int(node.attrs.get("axis", 1)) % rank
+    block = int(node.attrs.get("block_size", 0))
+    if block and len(g.shape(item)) == rank:
+        values = np.repeat(g.value(item), block, axis)
+        return g.constant(np.take(values, range(g.static_dim(x, axis)), axis))
+    one = g.shape(item) == [1]
+    shape = [-1 if i == axis and not one else 1 for i in range(rank)]
+    if isinstance(item, gs.Constant):
+        return g.constant(np.asarray(item.values).reshape(shape))
+    reshaped: gs.Tensor = g.op.Reshape(item, shape)
+    return reshaped
+
+
+def _as_float(g: Builder, item: gs.Tensor, dtype: np.dtype[Any]) -> gs.Tensor:
+    if isinstance(item, gs.Constant):
+        values = np.asarray(item.values)
+        return item if values.dtype == dtype else g.constant(values.astype(dtype))
+    return g.cast(item, dtype)
+
+
+# --- examples ----------------------------------------------------------------------------------------------------
+
+
+def _pair(
+    shape: list[int | str],
+    zero: Array | None,
+    scale: Any = 0.05,
+    opset: int = 20,
+    between: bool = False,
+    **attrs: int,
+) -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> gs.Tensor:
+        steps, place = g.constant(np.asarray(scale, np.float32)), None if zero is None else g.constant(zero)
+        stored = g.op.QuantizeLinear(x, steps, place, **attrs)
+        if between:
+            stored = g.op.Transpose(stored, perm=[1, 0])
+        result: gs.Tensor = g.op.DequantizeLinear(stored, steps, place, **attrs)
+        return result
+
+    return example({"x": ("float32", shape)}, build, opset)
+
+
+@dequantize_in_float.example
+def fake_quantize_with_a_zero_point() -> gs.Graph:
+    return _pair(["n", 8], np.array(10, np.uint8))
+
+
+@dequantize_in_float.example
+def fake_quantize_each_channel_of_int8() -> gs.Graph:
+    return _pair(["n", 3, 4], np.array([3, -5, 0], np.int8), [0.02, 0.05, 0.1], 13, axis=-2)
+
+
+@dequantize_in_float.example
+def uint8_around_128() -> gs.Graph:
+    return _pair([4, 8], np.array(128, np.uint8))
+
+
+@dequantize_in_float.example
+def weights_of_uint8() -> gs.Graph:
+    weights = np.arange(48, dtype=np.uint8).reshape(3, 16)
+    return example(
+        {"x": ("float32", ["n", 3])},
+        lambda g, x: g.op.MatMul(
+            x,
+            g.op.DequantizeLinear(
+                g.constant(weights),
+                g.constant(np.array([0.1, 0.2, 0.3], np.float32)),
+                g.constant(np.array([7, 0, 99], np.uint8)),
+                axis=0,
+            ),
+        ),
+    )
+
+
+@dequantize_in_float.example
+def a_bias_of_int32() -> gs.Graph:
+    return example({"x": ("int32", [2, 4])}, lambda g, x: g.op.DequantizeLinear(x, g.constant(np.float32(0.25))))
+
+
+@quantize_in_float.example
+def stored_as_uint8() -> gs.Graph:
+    return example(
+        {"x": ("float32", ["n", 4])},
+        lambda g, x: g.op.QuantizeLinear(x, g.constant(np.float32(0.05)), g.constant(np.uint8(30))),
+    )
+
+
+@quantize_in_float.example
+def moved_while_it_is_uint8() -> gs.Graph:
+    return _pair([4, 8], np.array(10, np.uint8), between=True)
