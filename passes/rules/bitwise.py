@@ -78,7 +78,10 @@ def bitshift_as_power_of_two(node: gs.Node, g: Builder) -> Replacement:
 
 
 def _back(g: Builder, x: gs.Tensor, kind: np.dtype[Any]) -> gs.Tensor:
-    return x if g.dtype(x) == kind else g.op.Cast(x, to=onnx_dtype(kind))
+    made = any(x is output for node in g.made for output in node.outputs)
+    if g.dtype(x) == kind:
+        return x if made else g.op.Identity(x)
+    return g.op.Cast(x, to=onnx_dtype(kind))
 
 
 def _width(g: Builder, kind: npt.DTypeLike) -> int:

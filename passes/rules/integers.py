@@ -93,7 +93,7 @@ def cast_past_missing_type(node: gs.Node, g: Builder) -> Replacement:
     if not fits(x, narrow):
         wide = np.dtype(np.int64) if given == np.int64 or bits(narrow) == 32 else np.dtype(np.int32)
         x = wrapped(g, g.cast(x, wide), narrow)
-    return x if np.dtype(x.dtype) == wanted else g.op.Cast(x, to=onnx_dtype(wanted))
+    return g.op.Cast(x, to=onnx_dtype(wanted))
 
 
 def wrapped(g: Builder, x: gs.Tensor, narrow: np.dtype[Any]) -> gs.Tensor:

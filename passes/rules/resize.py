@@ -55,7 +55,7 @@ def antialiased_resize_as_matmul(node: gs.Node, g: Builder) -> Replacement:
         else:
             product = g.op.MatMul(g.moveaxis(x, axis, -1), g.constant(np.ascontiguousarray(matrix.T)))
             x = g.moveaxis(product, -1, axis)
-    return x
+    return g.op.Identity(x) if x is node.inputs[0] else x
 
 
 def _matrix(g: Builder, node: gs.Node, length: int, target: int, factor: float | None) -> Array:

@@ -73,7 +73,12 @@ def scatter_nd_with_reduction(node: gs.Node, g: Builder) -> Replacement:
     compared = [item if isinstance(item, int) else None for item in (places, count)]
     whole = [*compared, row if isinstance(row, int) else None]
     known = np.prod([item for item in whole if item is not None], dtype=np.float64)
-    if reduction == "add" and g.dtype(data).kind not in "iu" and row != 1 and (known > EXACT_LIMIT or None in whole):
+    if (
+        reduction == "add"
+        and g.dtype(data).kind not in "iu"
+        and not (isinstance(row, int) and row == 1)
+        and (known > EXACT_LIMIT or None in whole)
+    ):
         check_intermediate(g, compared, "the comparison of every row with every index")
         result = g.op.Add(rows, g.op.MatMul(g.cast(here, g.dtype(data)), new))  # an Inf or NaN there reaches every row
     else:
