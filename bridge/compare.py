@@ -186,7 +186,14 @@ def run_stage(name: str, make_runner: Callable[[], Any], feeds: Sequence[Feeds])
         results = Comparator.run([make_runner()], data_loader=[_for_polygraphy(feed) for feed in feeds])
     except refusals as error:
         raise RunError(f"the {name} model does not run: {_first_lines(error)}") from error
-    return [{key: _as_numpy(value) for key, value in item.items()} for item in results[0][1]]
+    return [{key: _numbers(name, key, value) for key, value in item.items()} for item in results[0][1]]
+
+
+def _numbers(stage: str, output: str, value: Any) -> Array:
+    if isinstance(value, (list, tuple, dict)) or (isinstance(value, np.ndarray) and value.dtype.kind in "OUS"):
+        kind = "text" if isinstance(value, np.ndarray) else f"a {type(value).__name__} of tensors"
+        raise RunError(f"output {output!r} of the {stage} model is {kind}: TensorRT has tensors of numbers alone.")
+    return _as_numpy(value)
 
 
 _PLACE_IN_ONNXRUNTIME = re.compile(r"/onnxruntime_src/\S+ [^()]*\([^()]*\)(?: const)? ")

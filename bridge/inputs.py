@@ -162,19 +162,26 @@ def make_profiles(given: Mapping[str, Any] | None, shapes: Mapping[str, Sequence
     Raises UsageError for an unknown input, a profile that is no three shapes of the input's rank, min > opt or
     opt > max, or an example outside of it.
     """
-    given = {} if given is None else given
-    if not isinstance(given, Mapping):
-        raise UsageError(f"profiles: a {type(given).__name__}; give {{input: (min shape, opt shape, max shape)}}.")
-    for name in given:
-        if name not in shapes:
-            near = difflib.get_close_matches(name, shapes, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"profiles: {name!r} is no input; the inputs are {', '.join(shapes)}.{hint}")
+    given = known_profiles(given, list(shapes))
     profiles = {}
     for name, shape in shapes.items():
         static = tuple(int(size) for size in shape)
         profiles[name] = _profile(name, given[name], static) if name in given else Profile(static, static, static)
     return profiles
+
+
+def known_profiles(given: Mapping[str, Any] | None, inputs: Sequence[str]) -> Mapping[str, Any]:
+    """``given`` itself, or nothing. Raises UsageError where it is no mapping or names what is no input."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise UsageError(f"profiles: a {type(given).__name__}; give {{input: (min shape, opt shape, max shape)}}.")
+    for name in given:
+        if name not in inputs:
+            near = difflib.get_close_matches(name, inputs, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"profiles: {name!r} is no input; the inputs are {', '.join(inputs)}.{hint}")
+    return given
 
 
 def _profile(name: str, value: Any, example: Shape) -> Profile:

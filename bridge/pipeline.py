@@ -17,7 +17,7 @@ import numpy as np
 from .compare import Tolerances, compare_stages, onnx_runner, run_stage
 from .errors import BridgeError, BuildError, CompareError, ExportError, RewriteError, RunError, Stage, UsageError
 from .inputs import Array, Case, Profile, make_cases, make_profiles
-from .onnx_source import INT_RANGE
+from .onnx_source import INT_RANGE, external_files
 from .result import Comparison, ConversionResult, Decline, Rewrite, TaskCheck, TensorInfo, Tolerance
 from .target import Target, resolve
 from .tensors import to_numpy
@@ -55,6 +55,9 @@ class Settings:
             )
         if self.compute_capabilities is not None and self.target.flavour != "tensorrt-rtx":
             raise UsageError(f"compute_capabilities: {self.target} builds for the GPU that it runs on; leave them out.")
+        for one in self.tolerance.values() if isinstance(self.tolerance, Mapping) else (self.tolerance,):
+            if one is not None and not isinstance(one, Tolerance):
+                raise UsageError(f"tolerance: {one!r} is not a bridge.Tolerance(rtol, atol).")
         if self.int_range[0] > self.int_range[1]:
             raise UsageError(f"int_range: {self.int_range[0]} is above {self.int_range[1]}.")
 
@@ -129,8 +132,10 @@ def convert(
     )
     path = _source_path(source)
     folder = Path(workdir) if workdir is not None else Path(tempfile.mkdtemp(prefix="bridge-"))
-    if path is not None and path.parent == folder.absolute() and path.name in OUTPUT_FILES:
-        raise UsageError(f"{path}: is itself the output of a conversion into {folder}; choose another workdir.")
+    if path is not None:
+        _check_kept(path, folder)
+        if input_names is not None or output_names is not None:
+            raise UsageError("input_names, output_names: an ONNX file has names of its own; leave them out.")
     result = ConversionResult(
         name or (path.stem if path is not None else type(source).__name__),
         target=settings.target.info,
@@ -170,6 +175,17 @@ def _source_path(source: Any) -> Path | None:
     raise UsageError(
         f"source: a {type(source).__name__}; give an nn.Module, a torch.export.ExportedProgram, or an ONNX file's path."
     )
+
+
+def _check_kept(path: Path, folder: Path) -> None:
+    """Raises UsageError where a conversion into ``folder`` would overwrite the ONNX file or its data."""
+    overwritten = [folder.resolve() / name for name in OUTPUT_FILES]
+    files = [path.parent.resolve() / path.name, path.resolve()]
+    if path.parent.resolve() == folder.resolve():
+        files += [folder.resolve() / name for name in external_files(path)]
+    for file in files:
+        if file in overwritten:
+            raise UsageError(f"{file}: would be overwritten by a conversion into {folder}; choose another workdir.")
 
 
 class Stopwatch:
@@ -281,6 +297,7 @@ class Conversion:
                 result.notes.append("the module was in training mode: it was exported and compared in eval mode")
             with self.clock("run"):
                 reference = [made.run(case.feeds) for case in self.cases]
+            self._remember_types(self.cases[0].feeds, reference[0])
             outputs: list[Outputs] = []
 
             def accept(path: Path) -> str | None:
@@ -318,7 +335,6 @@ class Conversion:
         result.exporter = done.exporter
         result.notes.extend(done.notes)
         result.exported_onnx = self.workspace.path(EXPORTED)
-        self._remember_types(self.cases[0].feeds, reference[0])
         return outputs[-1]
 
     def _from_file(self, path: Path, inputs: Any) -> Outputs:
@@ -339,12 +355,37 @@ class Conversion:
         self.cases = make_cases(example, self.profiles)
         self.result.exported_onnx = path
         with self.clock("run"):
-            outputs = self._run_onnx(path, "exported")
+            try:
+                outputs = self._run_onnx(path, "exported")
+            except RunError as error:
+                outputs = self._run_mended(graph, error)
         self._remember_types(example, outputs[0])
+        return outputs
+
+    def _run_mended(self, graph: Any, refusal: RunError) -> Outputs:
+        """Outputs of a file that ONNX Runtime refuses for its version, names or order, which the passes put right."""
+        from passes import Log, ModelError, write
+        from passes.clean import sanitise
+
+        partial = self.workspace.partial / EXPORTED
+        try:
+            sanitise(graph, self.settings.target, Log())
+            files = write(graph, partial, beside=self.workspace.folder)
+            outputs = self._run_onnx(partial, "exported")
+        except ModelError as error:
+            raise ExportError(f"{self.result.exported_onnx}: {error}") from error
+        except RunError:
+            raise refusal from None
+        self.workspace.publish(*files)
+        self.result.notes.append(f"the file's version, names and order of nodes were put right first, since {refusal}")
+        self.result.exported_onnx = self.workspace.path(EXPORTED)
         return outputs
 
     def _remember_types(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         self.source_types = {name: array.dtype for name, array in (*inputs.items(), *outputs.items())}
+        for name in self.settings.tolerance if isinstance(self.settings.tolerance, Mapping) else ():
+            if name and name not in outputs:
+                raise UsageError(f"tolerance: {name!r} is no output; the outputs are {', '.join(outputs)}.")
 
     # rewrite
 
