@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.reference
 import onnx_graphsurgeon as gs
 import pytest
 
@@ -397,6 +398,27 @@ def test_shifts_are_exact(direction: str, dtype: str, amount: int | str | None, 
     shift = np.left_shift if direction == "LEFT" else np.right_shift
     y = shift(feeds["x"].astype(dtype), by.astype(dtype)).astype(signed)  # ONNX Runtime shifts no uint16
     check(graph, tmp_path, "bitshift_as_power_of_two", feeds, {graph.outputs[0].name: y})
+
+
+@pytest.mark.parametrize("direction", ["LEFT", "RIGHT"])
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64"])
+def test_shifts_of_opset_28_take_signs_and_any_amount(direction: str, dtype: str, tmp_path: Path) -> None:
+    if onnx.defs.onnx_opset_version() < 28:
+        pytest.skip("this onnx has no opset 28")
+    width = np.iinfo(dtype).bits
+    graph = example(
+        {"x": (dtype, ["n"]), "y": (dtype, ["n"])}, lambda g, x, y: g.op.BitShift(x, y, direction=direction), opset=28
+    )
+    feeds = {"x": spread(dtype), "y": (np.arange(64) % (width + 3) - 1).astype(dtype)}
+    model, log = rewritten(graph, tmp_path)
+    assert "bitshift_as_power_of_two" in log.nodes, log.declined
+    with np.errstate(over="ignore"):
+        found = onnx.reference.ReferenceEvaluator(model).run(None, feeds)[0]  # ONNX Runtime has no opset 28 yet
+    shift = np.left_shift if direction == "LEFT" else np.right_shift
+    inside = (feeds["y"] >= 0) & (feeds["y"] < width)
+    rest = np.where((feeds["x"] < 0) & (direction == "RIGHT"), -1, 0)
+    expected = np.where(inside, shift(feeds["x"], np.where(inside, feeds["y"], 0).astype(dtype)), rest)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_torch_shift_of_negative_int64_is_exact(tmp_path: Path) -> None:

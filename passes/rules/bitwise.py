@@ -57,20 +57,23 @@ def bitwise_not_as_difference(node: gs.Node, g: Builder) -> Replacement:
 @rule("BitShift", when=lacks("BitShift"))
 def bitshift_as_power_of_two(node: gs.Node, g: Builder) -> Replacement:
     """TensorRT has no BitShift; it is a product with, or a floored quotient by, a power of two."""
-    kind = g.dtype(node.inputs[0])
-    x = carried(g, node.inputs[0])
-    if node.attrs["direction"] == "LEFT":
-        shifted = g.op.Mul(x, _powers(g, node.inputs[1], [1 << s for s in range(bits(kind))], x))
-        return _back(g, shifted if bits(kind) == bits(g.dtype(x)) else wrapped(g, shifted, kind), kind)
-    top = bits(g.dtype(x)) - 2  # the largest power of two that the type has
-    result = _quotient(g, x, _powers(g, node.inputs[1], [1 << min(s, top) for s in range(bits(kind))], x))
-    if bits(kind) == bits(g.dtype(x)):
-        result = _quotient(g, result, _powers(g, node.inputs[1], [1] * (top + 1) + [2], x))
-        if kind.kind == "u":  # the shift filled in copies of what is, unsigned, no sign
-            halves = _powers(g, node.inputs[1], [0] + [1 << (top + 1 - s) for s in range(1, top + 2)], x)
-            zero = g.constant(0, g.dtype(x))
-            fill = g.op.Where(g.op.Less(x, zero), halves, zero)
-            result = g.op.Add(g.op.Add(result, fill), fill)
+    kind, left = g.dtype(node.inputs[0]), node.attrs["direction"] == "LEFT"
+    x, amounts = carried(g, node.inputs[0]), carried(g, node.inputs[1])
+    beyond = None
+    if isinstance(amounts, gs.Constant):
+        values = np.asarray(amounts.values)
+        outside = (values < 0) | (values >= bits(kind))
+        if outside.any():
+            beyond, amounts = g.constant(outside), g.constant(np.where(outside, 0, values))
+    elif g.opset >= 28:  # which says what comes of them; before, nothing did
+        least, most = g.constant(0, g.dtype(amounts)), g.constant(bits(kind) - 1, g.dtype(amounts))
+        inside = g.op.Max(g.op.Min(amounts, most), least)
+        beyond, amounts = g.op.Not(g.op.Equal(amounts, inside)), inside
+    result = (_shifted_left if left else _shifted_right)(g, x, amounts, kind)
+    if beyond is not None:
+        zero = g.constant(0, g.dtype(x))
+        rest = zero if left or kind.kind == "u" else g.op.Where(g.op.Less(x, zero), g.constant(-1, g.dtype(x)), zero)
+        result = g.op.Where(beyond, rest, result)
     return _back(g, result, kind)
 
 
@@ -168,8 +171,27 @@ def _powers(g: Builder, amounts: gs.Tensor, table: list[int], like: gs.Tensor) -
     wide = g.dtype(like)
     values = np.array(table, np.uint64).astype(np.int64).astype(wide)
     if isinstance(amounts, gs.Constant):
-        return g.constant(values[np.asarray(amounts.values).astype(np.int64)])
-    result: gs.Tensor = g.op.Gather(g.constant(values), carried(g, amounts))
+        return g.constant(values[np.asarray(amounts.values)])
+    result: gs.Tensor = g.op.Gather(g.constant(values), amounts)
+    return result
+
+
+def _shifted_left(g: Builder, x: gs.Tensor, amounts: gs.Tensor, kind: np.dtype[Any]) -> gs.Tensor:
+    shifted = g.op.Mul(x, _powers(g, amounts, [1 << s for s in range(bits(kind))], x))
+    return shifted if bits(kind) == bits(g.dtype(x)) else wrapped(g, shifted, kind)
+
+
+def _shifted_right(g: Builder, x: gs.Tensor, amounts: gs.Tensor, kind: np.dtype[Any]) -> gs.Tensor:
+    top = bits(g.dtype(x)) - 2  # the largest power of two that the type has
+    result = _quotient(g, x, _powers(g, amounts, [1 << min(s, top) for s in range(bits(kind))], x))
+    if bits(kind) < bits(g.dtype(x)):
+        return result
+    result = _quotient(g, result, _powers(g, amounts, [1] * (top + 1) + [2], x))
+    if kind.kind == "u":  # the shift filled in copies of what is, unsigned, no sign
+        halves = _powers(g, amounts, [0] + [1 << (top + 1 - s) for s in range(1, top + 2)], x)
+        zero = g.constant(0, g.dtype(x))
+        fill = g.op.Where(g.op.Less(x, zero), halves, zero)
+        result = g.op.Add(g.op.Add(result, fill), fill)
     return result
 
 
