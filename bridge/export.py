@@ -11,6 +11,7 @@ import inspect
 import io
 import logging
 import re
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,7 +57,7 @@ class Source:
                 result = self.module(*args, **kwargs)
         except Exception as error:  # user code may raise anything, and is named as the cause
             raise ExportError(
-                f"the module raises in forward: {type(error).__name__}: {error}{_user_line(error)}. "
+                f"the module raises in forward: {type(error).__name__}: {error}{user_line(error)}. "
                 f"Its inputs were {_shapes(feeds)}."
             ) from error
         names, outputs = flatten_outputs(result)
@@ -347,11 +348,10 @@ def one_line(error: BaseException, inputs: Sequence[str] = ()) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:400]
 
 
-def _user_line(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        frame for frame in frames if not re.search(r"[/\\](?:site|dist)-packages[/\\]|[/\\]bridge[/\\]", frame.filename)
-    ]
+def user_line(error: BaseException) -> str:
+    """`` (file:line)`` of the innermost frame that is neither Python's, a library's nor ours; empty without one."""
+    others = ("<", str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
     return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 

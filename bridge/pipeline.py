@@ -507,6 +507,7 @@ class Conversion:
         """Runs the user's own check on the engine, or where none can run on the rewritten model."""
         if self.settings.task_check is None:
             return
+        from .export import user_line
         from .runtime import engine_runner
 
         path = self.result.onnx
@@ -528,6 +529,10 @@ class Conversion:
             except AssertionError as error:
                 self.result.task_check = TaskCheck(False, str(error), where)
                 raise CompareError(f"the task check fails on the {where} model: {error}") from error
+            except Exception as error:  # the user's code may raise anything, and is named as the cause
+                words = f"{type(error).__name__}: {error}{user_line(error)}"
+                self.result.task_check = TaskCheck(False, words, where)
+                raise CompareError(f"the task check raises on the {where} model: {words}") from error
 
 
 class _Current:

@@ -1,0 +1,143 @@
+"""Which TensorRT is meant by a name, and what is known of it."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+
+from bridge import target as targets
+from bridge.errors import UsageError
+from bridge.target import Target, resolve
+
+RTX = importlib.util.find_spec("tensorrt_rtx") is not None
+needs_rtx = pytest.mark.skipif(not RTX, reason="tensorrt_rtx is not installed")
+
+
+def described(flavour: Any, version: tuple[int, ...], **changes: Any) -> Target:
+    return Target(flavour, version, **{"installed": True, "operators": frozenset(("Relu", "NonZero")), **changes})
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Says which TensorRTs and GPUs there are."""
+
+    def make(*there: Target, gpus: tuple[tuple[int, int], ...] = ()) -> None:
+        monkeypatch.setattr(targets, "installed", {item.flavour: item for item in there}.get)
+        monkeypatch.setattr(targets, "gpu_compute_capabilities", lambda: gpus)
+
+    return make
+
+
+FULL, SMALL = described("tensorrt", (10, 9)), described("tensorrt-rtx", (1, 7, 1))
+
+
+@pytest.mark.parametrize(
+    ("there", "gpus", "expected"),
+    [
+        ((FULL, SMALL), ((8, 9),), FULL),
+        ((FULL, SMALL), (), SMALL),
+        ((SMALL,), ((9, 0),), SMALL),
+        ((FULL,), ((9, 0),), FULL),
+    ],
+)
+def test_auto_is_tensorrt_where_a_gpu_is_and_else_rtx(machine: Any, there: Any, gpus: Any, expected: Target) -> None:
+    machine(*there, gpus=gpus)
+    assert resolve("auto") is expected
+
+
+@pytest.mark.parametrize(("there", "cause"), [((), "no TensorRT is installed"), ((FULL,), "there is no GPU for it")])
+def test_auto_with_nothing_that_could_be_meant_says_why_and_what_to_do(machine: Any, there: Any, cause: str) -> None:
+    machine(*there)
+    with pytest.raises(UsageError) as caught:
+        resolve("auto")
+    assert all(word in str(caught.value) for word in (cause, "pip install", "tensorrt-8.5")), str(caught.value)
+
+
+def test_a_name_is_the_installed_one_and_a_version_of_it_too(machine: Any) -> None:
+    machine(FULL, SMALL)
+    assert resolve("tensorrt") is FULL and resolve("tensorrt-rtx") is SMALL
+    assert resolve("tensorrt-10") is FULL and resolve("tensorrt-10.9") is FULL and resolve("tensorrt-rtx-1.7") is SMALL
+
+
+def test_a_version_that_is_not_installed_is_rewritten_for_and_not_built(machine: Any) -> None:
+    machine(FULL)
+    old = resolve("tensorrt-8.5")
+    assert (old.flavour, old.version, old.installed) == ("tensorrt", (8, 5), False)
+    assert old.why_not_run() == "TensorRT 8.5 is not installed here"
+    assert not resolve("tensorrt-10.1").installed, "1 is not the beginning of 10.9"
+
+
+@pytest.mark.parametrize("name", ["", "trt", "tensorrt-", "tensorrt-8.", "TensorRT", "tensorrt-rtx-x", "auto-8"])
+def test_any_other_name_is_refused_with_those_that_there_are(name: str) -> None:
+    with pytest.raises(UsageError, match=f"target {name!r}: not one of 'auto', 'tensorrt', 'tensorrt-rtx'"):
+        resolve(name)
+
+
+def test_a_flavour_that_is_not_installed_says_how_to_get_it_and_how_to_go_without(machine: Any) -> None:
+    machine()
+    with pytest.raises(UsageError) as caught:
+        resolve("tensorrt")
+    assert "'tensorrt' is not installed" in str(caught.value)
+    assert "pip install 'torch-tensorrt-bridge[tensorrt]'" in str(caught.value)
+    assert "name a version, such as 'tensorrt-" in str(caught.value)
+
+
+def test_what_differs_between_versions(machine: Any) -> None:
+    old, new, rtx = described("tensorrt", (8, 5)), described("tensorrt", (11, 0)), SMALL
+    assert [item.strongly_typed for item in (old, FULL, new, rtx)] == [False, False, True, True]
+    assert "int64" not in old.types and {"int64", "bfloat16"} <= FULL.types and {"int64", "bfloat16"} <= rtx.types
+    assert all("float64" not in item.types for item in (old, FULL, new, rtx))
+    assert old.exporters[0] == "torchscript" and old.export_opset == 16
+    assert rtx.exporters[0] == "dynamo" and rtx.export_opset is None
+
+
+def test_an_engine_runs_where_a_gpu_of_its_kind_is(machine: Any) -> None:
+    machine(FULL, SMALL)
+    assert FULL.why_not_run() == "no NVIDIA GPU here"
+    machine(FULL, SMALL, gpus=((9, 0),))
+    assert FULL.why_not_run() is None
+    assert "9.0" in str(SMALL.why_not_run())
+    machine(FULL, SMALL, gpus=((8, 9),))
+    assert SMALL.why_not_run() is None
+
+
+def test_an_operator_that_only_a_plugin_implements_is_taken_where_that_is_registered() -> None:
+    assert not SMALL.takes("NonZero") and "plugin of that name" in SMALL.advice("NonZero")
+    assert described("tensorrt-rtx", (1, 7), plugins=frozenset(("NonZero",))).takes("NonZero")
+    assert FULL.takes("NonZero") and FULL.advice("NonZero") == ""
+    assert "'my.dom'" in FULL.advice("Frobnicate", "my.dom")
+
+
+def test_forms_of_an_operator_that_are_refused_are_known() -> None:
+    x, y, mean = gs.Variable("x"), gs.Variable("y"), gs.Variable("mean")
+    target = described("tensorrt-rtx", (1, 7), operators=frozenset(("LayerNormalization", "Attention")))
+    assert not target.refuses(gs.Node("LayerNormalization", inputs=[x], outputs=[y]))
+    assert target.refuses(gs.Node("LayerNormalization", inputs=[x], outputs=[y, mean]))
+    assert target.refuses(gs.Node("Attention", inputs=[x, x, x], outputs=[y]))
+    assert target.refuses(gs.Node("Unheard", inputs=[x], outputs=[y]))
+
+
+def test_the_tables_of_versions_that_are_not_installed_hold_operators_of_their_time() -> None:
+    old = Target("tensorrt", (8, 5), False, targets._known_operators("tensorrt", (8, 5)))
+    assert old.takes("Conv") and old.takes("Einsum")
+    assert not old.takes("LayerNormalization") and not old.takes("DFT")
+    known = {schema.name for schema in onnx.defs.get_all_schemas_with_history()}
+    for flavour in targets.MODULES:
+        for version in targets._known_versions(flavour):
+            operators = targets._known_operators(flavour, targets._version(version))
+            assert len(operators) > 80, (flavour, version)
+            assert len(operators & known) > 80, (flavour, version)
+
+
+@needs_rtx
+def test_the_installed_parser_is_asked_and_agrees_with_the_table_of_its_version() -> None:
+    here = resolve("tensorrt-rtx")
+    assert here.installed and str(here) == f"TensorRT-RTX {here.version_text}"
+    assert here.takes("Conv") and not here.takes("DFT")
+    assert here.info.flavour == "tensorrt-rtx" and here.info.strongly_typed
+    if targets._known_versions("tensorrt-rtx")[-1] == ".".join(map(str, here.version[:2])):
+        assert here.operators == targets._known_operators("tensorrt-rtx", here.version)
