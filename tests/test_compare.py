@@ -194,6 +194,12 @@ def test_every_case_and_output_is_compared_through_polygraphy() -> None:
     assert {(item.reference, item.candidate) for item in found} == {("exported", "rewritten")}
 
 
+def test_empty_outputs_are_compared_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    empty = [{"y": np.zeros((0, 2), np.int64)}]
+    assert compare_stages(("torch", "exported"), ["example"], empty, empty, None)[0].agreed
+    assert not [str(item.message) for item in recwarn]
+
+
 def test_a_comparison_is_the_same_after_json(tmp_path: Path) -> None:
     result = ConversionResult("m", comparisons=[compare([1.0, NAN], [1.0, NAN]), compare([[1.0]], [1.0])])
     (tmp_path / "result.json").write_text(json.dumps(result.to_dict(tmp_path), allow_nan=False))
