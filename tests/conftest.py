@@ -1,0 +1,24 @@
+"""Tests that hold a rule to ONNX Runtime are skipped where that ONNX Runtime is itself wrong."""
+
+from __future__ import annotations
+
+import onnxruntime
+import pytest
+
+OLD_RUNTIME = {
+    "cumprod_forward_and_backward": "does not read opset 26, which brings CumProd",
+    "irfft_of_torch": "refuses an inverse one-sided DFT",
+    "two_sided_stft_of_a_complex_signal": "returns garbage (values of 1e36)",
+    "test_dilated_pooling[AveragePool-1": "divides by the wrong count at the borders",
+    "test_dilated_pooling[AveragePool-3": "divides by the wrong count at the borders",
+}
+"""What ONNX Runtime 1.23, the last for Python 3.10, does to models of these tests."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 24):
+        return
+    for item in items:
+        for name, what in OLD_RUNTIME.items():
+            if name in item.nodeid:
+                item.add_marker(pytest.mark.skip(reason=f"ONNX Runtime {onnxruntime.__version__} {what}"))
