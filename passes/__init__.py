@@ -13,19 +13,12 @@ from typing import TYPE_CHECKING
 import onnx_graphsurgeon as gs
 
 from . import rules as _rules
-from .clean import (
-    float64_to_float32,
-    infer_types,
-    int64_boundary_to_int32,
-    pin_inputs,
-    refine_types,
-    remove_unused,
-    sanitise,
-)
+from .clean import infer_types, pin_inputs, refine_types, remove_unused, sanitise
 from .expand import expand_functions
 from .fold import fold_constants, take_branches
 from .framework import RULES, Log, PassError, Rule, run_rules
 from .ir import ModelError
+from .narrow import float64_to_float32, int64_boundary_to_int32
 from .reading import read
 from .writing import write
 

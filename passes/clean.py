@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from .framework import Log, Names, infer, merge_type
-from .ir import ModelError, Node, scopes
+from .framework import Log, infer, merge_type
+from .ir import ModelError, Names, bodies, detach, function_key, name_tensors, scopes
 from .provenance import describe
 from .writing import to_proto
 
@@ -23,31 +22,47 @@ UNNAMED_DIMS = frozenset(("", "?", "-1", "None", "unk", "unknown"))
 
 
 def remove_unused(graph: gs.Graph, log: Log) -> bool:
-    """Removes nodes whose results nothing reads, in bodies too."""
+    """Removes nodes whose results nothing reads, in bodies too, and optional outputs that nothing reads."""
     removed: list[str] = []
+    trimmed: list[str] = []
     inner_first = list(scopes(graph))[::-1]
     for scope in inner_first:
         outputs = {id(tensor) for tensor in scope.outputs}
         kept: list[gs.Node] = []
         for node in reversed(scope.nodes):
-            if any(tensor.outputs or id(tensor) in outputs for tensor in node.outputs):
+            used = [bool(tensor.outputs) or id(tensor) in outputs for tensor in node.outputs]
+            if any(used):
                 kept.append(node)
+                if not all(used) and _drop_outputs(node, used, scope.opset):
+                    trimmed.append(describe(node))
                 continue
             removed.append(describe(node))
-            _detach(node)
+            for body in bodies(node):
+                detach(body)
+            node.inputs.clear()
         scope.nodes = kept[::-1]
     if removed:
         log.add("remove_unused", "Nodes whose results nothing reads cost time and may not even parse.", removed)
-    return bool(removed)
+    if trimmed:
+        log.add("drop_unused_outputs", "Parsers refuse some outputs that nothing reads.", trimmed)
+    return bool(removed or trimmed)
 
 
-def _detach(node: gs.Node) -> None:
-    """Takes the node, and those of its bodies, off the tensors that they read."""
-    for value in node.attrs.values():
-        if isinstance(value, gs.Graph):
-            for inner in value.nodes:
-                _detach(inner)
-    node.inputs.clear()
+def _drop_outputs(node: gs.Node, used: list[bool], opset: int) -> bool:
+    """Leaves out unused outputs that the standard calls optional; True if there was one."""
+    if node.domain or not onnx.defs.has(node.op):
+        return False
+    formal = onnx.defs.get_schema(node.op, opset, "").outputs
+    changed = False
+    for index, tensor in enumerate(list(node.outputs)):
+        optional = index < len(formal) and formal[index].option == onnx.defs.OpSchema.FormalParameterOption.Optional
+        if optional and not used[index] and tensor.name:
+            node.outputs[index] = gs.Variable("")
+            changed = True
+    while node.outputs and not node.outputs[-1].name:
+        node.outputs.pop()
+        changed = True
+    return changed
 
 
 def pin_inputs(graph: gs.Graph, shapes: Mapping[str, Sequence[int | str]]) -> bool:
@@ -97,58 +112,86 @@ def _merge(graph: onnx.GraphProto, tensors: dict[str, gs.Variable]) -> None:
 
 def sanitise(graph: gs.Graph, target: Target, log: Log) -> None:
     """Makes the model one that every tool further on reads the same way."""
+    graph.defaults = []  # inputs with a default are constants: no TensorRT lets its caller change them
     _sort(graph)
-    _name_everything(graph, log)
+    for top in (graph, *graph.functions):
+        name_tensors(top)
+    _name_nodes(graph, log)
     _split_dimension_names(graph, log)
-    opsets = [onnx.helper.make_opsetid("", graph.opset)]
-    needed = onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True)
-    graph.ir_version = max(8, needed)  # 8 brought functions; newer than needed, some readers refuse
+    graph.ir_version = _ir_version(graph)
+
+
+def _ir_version(graph: gs.Graph) -> int:
+    """The oldest that the model needs, since some readers refuse newer ones; 8 brought functions."""
+    needed = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", graph.opset)], ignore_unknown=True)
+    overloads = any(function_key(function)[2] for function in graph.functions)
+    kinds = {
+        tensor.dtype.name
+        for scope in scopes(graph)
+        for node in scope.nodes
+        for tensor in (*node.inputs, *node.outputs)
+        if tensor.dtype is not None and tensor.dtype.isbuiltin != 1
+    }
+    by_type = max((version for kind, version in _IR_OF_TYPES.items() if any(kind in name for name in kinds)), default=8)
+    return max(8, needed, by_type, 10 if overloads else 8)
+
+
+_IR_OF_TYPES = {"float8_e": 9, "int4": 10, "float4": 11, "float8_e8m0": 12, "int2": 13}
+"""The IR version that brought each of the newer types."""
 
 
 def _sort(graph: gs.Graph) -> None:
-    """Puts nodes after those that they read from, where a file has them otherwise; their order is kept if it can be."""
+    """Puts nodes after those that they read from, where a file has them otherwise; their order is kept if it can be.
+
+    Raises ModelError where nodes depend on each other in a circle.
+    """
     for scope in scopes(graph):
-        ready: set[int] = set()
-        local = {id(tensor) for node in scope.nodes for tensor in node.outputs}
-        if all(_settled(node, ready, local) for node in scope.nodes):
+        makers = {id(tensor): index for index, node in enumerate(scope.nodes) for tensor in node.outputs if tensor.name}
+        needs = [{makers[key] for key in _reads(node) if key in makers} for node in scope.nodes]
+        if all(max(before, default=-1) < index for index, before in enumerate(needs)):
             continue
-        ready.clear()
-        waiting: list[gs.Node] = list(scope.nodes)
+        readers: dict[int, list[int]] = {}
+        for index, before in enumerate(needs):
+            for maker in before:
+                readers.setdefault(maker, []).append(index)
+        ready = [index for index, before in enumerate(needs) if not before]
         ordered: list[gs.Node] = []
-        while waiting:
-            later: list[gs.Node] = []
-            for node in waiting:
-                (ordered if _settled(node, ready, local) else later).append(node)
-            if len(later) == len(waiting):
-                raise ModelError(f"the nodes {[node.name for node in later[:5]]} depend on each other in a circle")
-            waiting = later
+        while ready:
+            index = heapq.heappop(ready)
+            ordered.append(scope.nodes[index])
+            for reader in readers.get(index, ()):
+                needs[reader].discard(index)
+                if not needs[reader]:
+                    heapq.heappush(ready, reader)
+        if len(ordered) < len(scope.nodes):
+            circle = [scope.nodes[index] for index, before in enumerate(needs) if before]
+            named = ", ".join(describe(node) for node in circle[:5])
+            raise ModelError(f"{len(circle)} nodes depend on each other in a circle, or on one that does: {named}")
         scope.nodes = ordered
 
 
-def _settled(node: gs.Node, ready: set[int], local: set[int]) -> bool:
-    needs = list(node.inputs)
-    for value in node.attrs.values():
-        if isinstance(value, gs.Graph):
-            needs.extend(tensor for body in scopes(value) for inner in body.nodes for tensor in inner.inputs)
-    if any(id(tensor) in local and id(tensor) not in ready for tensor in needs):
-        return False
-    ready.update(id(tensor) for tensor in node.outputs)
-    return True
+def _reads(node: gs.Node) -> Iterator[int]:
+    """The ids of the tensors that the node or its bodies read."""
+    yield from map(id, node.inputs)
+    for body in bodies(node):
+        for scope in scopes(body, functions=False):
+            for inner in scope.nodes:
+                yield from map(id, inner.inputs)
+            yield from map(id, scope.outputs)
 
 
-def _name_everything(graph: gs.Graph, log: Log) -> None:
+def _name_nodes(graph: gs.Graph, log: Log) -> None:
     """Gives unnamed and equally named nodes a name of their own."""
-    names = Names(graph)
-    counts = Counter(node.name for scope in scopes(graph) for node in scope.nodes)
+    names = Names()
+    nodes = [node for scope in scopes(graph) for node in scope.nodes]
+    names.taken.update(node.name for node in nodes)
     renamed: list[str] = []
-    seen: set[str] = set()
-    for scope in scopes(graph):
-        for node in scope.nodes:
-            if node.name and (counts[node.name] == 1 or node.name not in seen):
-                seen.add(node.name)
-                continue
+    seen: set[str] = {""}
+    for node in nodes:
+        if node.name in seen:
             node.name = names.new(node.name or node.op)
             renamed.append(describe(node))
+        seen.add(node.name)
     if renamed:
         log.add("name_nodes", "A node without a name of its own cannot be found again.", renamed)
 
@@ -172,107 +215,6 @@ def _split_dimension_names(graph: gs.Graph, log: Log) -> None:
             changed.append(f"{tensor.name}, axis {axis}: {size!r} -> {name!r}")
     if changed:
         log.add("name_dimensions", "TensorRT holds two axes of one name to be equal, '?' included.", changed)
-
-
-# --- types that the target lacks ---------------------------------------------------------------------------------
-
-_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
-
-
-def float64_to_float32(graph: gs.Graph, target: Target, log: Log) -> bool:
-    """Computes in float32 what the model computes in float64, where the target has no float64; says where."""
-    if "float64" in target.types:
-        return False
-    double, single = onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT
-    changed: list[str] = []
-    for tensor in (*graph.inputs, *graph.outputs):
-        if tensor.dtype == np.float64:
-            kind = "input" if any(tensor is item for item in graph.inputs) else "output"
-            log.notes.append(f"{kind} {tensor.name!r} is float64 in the source; {target} has no float64: it is float32")
-    done: set[int] = set()
-    for scope in scopes(graph):
-        for node in scope.nodes:
-            hit = False
-            for name in _TYPE_ATTRIBUTES:
-                if node.attrs.get(name) == double and not node.domain:
-                    node.attrs[name] = single
-                    hit = True
-            for name, value in node.attrs.items():
-                if isinstance(value, gs.Constant) and value.dtype == np.float64:
-                    node.attrs[name] = gs.Constant(value.name, np.asarray(value.values).astype(np.float32))
-                    hit = True
-            for tensor in (*node.inputs, *node.outputs):
-                if id(tensor) not in done and tensor.dtype == np.float64:
-                    done.add(id(tensor))
-                    hit = True
-                    _make_single(tensor)
-            if hit:
-                changed.append(describe(node))
-        for tensor in (*scope.inputs, *scope.outputs):
-            if tensor.dtype == np.float64:
-                _make_single(tensor)
-    if changed:
-        log.add(
-            "float64_to_float32",
-            f"{target} has no float64; its parser would turn some of it into float32 unsaid.",
-            changed,
-        )
-    return bool(changed)
-
-
-def _make_single(tensor: gs.Tensor) -> None:
-    if isinstance(tensor, gs.Constant):
-        limits = np.finfo(np.float32)
-        values = np.asarray(tensor.values)
-        finite = np.isfinite(values)
-        tensor.values = np.where(finite, np.clip(values, limits.min, limits.max), values).astype(np.float32)
-    else:
-        tensor.dtype = np.dtype(np.float32)
-
-
-def int64_boundary_to_int32(graph: gs.Graph, target: Target, log: Log) -> bool:
-    """Makes int64 inputs and outputs int32 where the target has no int64, with a Cast inside.
-
-    Between them the target's parser narrows by itself, and so the graph stays one that ONNX Runtime runs.
-    """
-    if "int64" in target.types:
-        return False
-    changed: list[str] = []
-    names = Names(graph)
-    for index, tensor in enumerate(graph.inputs):
-        if tensor.dtype != np.int64:
-            continue
-        outer = gs.Variable(tensor.name, np.dtype(np.int32), list(tensor.shape) if tensor.shape is not None else None)
-        tensor.name = names.new(f"{tensor.name}_int64")
-        cast = Node("Cast", names.new("input_cast"), {"to": onnx.TensorProto.INT64}, [outer], [tensor], domain="")
-        graph.nodes.insert(0, cast)
-        graph.inputs[index] = outer
-        changed.append(f"input {outer.name}")
-    for index, tensor in enumerate(graph.outputs):
-        if tensor.dtype != np.int64:
-            continue
-        outer = gs.Variable(tensor.name, np.dtype(np.int32), list(tensor.shape) if tensor.shape is not None else None)
-        tensor.name = names.new(f"{tensor.name}_int64")
-        cast = Node("Cast", names.new("output_cast"), {"to": onnx.TensorProto.INT32}, [tensor], [outer], domain="")
-        graph.nodes.append(cast)
-        graph.outputs[index] = outer
-        changed.append(f"output {outer.name}")
-    if changed:
-        log.add("int64_boundary_to_int32", f"{target} has no int64: inputs and outputs are int32.", changed)
-        log.notes.extend(f"{item} is int64 in the source; {target} has no int64: it is int32" for item in changed)
-        _check_int64_constants(graph, target, log)
-    return bool(changed)
-
-
-def _check_int64_constants(graph: gs.Graph, target: Target, log: Log) -> None:
-    limits = np.iinfo(np.int32)
-    for scope in scopes(graph):
-        for node in scope.nodes:
-            for tensor in node.inputs:
-                if isinstance(tensor, gs.Constant) and tensor.dtype == np.int64 and node.op != "Slice":
-                    values = np.asarray(tensor.values)
-                    if values.size and (values.min() < limits.min or values.max() > limits.max):
-                        log.notes.append(f"{describe(node)} has an int64 constant beyond int32: {target} will clamp it")
 
 
 def refine_types(graph: gs.Graph) -> bool:

@@ -6,17 +6,19 @@ is slower, and in half precision less accurate).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import onnx
-import onnx.inliner
 import onnx_graphsurgeon as gs
+from onnx import AttributeProto
 
-from .framework import Log, Names
-from .ir import node_metadata, scopes, set_type, tensor_proto, type_proto
+from .framework import Log, redirect, take_over
+from .ir import Names, Node, bodies, calls, function_key, node_metadata, scopes, set_type, type_known, type_proto
 from .provenance import describe
 from .reading import from_proto
-from .writing import node_proto, to_proto
+from .writing import Writer, function_proto, node_proto
 
 if TYPE_CHECKING:
     from bridge.target import Target
@@ -28,117 +30,191 @@ def expand_functions(graph: gs.Graph, target: Target, log: Log) -> bool:
     """Inlines operators with a function body that the target refuses, and local functions that contain such."""
     changed: list[str] = []
     names: Names | None = None
-    local = {(function.domain or "", function.name): function for function in graph.functions}
-    wanted = {key for key, function in local.items() if _needs_inlining(function, target, local)}
-    for scope in list(scopes(graph)):
-        in_function = isinstance(scope, gs.Function)
+    wanted = _Wanted(graph, target, log)
+    inner_first = list(scopes(graph))[::-1]
+    for scope in inner_first:
         kept: list[gs.Node] = []
         for node in scope.nodes:
-            key = (node.domain or "", node.op)
-            body = None
-            if key in wanted or (
-                key not in local and not in_function and _refused(node, target) and _has_body(node, scope.opset)
-            ):
-                body = _expanded(node, scope, graph)
-            if body is None:
+            meaning = _meaning(node, scope, wanted)
+            if meaning is None:
                 kept.append(node)
                 continue
             names = names or Names(graph)
             changed.append(describe(node))
-            kept.extend(_spliced(node, body, names))
+            kept.extend(_spliced(node, meaning, names))
         scope.nodes = kept
-    if wanted:
-        graph.functions = [function for key, function in local.items() if key not in wanted]
-    if changed:
-        log.add("expand_functions", REASON, changed)
-    return bool(changed)
+    if not changed:
+        return False
+    called = {calls(node) for scope in scopes(graph) for node in scope.nodes}
+    graph.functions = [function for function in graph.functions if function_key(function) in called]
+    log.add("expand_functions", REASON, changed)
+    return True
 
 
-def _needs_inlining(function: gs.Function, target: Target, local: dict[tuple[str, str], gs.Function]) -> bool:
-    """Rules need shapes, which the body of a function does not have: it is inlined if any of it may need a rule."""
-    for scope in scopes(function, functions=False):
-        for node in scope.nodes:
-            inner = local.get((node.domain or "", node.op))
-            if inner is not None:
-                if inner is not function and _needs_inlining(inner, target, local):
-                    return True
-            elif _refused(node, target):
-                return True
-    return False
+class _Wanted:
+    """Which local functions are to be inlined, and which operators."""
+
+    def __init__(self, graph: gs.Graph, target: Target, log: Log) -> None:
+        self.target = target
+        self.ir_version = graph.ir_version or onnx.IR_VERSION
+        self.functions = {function_key(function): function for function in graph.functions}
+        self.declined = {name for _, name in log.declined}
+        self.known: dict[tuple[str, str, str], bool] = {}
+
+    def function(self, node: gs.Node) -> gs.Function | None:
+        """The function that ``node`` calls, if it is to be inlined: if one of its nodes may need a rule.
+
+        Rules need shapes, and the body of a function has none.
+        """
+        key = calls(node)
+        function = self.functions.get(key)
+        if function is None:
+            return None
+        if key not in self.known:
+            self.known[key] = False  # ends the search in functions that call themselves
+            inner = [item for scope in scopes(function, functions=False) for item in scope.nodes]
+            self.known[key] = any(
+                item.name in self.declined or self.function(item) is not None or self.operator(item) for item in inner
+            )
+        return function if self.known[key] else None
+
+    def operator(self, node: gs.Node) -> bool:
+        """Whether the target refuses an operator of the standard."""
+        if calls(node) in self.functions or node.domain or not onnx.defs.has(node.op):
+            return False
+        return self.target.refuses(node)
 
 
-def _refused(node: gs.Node, target: Target) -> bool:
-    return not node.domain and onnx.defs.has(node.op) and target.refuses(node)
+@dataclass(frozen=True)
+class Meaning:
+    """What a node stands for: a graph, and what the node puts in place of that graph's inputs and outputs."""
+
+    graph: gs.Graph
+    inputs: list[gs.Tensor | None]
+    outputs: list[gs.Tensor]
 
 
-def _has_body(node: gs.Node, opset: int) -> bool:
-    schema: Any = onnx.defs.get_schema(node.op, opset, "")
-    return bool(schema.has_function or schema.has_context_dependent_function)
-
-
-def _expanded(node: gs.Node, scope: gs.Graph, graph: gs.Graph) -> gs.Graph | None:
-    """The body of ``node`` as a graph of its own, or None where it has none."""
-    proto = node_proto(node)
-    del proto.metadata_props[:]
-    model = onnx.ModelProto(ir_version=max(8, graph.ir_version or 8))
-    model.graph.name = "expand"
-    model.graph.node.append(proto)
-    seen: set[str] = set()
-    for tensor in node.inputs:
-        if tensor.is_empty() or tensor.name in seen:
-            continue
-        seen.add(tensor.name)
-        info = model.graph.input.add(name=tensor.name)
-        if tensor.dtype is not None:
-            info.type.CopyFrom(type_proto(tensor))
-        if isinstance(tensor, gs.Constant) and tensor.shape in ((), (0,), (1,)):
-            model.graph.initializer.append(tensor_proto(tensor))  # bodies may depend on small constants
-    for tensor in node.outputs:
-        if tensor.name:
-            info = model.graph.output.add(name=tensor.name)
-            if tensor.dtype is not None:
-                info.type.CopyFrom(type_proto(tensor))
-    model.opset_import.append(onnx.helper.make_opsetid("", scope.opset))
-    key = (node.domain or "", node.op)
-    function = next((item for item in graph.functions if (item.domain or "", item.name) == key), None)
-    if function is not None:
-        model.functions.extend(to_proto(graph).functions)
-        model.opset_import.append(onnx.helper.make_opsetid(node.domain, 1)) if node.domain else None
-    inlined = onnx.inliner.inline_selected_functions(model, [key], inline_schema_functions=function is None)
-    if [item.op_type for item in inlined.graph.node] == [node.op]:
+def _meaning(node: gs.Node, scope: gs.Graph, wanted: _Wanted) -> Meaning | None:
+    """What to write for ``node``, or None where it stays."""
+    if any(bodies(node)) and _captured(node):
         return None
-    inferred = onnx.shape_inference.infer_shapes(inlined, data_prop=True)
-    del inferred.graph.initializer[:]
-    return from_proto(inferred)
+    function = wanted.function(node)
+    if function is not None:
+        proto = function_proto(function, wanted.ir_version)
+        return _called(node, proto, {item.name: item for item in proto.attribute_proto}, scope.opset)
+    if isinstance(scope, gs.Function) or not wanted.operator(node):
+        return None
+    schema: Any = onnx.defs.get_schema(node.op, scope.opset, "")
+    definition = _definition(node, schema, scope.opset)
+    defaults = {name: item.default_value for name, item in schema.attributes.items() if item.default_value.name}
+    return None if definition is None else _called(node, definition, defaults, scope.opset)
 
 
-def _spliced(node: gs.Node, body: gs.Graph, names: Names) -> list[gs.Node]:
-    """The nodes of ``body`` between the tensors of ``node``, under new names, with its origin."""
-    inside = {tensor.name: tensor for tensor in node.inputs if not tensor.is_empty()}
-    outside = {tensor.name: tensor for tensor in node.outputs if tensor.name}
-    renamed: set[int] = set()
+def _captured(node: gs.Node) -> bool:
+    """Whether the node's bodies read from outside of them."""
+    inner = [scope for body in bodies(node) for scope in scopes(body, functions=False)]
+    local = {id(tensor) for scope in inner for tensor in scope.inputs}
+    local |= {id(tensor) for scope in inner for item in scope.nodes for tensor in item.outputs}
+    return any(id(tensor) not in local for scope in inner for item in scope.nodes for tensor in item.inputs)
+
+
+def _definition(node: gs.Node, schema: Any, opset: int) -> onnx.FunctionProto | None:
+    """ONNX's definition of the operator through others, of the newest version up to ``opset``."""
+    fixed = [version for version in schema.function_opset_versions if version <= opset]
+    if fixed:
+        return onnx.FunctionProto.FromString(schema.get_function_with_opset_version(max(fixed)))
+    fitting = [version for version in schema.context_dependent_function_opset_versions if version <= opset]
+    if not fitting or not all(tensor.is_empty() or type_known(tensor) for tensor in node.inputs):
+        return None
+    types = [type_proto(tensor).SerializeToString() for tensor in node.inputs]
+    found = schema.get_context_dependent_function_with_opset_version(
+        max(fitting), node_proto(node).SerializeToString(), types
+    )
+    return onnx.FunctionProto.FromString(bytes(found)) if found else None
+
+
+def _called(
+    node: gs.Node, function: onnx.FunctionProto, defaults: dict[str, AttributeProto], opset: int
+) -> Meaning | None:
+    """The body of ``function`` with the attributes and the input types of ``node``."""
+    if not _same_operators(function, opset):
+        return None
+    values = {**defaults, **{name: Writer().attribute(node, name, value) for name, value in node.attrs.items()}}
+    for item in function.node:
+        _fill_attributes(item, values)
+    model = onnx.ModelProto(ir_version=onnx.IR_VERSION, opset_import=[onnx.helper.make_opsetid("", opset)])
+    model.opset_import.extend(item for item in function.opset_import if item.domain)
+    model.graph.name = function.name
+    model.graph.node.extend(function.node)
+    given = [None if tensor.is_empty() else tensor for tensor in node.inputs]
+    given += [None] * (len(function.input) - len(given))
+    for name, tensor in zip(function.input, given, strict=True):
+        kind = onnx.TypeProto() if tensor is None else type_proto(tensor)
+        model.graph.input.append(onnx.ValueInfoProto(name=name, type=kind))
+    results = {name: tensor for name, tensor in zip(function.output, node.outputs) if tensor.name}  # noqa: B905
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in results)
+    if all(tensor is None or type_known(tensor) for tensor in given):
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    return Meaning(from_proto(model), given, list(results.values()))
+
+
+def _same_operators(function: onnx.FunctionProto, opset: int) -> bool:
+    """Whether the function's operators mean the same under ``opset``."""
+    own = next((item.version for item in function.opset_import if item.domain in ("", "ai.onnx")), opset)
+    return own == opset or all(
+        onnx.defs.get_schema(op, own, "").since_version == onnx.defs.get_schema(op, opset, "").since_version
+        for op in _operators(function.node)
+    )
+
+
+def _operators(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """The standard operators of ``nodes`` and their bodies."""
+    found = {node.op_type for node in nodes if not node.domain and onnx.defs.has(node.op_type)}
+    return found.union(*(_operators(item.g.node) for node in nodes for item in node.attribute))
+
+
+def _fill_attributes(node: onnx.NodeProto, values: dict[str, AttributeProto]) -> None:
+    """Puts the call's ``values`` where the function's nodes refer to its attributes; what has none is left out."""
+    filled = []
+    for attribute in node.attribute:
+        ref = attribute.ref_attr_name
+        if ref and ref not in values:
+            continue
+        item = AttributeProto()
+        item.CopyFrom(values[ref] if ref else attribute)
+        item.name = attribute.name
+        for inner in item.g.node:
+            _fill_attributes(inner, values)
+        filled.append(item)
+    del node.attribute[:]
+    node.attribute.extend(filled)
+
+
+def _spliced(node: gs.Node, meaning: Meaning, names: Names) -> list[gs.Node]:
+    """The nodes that ``node`` stands for between its tensors, under new names, with its origin."""
+    body, stem = meaning.graph, node.name or node.op
     for scope in scopes(body, functions=False):
+        for tensor in scope.inputs:
+            tensor.name = names.new(f"{stem}/{tensor.name}")
         for item in scope.nodes:
-            item.name = names.new(f"{node.name or node.op}/{item.op}")
-            item.metadata = {**node_metadata(node), "bridge.rule": "expand_functions"}
-            for index, tensor in enumerate(list(item.inputs)):
-                if tensor.name in inside and tensor.name not in outside and id(tensor) not in renamed:
-                    item.inputs[index] = inside[tensor.name]
+            item.name = names.new(f"{stem}/{item.name or item.op}")
+            item.metadata = {**node_metadata(node), **node_metadata(item), "bridge.rule": "expand_functions"}
+            for tensor in item.outputs:
+                if tensor.name:
+                    tensor.name = names.new(f"{stem}/{tensor.name}")
     node.inputs.clear()
     node.outputs.clear()
-    for scope in scopes(body, functions=False):
-        for item in scope.nodes:
-            for index, tensor in enumerate(list(item.outputs)):
-                if scope is body and tensor.name in outside:
-                    final = outside[tensor.name]
-                    if final.dtype is None and tensor.dtype is not None:
-                        set_type(final, type_proto(tensor))
-                    for consumer in list(tensor.outputs):
-                        for place, read in enumerate(list(consumer.inputs)):
-                            if read is tensor:
-                                consumer.inputs[place] = final
-                    item.outputs[index] = final
-                elif tensor.name and id(tensor) not in renamed:
-                    renamed.add(id(tensor))
-                    tensor.name = names.new(f"{node.name or node.op}/{tensor.name}")
-    return list(body.nodes)
+    nodes = list(body.nodes)
+    taken: dict[int, gs.Tensor] = {}
+    for old, result in zip(meaning.outputs, body.outputs, strict=True):
+        new = taken.get(id(result), result)
+        if not type_known(old):
+            set_type(old, type_proto(new))
+        if new is result and result.inputs:
+            take_over(old, new)
+            taken[id(result)] = old
+        else:  # an input, a constant, or another output too
+            nodes.append(Node("Identity", names.new(f"{stem}/output"), {}, [new], [old], domain=""))
+    for formal, actual in zip(body.inputs, meaning.inputs, strict=True):
+        redirect(formal, gs.Variable("") if actual is None else actual)
+    return nodes

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from .framework import Log, Names, merge_type, redirect
-from .ir import Array, Constant, Node, scopes, tensor_proto, type_proto
+from .framework import Log, infer, merge_type, redirect
+from .ir import Array, Constant, Node, detach, onnx_dtype, scopes, tensor_proto, type_proto
 from .provenance import describe
 from .writing import Writer
 
@@ -33,6 +34,9 @@ LARGEST = 64 << 20
 GROWTH = 1 << 20
 """Bytes that a folded constant may have more than what it is made of."""
 
+SHAPED_BY_VALUES = frozenset(("NonZero", "Unique", "Compress", "NonMaxSuppression"))
+"""Operators whose result is not much larger than what it is made of, and of no shape that can be inferred."""
+
 FOLD_REASON = "What depends on constants alone is computed once, before the build."
 BRANCH_REASON = "An If whose condition is a constant is replaced by the branch that is taken."
 
@@ -43,7 +47,8 @@ def fold_constants(graph: gs.Graph, log: Log) -> bool:
     for scope in list(scopes(graph)):
         changed |= _lift_constant_nodes(scope)
         changed |= _fold_shapes(scope, log)
-        changed |= _fold_scope(scope, log)
+        while _fold_scope(scope, log):
+            changed = True
     return changed
 
 
@@ -83,26 +88,35 @@ def _make_constant(tensor: gs.Variable, values: Any) -> None:
 
 # --- shapes ------------------------------------------------------------------------------------------------------
 
-Dims = list["int | str | None"]
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is known of an integer tensor: its elements, and whether it is a scalar, or else a vector."""
+
+    dims: list[int | str | None]
+    scalar: bool = False
+
+
+Known = dict[int, Sizes]
+"""By the tensor's id."""
 
 
 def _fold_shapes(scope: gs.Graph, log: Log) -> bool:
     """Follows what is known of shapes (``x.shape[1]`` of a model whose first axis is dynamic) to constants."""
-    known: dict[int, Dims] = {}
+    known: Known = {}
     outputs = {id(tensor) for tensor in scope.outputs}
     folded: list[gs.Node] = []
     for node in scope.nodes:
-        if node.domain or len(node.outputs) != 1 or node.op not in _SHAPE_RULES:
+        if node.op not in _SHAPE_RULES or node.domain or len(node.outputs) != 1 or _referring(node):
             continue
-        dims = _SHAPE_RULES[node.op](node, known)
-        if dims is None:
+        sizes = _SHAPE_RULES[node.op](node, known)
+        if sizes is None:
             continue
         output = node.outputs[0]
-        known[id(output)] = dims
-        if all(isinstance(size, int) for size in dims) and id(output) not in outputs and output.outputs:
-            scalar = output.shape is not None and len(output.shape) == 0
+        known[id(output)] = sizes
+        if all(isinstance(size, int) for size in sizes.dims) and id(output) not in outputs and output.outputs:
             folded.append(node)
-            values = np.array(dims[0] if scalar else dims, np.int64)
+            values = np.array(sizes.dims[0] if sizes.scalar else sizes.dims, np.int64)
             node.outputs.clear()
             _make_constant(output, values.astype(output.dtype or np.int64))
     if not folded:
@@ -112,38 +126,41 @@ def _fold_shapes(scope: gs.Graph, log: Log) -> bool:
     return True
 
 
-def _dims(tensor: gs.Tensor, known: dict[int, Dims]) -> Dims | None:
+def _sizes(tensor: gs.Tensor, known: Known) -> Sizes | None:
     if id(tensor) in known:
         return known[id(tensor)]
-    if isinstance(tensor, gs.Constant) and tensor.dtype in (np.int64, np.int32) and math.prod(tensor.shape) <= 64:
-        return [int(value) for value in np.asarray(tensor.values).reshape(-1)]
-    return None
+    integers = isinstance(tensor, gs.Constant) and tensor.dtype in (np.int64, np.int32)
+    if not integers or len(tensor.shape) > 1 or math.prod(tensor.shape) > 64:
+        return None
+    return Sizes([int(value) for value in np.asarray(tensor.values).reshape(-1)], not tensor.shape)
 
 
-def _shape_of(node: gs.Node, known: dict[int, Dims]) -> Dims | None:
+def _shape_of(node: gs.Node, known: Known) -> Sizes | None:
     shape = node.inputs[0].shape
     if shape is None:
         return None
     start, end = node.attrs.get("start", 0), node.attrs.get("end", len(shape))
-    return list(shape)[start:end]
+    return Sizes([size if not isinstance(size, int) or size >= 0 else None for size in shape][start:end])
 
 
-def _size_of(node: gs.Node, known: dict[int, Dims]) -> Dims | None:
-    if id(node.inputs[0]) in known:
-        return [len(known[id(node.inputs[0])])]
+def _size_of(node: gs.Node, known: Known) -> Sizes | None:
     shape = node.inputs[0].shape
-    return None if shape is None or not all(isinstance(size, int) for size in shape) else [math.prod(shape)]
+    if shape is None or not all(isinstance(size, int) and size >= 0 for size in shape):
+        return None
+    return Sizes([math.prod(shape)], scalar=True)
 
 
-def _gather(node: gs.Node, known: dict[int, Dims]) -> Dims | None:
+def _gather(node: gs.Node, known: Known) -> Sizes | None:
     data, index = known.get(id(node.inputs[0])), node.inputs[1]
-    if data is None or not isinstance(index, gs.Constant):
+    if data is None or data.scalar or not isinstance(index, gs.Constant) or len(index.shape) > 1:
         return None
     places = [int(i) for i in np.asarray(index.values).reshape(-1)]
-    return [data[i] for i in places] if all(-len(data) <= i < len(data) for i in places) else None
+    if not all(-len(data.dims) <= i < len(data.dims) for i in places):
+        return None
+    return Sizes([data.dims[i] for i in places], scalar=not index.shape)
 
 
-def _slice(node: gs.Node, known: dict[int, Dims]) -> Dims | None:
+def _slice(node: gs.Node, known: Known) -> Sizes | None:
     data = known.get(id(node.inputs[0]))
     if data is None or not all(isinstance(tensor, gs.Constant) for tensor in node.inputs[1:]):
         return None
@@ -151,30 +168,52 @@ def _slice(node: gs.Node, known: dict[int, Dims]) -> Dims | None:
         return None
     start, end = (int(np.asarray(tensor.values).reshape(-1)[0]) for tensor in node.inputs[1:3])
     step = int(np.asarray(node.inputs[4].values).reshape(-1)[0]) if len(node.inputs) > 4 else 1
-    return data[start:end:step] if step > 0 else None
+    return Sizes(data.dims[start:end:step]) if step > 0 else None
 
 
-def _concat(node: gs.Node, known: dict[int, Dims]) -> Dims | None:
-    parts = [_dims(tensor, known) for tensor in node.inputs]
-    return None if any(part is None for part in parts) else [size for part in parts if part for size in part]
+def _concat(node: gs.Node, known: Known) -> Sizes | None:
+    parts = [_sizes(tensor, known) for tensor in node.inputs]
+    joined: list[int | str | None] = []
+    for part in parts:
+        if part is None:
+            return None
+        joined.extend(part.dims)
+    return Sizes(joined)
 
 
-def _same(node: gs.Node, known: dict[int, Dims]) -> Dims | None:
+def _same(node: gs.Node, known: Known) -> Sizes | None:
     return known.get(id(node.inputs[0]))
 
 
-def _integer_cast(node: gs.Node, known: dict[int, Dims]) -> Dims | None:
+def _unsqueeze(node: gs.Node, known: Known) -> Sizes | None:
+    sizes = known.get(id(node.inputs[0]))
+    return Sizes(sizes.dims) if sizes is not None and sizes.scalar and _axes(node) in ([0], [-1]) else None
+
+
+def _squeeze(node: gs.Node, known: Known) -> Sizes | None:
+    sizes = known.get(id(node.inputs[0]))
+    return Sizes(sizes.dims, scalar=True) if sizes is not None and len(sizes.dims) == 1 else None
+
+
+def _axes(node: gs.Node) -> list[int] | None:
+    if len(node.inputs) < 2:
+        return list(node.attrs.get("axes", ()))
+    axes = node.inputs[1]
+    return [int(axis) for axis in np.asarray(axes.values).reshape(-1)] if isinstance(axes, gs.Constant) else None
+
+
+def _integer_cast(node: gs.Node, known: Known) -> Sizes | None:
     return _same(node, known) if node.attrs.get("to") in (onnx.TensorProto.INT64, onnx.TensorProto.INT32) else None
 
 
-_SHAPE_RULES: dict[str, Callable[[gs.Node, dict[int, Dims]], Dims | None]] = {
+_SHAPE_RULES: dict[str, Callable[[gs.Node, Known], Sizes | None]] = {
     "Shape": _shape_of,
     "Size": _size_of,
     "Gather": _gather,
     "Slice": _slice,
     "Concat": _concat,
-    "Unsqueeze": _same,
-    "Squeeze": _same,
+    "Unsqueeze": _unsqueeze,
+    "Squeeze": _squeeze,
     "Identity": _same,
     "Cast": _integer_cast,
 }
@@ -204,19 +243,17 @@ def _fold_scope(scope: gs.Graph, log: Log) -> bool:
     origins = [describe(tensor.inputs[0]) for tensor in folded]
     for tensor in folded:
         _make_constant(tensor, values[id(tensor)])
+    for consumer in {id(node): node for tensor in folded for node in tensor.outputs}.values():
+        infer(consumer, scope.opset)  # its shape may depend on these values
     dead = _dead(list(foldable.values()))
     _drop(scope, dead)
     if folded:
         log.add("fold_constants", FOLD_REASON, origins)
-    return bool(folded or dead)
+    return bool(folded)
 
 
 def _foldable(node: gs.Node, made: set[int]) -> bool:
     if node.domain or node.op in NEVER or node.op.startswith(("Sequence", "Optional")) or not node.outputs:
-        return False
-    if not onnx.defs.has(node.op) or any(
-        isinstance(value, (gs.Graph, gs.Node.AttributeRef)) for value in node.attrs.values()
-    ):
         return False
     size = 0
     for tensor in node.inputs:
@@ -226,12 +263,23 @@ def _foldable(node: gs.Node, made: set[int]) -> bool:
             size += math.prod(tensor.shape) * tensor.dtype.itemsize
         elif id(tensor) not in made:
             return False
+    if size > LARGEST or not onnx.defs.has(node.op) or _referring(node):
+        return False
+    if node.op in SHAPED_BY_VALUES:
+        return True
     for tensor in node.outputs:
-        if tensor.dtype is not None and tensor.shape is not None and all(isinstance(d, int) for d in tensor.shape):
-            bytes_made = math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
-            if bytes_made > LARGEST or bytes_made > size + GROWTH:
-                return False
-    return size <= LARGEST
+        if tensor.name == "":
+            continue
+        if tensor.dtype is None or tensor.shape is None or not all(isinstance(d, int) for d in tensor.shape):
+            return False  # it may be huge; once its inputs are constants, its shape can be inferred
+        if math.prod(tensor.shape) * tensor.dtype.itemsize > min(LARGEST, size + GROWTH):
+            return False
+    return True
+
+
+def _referring(node: gs.Node) -> bool:
+    """Whether an attribute is that of the function around the node."""
+    return any(isinstance(value, gs.Node.AttributeRef) for value in node.attrs.values())
 
 
 def _evaluate(nodes: list[gs.Node], wanted: list[gs.Tensor], scope: gs.Graph) -> dict[int, Array]:
@@ -265,7 +313,8 @@ def _run(
                 if id(tensor) not in given:
                     return None
                 graph.initializer.append(onnx.numpy_helper.from_array(given[id(tensor)], tensor.name))
-    graph.output.extend(onnx.ValueInfoProto(name=tensor.name) for tensor in wanted)
+    for tensor in wanted:
+        graph.output.append(onnx.ValueInfoProto(name=_readable(tensor, graph)))
     opset = onnx.helper.make_opsetid("", scope.opset)
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=_ir_version(scope.opset))
     options = ort.SessionOptions()
@@ -278,10 +327,22 @@ def _run(
     except (state.NotImplemented, state.InvalidGraph, state.Fail, state.RuntimeException, state.InvalidArgument):
         return None
     return {
-        id(tensor): array
+        id(tensor): array if tensor.dtype is None else array.astype(tensor.dtype, copy=False)
         for tensor, array in zip(wanted, arrays, strict=True)
         if isinstance(array, np.ndarray) and array.nbytes <= LARGEST
     }
+
+
+def _readable(tensor: gs.Tensor, graph: onnx.GraphProto) -> str:
+    """The name of the tensor, or of its copy in a type that ONNX Runtime gives to NumPy: of bfloat16, float32."""
+    if tensor.dtype is None or tensor.dtype.isbuiltin == 1:
+        return str(tensor.name)
+    wide = np.int32 if np.dtype(tensor.dtype).name.lstrip("u").startswith("int") else np.float32
+    name = f"{tensor.name}/wide"
+    graph.node.add(op_type="Cast", input=[tensor.name], output=[name]).attribute.append(
+        onnx.helper.make_attribute("to", onnx_dtype(wide))
+    )
+    return name
 
 
 def _ir_version(opset: int) -> int:
@@ -312,35 +373,26 @@ def _drop(scope: gs.Graph, nodes: list[gs.Node]) -> None:
 def take_branches(graph: gs.Graph, log: Log) -> bool:
     """Replaces each If whose condition is a constant by the branch that it takes; True if there was one."""
     taken: list[str] = []
-    names: Names | None = None
-    for scope in list(scopes(graph)):
+    inner_first = list(scopes(graph))[::-1]
+    for scope in inner_first:
         kept: list[gs.Node] = []
         for node in scope.nodes:
-            if node.op != "If" or node.domain or not isinstance(node.inputs[0], gs.Constant):
+            if node.op == "If" and not node.domain and isinstance(node.inputs[0], gs.Constant):
+                taken.append(describe(node))
+                kept.extend(_branch(node, scope))
+            else:
                 kept.append(node)
-                continue
-            names = names or Names(graph)
-            taken.append(describe(node))
-            kept.extend(_branch(node, names, scope))
         scope.nodes = kept
     if taken:
         log.add("take_branches", BRANCH_REASON, taken)
     return bool(taken)
 
 
-def _branch(node: gs.Node, names: Names, scope: gs.Graph) -> list[gs.Node]:
-    """The nodes of the branch taken, moved out under names of their own, in place of ``node``."""
+def _branch(node: gs.Node, scope: gs.Graph) -> list[gs.Node]:
+    """The nodes of the branch taken, moved out in place of ``node``; names are the model's own (see ``sanitise``)."""
     condition = bool(np.asarray(node.inputs[0].values).reshape(-1)[0])
     body: gs.Graph = node.attrs["then_branch" if condition else "else_branch"]
-    for inner in scopes(body, functions=False):
-        for item in inner.nodes:
-            item.name = names.new(item.name or item.op)
-            for tensor in item.outputs:
-                if tensor.name:
-                    tensor.name = names.new(tensor.name)
-        if inner is not body:  # the parameters of a Loop's or Scan's body
-            for tensor in inner.inputs:
-                tensor.name = names.new(tensor.name)
+    detach(node.attrs["else_branch" if condition else "then_branch"])
     nodes = list(body.nodes)
     outputs = {id(tensor) for tensor in scope.outputs}
     pairs = list(zip(node.outputs, body.outputs, strict=True))
@@ -348,9 +400,9 @@ def _branch(node: gs.Node, names: Names, scope: gs.Graph) -> list[gs.Node]:
     node.outputs.clear()
     for old, new in pairs:
         if isinstance(new, gs.Variable):
-            merge_type(new, type_proto(old)) if old.dtype is not None else None
+            merge_type(new, type_proto(old))
         if id(old) in outputs:
-            nodes.append(Node("Identity", names.new("branch"), inputs=[new], outputs=[old], domain=""))
+            nodes.append(Node("Identity", f"{node.name}/{old.name}", inputs=[new], outputs=[old], domain=""))
         else:
             redirect(old, new)
     return nodes

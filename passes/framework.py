@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from .ir import Array, Node, node_metadata, scopes, set_type, tensor_proto, type_proto
+from .ir import Array, Names, Node, node_metadata, scopes, set_type, tensor_proto, type_proto
 from .provenance import describe
 from .writing import node_proto
 
@@ -129,27 +129,6 @@ class Log:
 # --- what rules build with ---------------------------------------------------------------------------------------
 
 
-class Names:
-    """Names that are used nowhere in a model, its bodies and functions included."""
-
-    def __init__(self, graph: gs.Graph) -> None:
-        self.taken: set[str] = set()
-        for scope in scopes(graph):
-            for node in scope.nodes:
-                self.taken.add(node.name)
-                self.taken.update(tensor.name for tensor in (*node.inputs, *node.outputs))
-            self.taken.update(tensor.name for tensor in (*scope.inputs, *scope.outputs))
-        self.counters: dict[str, int] = {}
-
-    def new(self, stem: str) -> str:
-        name = stem
-        while name in self.taken:
-            self.counters[stem] = self.counters.get(stem, 0) + 1
-            name = f"{stem}_{self.counters[stem]}"
-        self.taken.add(name)
-        return name
-
-
 class _Ops:
     """``g.op.MatMul(a, b, transA=1)`` makes a node and returns its output (or outputs, with ``outputs=2``)."""
 
@@ -166,11 +145,14 @@ class _Ops:
 class Builder:
     """Makes the nodes that replace one node. Every tensor it returns knows its type and, where possible, its shape."""
 
-    def __init__(self, names: Names, opset: int, stem: str, target: Target | None = None) -> None:
+    def __init__(
+        self, names: Names, opset: int, stem: str, target: Target | None = None, scope: gs.Graph | None = None
+    ) -> None:
         self.names = names
         self.opset = opset
         self.stem = stem
         self.target = target
+        self.scope = scope
         self.op = _Ops(self)
         self.made: list[gs.Node] = []
 
@@ -216,6 +198,11 @@ class Builder:
         if index < len(node.inputs) and not node.inputs[index].is_empty():
             return node.inputs[index]
         return None
+
+    def used(self, tensor: gs.Tensor) -> bool:
+        """Whether anything reads the tensor, the caller of the graph included."""
+        outputs = self.scope.outputs if self.scope is not None else ()
+        return bool(tensor.name) and (bool(tensor.outputs) or any(tensor is item for item in outputs))
 
     # making
 
@@ -361,7 +348,8 @@ def run_rules(graph: gs.Graph, rules: Iterable[Rule], target: Target, log: Log) 
                 by_op.setdefault(op, []).append(item)
     names: Names | None = None
     changed = False
-    for scope in list(scopes(graph)):
+    inner_first = list(scopes(graph))[::-1]
+    for scope in inner_first:
         if not any(node.op in by_op and not node.domain for node in scope.nodes):
             continue
         names = names or Names(graph)
@@ -379,16 +367,21 @@ def _apply(
 ) -> list[gs.Node] | None:
     """The nodes that replace ``node``, or None where no rule applied."""
     for item in rules:
-        builder = Builder(names, scope.opset, f"{node.name or node.op}/{item.name}", target)
-        where = describe(node)
+        builder = Builder(names, scope.opset, f"{node.name or node.op}/{item.name}", target, scope)
         try:
+            if any(isinstance(value, gs.Node.AttributeRef) for value in node.attrs.values()):
+                builder.decline("its attributes are those of the function that it is in")
             result = item.function(node, builder)
+            tensors = [result] if isinstance(result, gs.Tensor) else list(result or ())
+            if tensors:
+                _check_complete(node, tensors, builder)
         except Declined as reason:
-            log.declined[item.name, node.name] = (where, str(reason))
-            result = None
+            log.declined[item.name, node.name] = (describe(node), str(reason))
+            tensors = []
         except Exception as error:  # a defect of one rule, reported as one
+            where = describe(node)
             raise PassError(f"rule {item.name} broke on {where}: {type(error).__name__}: {error}") from error
-        tensors = [result] if isinstance(result, gs.Tensor) else list(result or ())
+        where = describe(node) if tensors else ""
         if not tensors or not replace(node, tensors, builder.made, scope):
             for unused in builder.made:
                 unused.inputs.clear()
@@ -401,35 +394,50 @@ def _apply(
     return None
 
 
+def _check_complete(node: gs.Node, results: Sequence[gs.Tensor | None], builder: Builder) -> None:
+    """Raises ValueError where an output that is read has no replacement."""
+    if len(results) > len(node.outputs):
+        raise ValueError(f"it gives {len(results)} tensors for {len(node.outputs)} outputs")
+    for index, old in enumerate(node.outputs):
+        if (index >= len(results) or results[index] is None) and builder.used(old):
+            raise ValueError(f"it gives nothing for the output {old.name!r}, which is read")
+
+
 def replace(node: gs.Node, results: Sequence[gs.Tensor | None], made: list[gs.Node], scope: gs.Graph) -> bool:
     """Puts ``results`` where ``node``'s outputs were and detaches it; the caller drops it from the scope.
 
-    Returns False, having changed nothing, where an output of the graph would lose the node that makes it.
+    Where an output of the graph cannot be made by another node, an Identity joins ``made``; of an Identity there is
+    then nothing to replace, and the answer is False.
     """
     fresh = {id(tensor) for item in made for tensor in item.outputs}
     outputs = {id(tensor) for tensor in scope.outputs}
     pairs = [(old, new) for old, new in zip(node.outputs, results) if new is not None and old is not new]  # noqa: B905
-    for old, new in pairs:
-        if id(old) in outputs and id(new) not in fresh and not _can_rename(new, outputs, scope):
-            return False
+    stuck = {id(old) for old, new in pairs if id(old) in outputs and id(new) not in fresh and _fixed(new, scope)}
+    if stuck and node.op == "Identity":
+        return False
     node.inputs.clear()
     node.outputs.clear()
-    for old, new in pairs:
-        if id(new) in fresh or id(old) in outputs:
-            _take_over(old, new)
+    taken: dict[int, gs.Tensor] = {}
+    for old, result in pairs:
+        new = taken.get(id(result), result)
+        if id(old) in stuck or (id(old) in outputs and new is not result):
+            made.append(Node("Identity", f"{node.name}/output", {}, [new], [old], domain=""))
+        elif (id(result) in fresh or id(old) in outputs) and new is result:
+            take_over(old, new)
+            taken[id(result)] = old
         else:
             redirect(old, new)
     return True
 
 
-def _can_rename(tensor: gs.Tensor, outputs: set[int], scope: gs.Graph) -> bool:
-    """Whether another tensor can take ``tensor``'s place at the node that makes it, in this very scope."""
-    inputs = {id(item) for item in scope.inputs}
-    local = any(tensor.inputs and tensor.inputs[0] is node for node in scope.nodes)
-    return isinstance(tensor, gs.Variable) and local and id(tensor) not in outputs and id(tensor) not in inputs
+def _fixed(tensor: gs.Tensor, scope: gs.Graph) -> bool:
+    """Whether no other tensor can take ``tensor``'s place at the node that makes it, in this very scope."""
+    local = bool(tensor.inputs) and any(tensor.inputs[0] is node for node in scope.nodes)
+    boundary = any(tensor is item for item in (*scope.inputs, *scope.outputs))
+    return not isinstance(tensor, gs.Variable) or not local or boundary
 
 
-def _take_over(old: gs.Variable, new: gs.Variable) -> None:
+def take_over(old: gs.Variable, new: gs.Variable) -> None:
     """``old`` keeps its name and its consumers, and is made by the node that made ``new``."""
     producer = new.inputs[0]
     index = next(i for i, tensor in enumerate(producer.outputs) if tensor is new)

@@ -69,6 +69,13 @@ def scopes(graph: gs.Graph, *, functions: bool = True) -> Iterator[gs.Graph]:
             yield from scopes(function, functions=False)
 
 
+def detach(graph: gs.Graph) -> None:
+    """Takes the nodes of a graph that goes, and of its bodies, off the tensors that they read."""
+    for scope in scopes(graph):
+        for node in scope.nodes:
+            node.inputs.clear()
+
+
 def calls(node: gs.Node) -> tuple[str, str, str]:
     """The key of the local function that the node calls, if there is one of this key (see ``function_key``)."""
     notes = node.__dict__.get("notes")
@@ -80,14 +87,42 @@ def function_key(function: gs.Function) -> tuple[str, str, str]:
     return (function.domain or "", function.name, notes.overload if notes is not None else "")
 
 
-def unused_name(stem: str, taken: set[str]) -> str:
-    """``stem``, with the first number that makes it new where it is taken."""
-    if stem and stem not in taken:
-        return stem
-    number = 1
-    while f"{stem}_{number}" in taken:
-        number += 1
-    return f"{stem}_{number}"
+class Names:
+    """Names that are used nowhere in a model, its bodies and functions included."""
+
+    def __init__(self, graph: gs.Graph | None = None) -> None:
+        self.taken: set[str] = {""}
+        self.counters: dict[str, int] = {}
+        for scope in scopes(graph) if graph is not None else ():
+            for node in scope.nodes:
+                self.taken.add(node.name)
+                self.taken.update([tensor.name for tensor in node.inputs])
+                self.taken.update([tensor.name for tensor in node.outputs])
+            self.taken.update([tensor.name for tensor in (*scope.inputs, *scope.outputs)])
+
+    def new(self, stem: str) -> str:
+        """``stem``, with the first number that makes it new where it is taken."""
+        name = stem
+        while name in self.taken:
+            self.counters[stem] = self.counters.get(stem, 0) + 1
+            name = f"{stem}_{self.counters[stem]}"
+        self.taken.add(name)
+        return name
+
+
+def name_tensors(graph: gs.Graph) -> Names:
+    """Gives the tensors of the graph and its bodies names of their own; the boundary of the graph keeps its names."""
+    names = Names()
+    boundary = (*graph.inputs, *graph.outputs)
+    seen = {id(tensor) for tensor in boundary}
+    names.taken.update(tensor.name for tensor in boundary)
+    for scope in scopes(graph, functions=False):
+        for tensors in (scope.inputs, *((*node.outputs, *node.inputs) for node in scope.nodes), scope.outputs):
+            for tensor in tensors:
+                if id(tensor) not in seen and not (tensor.name == "" and isinstance(tensor, gs.Variable)):
+                    seen.add(id(tensor))
+                    tensor.name = names.new(tensor.name)
+    return names
 
 
 # --- types -------------------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def _function(proto: onnx.FunctionProto, model: onnx.ModelProto, folder: Path | 
         tensors[name] = gs.Variable(name)
     reader.declare(proto.node, tensors, proto.name)
     reader.describe(proto.value_info, tensors)
-    attributes = {name: None for name in proto.attribute}
+    attributes = dict.fromkeys(proto.attribute)
     function = gs.Function(
         proto.name,
         proto.domain,
@@ -177,7 +177,8 @@ class _Reader:
         notes = _rest(proto, "op_type", "name", "domain", "input", "output", "attribute", "metadata_props")
         if notes.ListFields():
             node.notes = notes
-        empty = {item.name: item.type for item in proto.attribute if node.attrs[item.name] == []}
+        lists = {name for name, value in node.attrs.items() if isinstance(value, list) and not value}
+        empty = {item.name: item.type for item in proto.attribute if item.name in lists}
         if empty:
             node.empty_lists = empty
         return node

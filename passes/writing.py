@@ -24,12 +24,12 @@ from .ir import (
     constant_bytes,
     elem_type,
     keep_notes,
+    name_tensors,
     node_metadata,
     scopes,
     set_type,
     tensor_proto,
     type_proto,
-    unused_name,
 )
 
 INLINE_LIMIT = 64 << 20
@@ -104,73 +104,53 @@ def to_proto(graph: gs.Graph, *, skeleton: bool = False) -> onnx.ModelProto:
 
 def _model(graph: gs.Graph) -> tuple[onnx.ModelProto, list[gs.Constant]]:
     """The proto without initializers, and the constants that it needs, under names of their own."""
-    model = onnx.ModelProto(producer_name=graph.producer_name or "", producer_version=graph.producer_version or "")
+    model = onnx.ModelProto(producer_name=graph.producer_name or None, producer_version=graph.producer_version or None)
     if "model_notes" in graph.__dict__:
         model.MergeFrom(graph.model_notes)
     model.ir_version = graph.ir_version or onnx.IR_VERSION
-    settle_constants(graph)
+    _settle(graph)
     writer = Writer()
     writer.graph(graph, model.graph)
-    model.functions.extend(_function(function, model.ir_version) for function in graph.functions)
+    model.functions.extend(function_proto(function, model.ir_version) for function in graph.functions)
     model.opset_import.extend(_opsets(graph))
     return model, list(writer.constants.values())
 
 
-def settle_constants(graph: gs.Graph) -> None:
+def _settle(graph: gs.Graph) -> None:
     """Prepares for all constants of the graph and its bodies to become initializers of the main graph.
 
-    Each gets a name that nothing else has; and since a body cannot return what is outside of it, an Identity does.
+    Each tensor gets a name of its own; and since a body cannot return what is outside of it, an Identity does.
     """
-    taken: set[str] = set()
-    constants: dict[int, gs.Constant] = {}
-    foreign: list[tuple[gs.Graph, int]] = []
+    names = name_tensors(graph)
     for scope in scopes(graph, functions=False):
+        if scope is graph:
+            continue
         local = {id(tensor) for tensor in scope.inputs}
-        taken.update(tensor.name for tensor in scope.inputs)
-        for node in scope.nodes:
-            for tensor in node.outputs:
-                local.add(id(tensor))
-                taken.add(tensor.name)
-            for tensor in node.inputs:
-                if isinstance(tensor, gs.Constant):
-                    constants[id(tensor)] = tensor
+        local.update(id(tensor) for node in scope.nodes for tensor in node.outputs)
         for index, tensor in enumerate(scope.outputs):
-            if isinstance(tensor, gs.Constant):
-                constants[id(tensor)] = tensor
-            if scope is not graph and id(tensor) not in local:
-                foreign.append((scope, index))
-    fixed = {id(tensor) for tensor in graph.outputs}
-    taken.update(tensor.name for tensor in constants.values() if id(tensor) in fixed)
-    for key, constant in constants.items():
-        if key not in fixed:
-            constant.name = unused_name(constant.name, taken)
-            taken.add(constant.name)
-    for scope, index in foreign:
-        tensor = scope.outputs[index]
-        copy = gs.Variable(unused_name(f"{tensor.name}_copy", taken))
-        set_type(copy, type_proto(tensor))
-        taken.add(copy.name)
-        scope.nodes.append(Node("Identity", copy.name, {}, [tensor], [copy], domain=""))
-        scope.outputs[index] = copy
+            if id(tensor) not in local:
+                copy = gs.Variable(names.new(f"{tensor.name}_copy"))
+                set_type(copy, type_proto(tensor))
+                scope.nodes.append(Node("Identity", copy.name, {}, [tensor], [copy], domain=""))
+                scope.outputs[index] = copy
 
 
 def _opsets(graph: gs.Graph) -> list[onnx.OperatorSetIdProto]:
     """The imports that the nodes need, bodies included."""
     versions = {item.domain: item.version for item in graph.import_domains or ()}
-    if graph.opset is not None:
+    used = {node.domain or "" for scope in scopes(graph, functions=False) for node in scope.nodes}
+    used.update(function.domain or "" for function in getattr(graph, "functions", ()))
+    for domain in sorted(used):
+        versions.setdefault(domain, 1)
+    if graph.opset is not None and "" in versions:
         versions[""] = graph.opset
-    for scope in scopes(graph, functions=False):
-        for node in scope.nodes:
-            versions.setdefault(node.domain or "", 1)
-    for function in getattr(graph, "functions", ()):
-        versions.setdefault(function.domain or "", 1)
     return [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
 
 
-def _function(function: gs.Function, ir_version: int) -> onnx.FunctionProto:
+def function_proto(function: gs.Function, ir_version: int) -> onnx.FunctionProto:
     proto = onnx.FunctionProto(name=function.name, domain=function.domain or "")
     _merge_notes(function, proto)
-    settle_constants(function)
+    _settle(function)
     writer = Writer()
     proto.input.extend(tensor.name for tensor in function.inputs)
     proto.output.extend(tensor.name for tensor in function.outputs)
@@ -233,8 +213,8 @@ class Writer:
                 self.constants.setdefault(id(tensor), tensor)
         proto = onnx.NodeProto(
             op_type=node.op,
-            name=node.name or "",
-            domain=node.domain or "",
+            name=node.name or None,
+            domain=node.domain or None,
             input=[tensor.name for tensor in node.inputs],
             output=[tensor.name for tensor in node.outputs],
         )
@@ -263,17 +243,17 @@ class Writer:
         return onnx.helper.make_attribute(name, value)
 
 
-def _empty_list(node: gs.Node | None, name: str) -> int:
+def _empty_list(node: gs.Node | None, name: str) -> Any:
     """The attribute type of an empty list, of which the list itself does not tell."""
     read = node.__dict__.get("empty_lists", {}) if node is not None else {}
     if name in read:
-        return int(read[name])
+        return read[name]
     if node is not None and onnx.defs.has(node.op, node.domain or ""):
         attributes = onnx.defs.get_schema(node.op, node.domain or "").attributes
         if name in attributes:
             declared: Any = attributes[name].type
-            return int(declared.value)
-    return int(AttributeProto.INTS)
+            return declared.value
+    return AttributeProto.INTS
 
 
 def node_proto(node: gs.Node) -> onnx.NodeProto:

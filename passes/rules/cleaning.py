@@ -40,7 +40,7 @@ def drop_dropout(node: gs.Node, g: Builder) -> Replacement:
         ratio = g.input(node, 1)
         if not (isinstance(ratio, gs.Constant) and float(np.asarray(ratio.values)) == 0.0):
             g.decline("the Dropout is in training mode: export the module in eval mode")
-    if len(node.outputs) > 1 and node.outputs[1].outputs:
+    if len(node.outputs) > 1 and g.used(node.outputs[1]):
         shape = g.static_shape(node.inputs[0])
         return [node.inputs[0], g.op.Identity(g.constant(np.ones(shape, np.bool_)))]
     return node.inputs[0]
