@@ -121,16 +121,16 @@ def _captured(node: gs.Node) -> bool:
 def _definition(node: gs.Node, schema: Any, opset: int) -> onnx.FunctionProto | None:
     """ONNX's definition of the operator through others, of the newest version up to ``opset``."""
     fixed = [version for version in schema.function_opset_versions if version <= opset]
-    if fixed:
-        return onnx.FunctionProto.FromString(schema.get_function_with_opset_version(max(fixed)))
     fitting = [version for version in schema.context_dependent_function_opset_versions if version <= opset]
-    if not fitting or not all(tensor.is_empty() or type_known(tensor) for tensor in node.inputs):
-        return None
-    types = [type_proto(tensor).SerializeToString() for tensor in node.inputs]
-    found = schema.get_context_dependent_function_with_opset_version(
-        max(fitting), node_proto(node).SerializeToString(), types
-    )
-    return onnx.FunctionProto.FromString(bytes(found)) if found else None
+    found = b""
+    if fixed:
+        found = schema.get_function_with_opset_version(max(fixed))
+    elif fitting and all(tensor.is_empty() or type_known(tensor) for tensor in node.inputs):
+        call, types = node_proto(node), [type_proto(tensor).SerializeToString() for tensor in node.inputs]
+        found = schema.get_context_dependent_function_with_opset_version(max(fitting), call.SerializeToString(), types)
+    function = onnx.FunctionProto()
+    function.ParseFromString(found)
+    return function if function.node else None
 
 
 def _called(

@@ -42,16 +42,13 @@ def float64_to_float32(graph: gs.Graph, target: Target, log: Log) -> bool:
     for scope in scopes(graph):
         for node in scope.nodes:
             hit = [_narrow(tensor) for tensor in (*node.inputs, *node.outputs)]
+            typed = type_names.get(calls(node), () if node.domain else _TYPE_ATTRIBUTES)
             for name, value in node.attrs.items():
                 if isinstance(value, gs.Constant):
                     hit.append(_narrow(value))
                 elif isinstance(value, AttributeProto):
                     hit.append(_narrow_type(value.tp))
-                elif (
-                    isinstance(value, int)
-                    and value == _DOUBLE
-                    and name in type_names.get(calls(node), () if node.domain else _TYPE_ATTRIBUTES)
-                ):
+                elif isinstance(value, int) and value == _DOUBLE and name in typed:
                     node.attrs[name] = onnx.TensorProto.FLOAT
                     hit.append(True)
             if any(hit):

@@ -49,3 +49,26 @@ def drop_dropout(node: gs.Node, g: Builder) -> Replacement:
 @drop_dropout.example
 def dropout_in_inference() -> gs.Graph:
     return example({"x": ("float32", [2, 3])}, lambda g, x: g.op.Relu(g.op.Dropout(g.op.Neg(x))))
+
+
+@rule("Range")
+def range_of_scalars(node: gs.Node, g: Builder) -> Replacement:
+    """Range reads scalars, where ONNX's own definitions of other operators give it vectors of one element."""
+    if all(tensor.shape is None or len(tensor.shape) == 0 for tensor in node.inputs):
+        return None
+    limits = []
+    for tensor in node.inputs:
+        if isinstance(tensor, gs.Constant):
+            limits.append(g.constant(np.asarray(tensor.values).reshape(())))
+        else:
+            limits.append(g.op.Reshape(tensor, g.constant(np.zeros(0, np.int64))))
+    return g.op.Range(*limits)
+
+
+@range_of_scalars.example
+def range_up_to_a_vector_of_one_element() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> gs.Tensor:
+        end = g.op.Add(g.op.Shape(x, end=1), g.constant([2]))
+        return g.op.Cast(g.op.Range(g.constant(0), end, g.constant(1)), to=1)
+
+    return example({"x": ("float32", ["n", 3])}, build)
