@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+
+RTX_INSTALLED = importlib.util.find_spec("tensorrt_rtx") is not None
+RTX = "tensorrt-rtx" if RTX_INSTALLED else "tensorrt-rtx-1.7"
+"""A target to rewrite for on every machine, and to build for where it is installed."""
 
 
 def run_onnx(model: onnx.ModelProto | Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

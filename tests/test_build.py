@@ -23,6 +23,10 @@ from bridge.errors import BuildError
 from bridge.inputs import Profile
 from bridge.target import Target, resolve
 
+from .support import RTX_INSTALLED
+
+pytestmark = pytest.mark.skipif(not RTX_INSTALLED, reason="tensorrt_rtx is not installed")
+
 ROOT = Path(__file__).parents[1]
 STATIC = {"x": Profile((2, 3), (2, 3), (2, 3))}
 

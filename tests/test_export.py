@@ -16,7 +16,7 @@ import bridge
 from bridge.errors import ExportError, UsageError
 from bridge.result import ConversionResult
 
-from .support import run_onnx
+from .support import RTX, run_onnx
 
 
 @dataclass
@@ -37,13 +37,13 @@ class Calls(nn.Module):
 
 
 def rewritten(source: Any, inputs: Any, folder: Path, **options: Any) -> ConversionResult:
-    result = bridge.convert(source, inputs, workdir=folder, build=False, **{"target": "tensorrt-rtx", **options})
+    result = bridge.convert(source, inputs, workdir=folder, build=False, **{"target": RTX, **options})
     assert result.status == "rewritten", result.error
     return result
 
 
 def failure(source: Any, inputs: Any, folder: Path, **options: Any) -> str:
-    result = bridge.convert(source, inputs, workdir=folder, build=False, **{"target": "tensorrt-rtx", **options})
+    result = bridge.convert(source, inputs, workdir=folder, build=False, **{"target": RTX, **options})
     assert (result.status, result.stage) == ("failed", "export"), (result.status, result.stage, result.error)
     assert not (folder / "exported.onnx").exists() and not (folder / ".partial").exists()
     return result.error or ""
@@ -76,7 +76,7 @@ def variadic(first: torch.Tensor, *rest: torch.Tensor, **more: torch.Tensor) -> 
 X, Y, Z = torch.randn(2, 3), torch.randn(2, 3), torch.randn(2, 3)
 
 
-@pytest.mark.parametrize("target", ["tensorrt-rtx", "tensorrt-8.5"])  # dynamo first, and the older exporter first
+@pytest.mark.parametrize("target", [RTX, "tensorrt-8.5"])  # dynamo first, and the older exporter first
 @pytest.mark.parametrize(
     ("function", "inputs", "expected"),
     [
@@ -130,21 +130,21 @@ def test_given_names_of_a_wrong_number_or_twice_the_same_are_a_wrong_call(
     tmp_path: Path, options: Any, words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
-        bridge.convert(Calls(add), (X, Y), workdir=tmp_path, target="tensorrt-rtx", **options)
+        bridge.convert(Calls(add), (X, Y), workdir=tmp_path, target=RTX, **options)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_outputs_that_would_be_named_the_same_ask_for_output_names(tmp_path: Path) -> None:
     module = Calls(lambda x: {"a.b": x + 1, "a": {"b": x + 2}})
     with pytest.raises(UsageError, match="output_names"):
-        bridge.convert(module, (X,), workdir=tmp_path, target="tensorrt-rtx")
+        bridge.convert(module, (X,), workdir=tmp_path, target=RTX)
     assert names_of(rewritten(module, (X,), tmp_path, output_names=["a", "b"]))[1] == ["a", "b"]
 
 
 # --- dtypes ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["tensorrt-rtx", "tensorrt-8.5"])
+@pytest.mark.parametrize("target", [RTX, "tensorrt-8.5"])
 @pytest.mark.parametrize(
     "dtype", ["float32", "float16", "bfloat16", "float64", "int8", "int32", "int64", "uint8", "bool"]
 )
@@ -169,7 +169,7 @@ def test_int64_at_the_boundary_is_narrowed_for_a_target_without_it_and_said(tmp_
     old = rewritten(Calls(lambda x: x + 1), (x,), tmp_path, target="tensorrt-8.5")
     assert [(item.dtype, item.source_dtype) for item in (*old.inputs, *old.outputs)] == [("int32", "int64")] * 2
     assert any("int64" in note for note in old.notes), old.notes
-    new = rewritten(Calls(lambda x: x + 1), (x,), tmp_path, target="tensorrt-rtx")
+    new = rewritten(Calls(lambda x: x + 1), (x,), tmp_path, target=RTX)
     assert [item.dtype for item in (*new.inputs, *new.outputs)] == ["int64", "int64"]
 
 
@@ -248,7 +248,7 @@ def test_an_exported_program_with_static_axes_and_a_dynamic_profile_names_the_ax
     program = torch.export.export(nn.Linear(3, 2), (X,))
     profiles = {"input": ((1, 3), (2, 3), (5, 3))}
     with pytest.raises(UsageError, match="'input', axis 0: the ExportedProgram has the constant 2 there"):
-        bridge.convert(program, workdir=tmp_path, target="tensorrt-rtx", profiles=profiles)
+        bridge.convert(program, workdir=tmp_path, target=RTX, profiles=profiles)
 
 
 def test_an_exported_program_keeps_what_it_takes_by_position_by_keyword_and_as_constants(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_an_exported_program_keeps_what_it_takes_by_position_by_keyword_and_as_c
 # --- dynamic axes ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["tensorrt-rtx", "tensorrt-8.5"])
+@pytest.mark.parametrize("target", [RTX, "tensorrt-8.5"])
 def test_dynamic_axes_are_compared_at_min_and_max_even_from_an_example_of_one(tmp_path: Path, target: str) -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     profiles = {"input": ((1, 3, 8, 8), (1, 3, 8, 8), (4, 3, 8, 12))}
@@ -350,7 +350,7 @@ def test_an_exporter_that_errs_silently_is_caught(tmp_path: Path) -> None:
             return torch.zeros(3, 4).scatter_reduce(0, index, x, "mean", include_self=False)
 
     inputs = (torch.randn(5, 4), torch.randint(0, 3, (5, 4)))
-    result = bridge.convert(Means(), inputs, workdir=tmp_path, target="tensorrt-rtx", build=False)
+    result = bridge.convert(Means(), inputs, workdir=tmp_path, target=RTX, build=False)
     if result.ok:  # an exporter that does it right
         assert all(item.agreed for item in result.comparisons)
     else:
@@ -390,7 +390,7 @@ def test_a_module_that_fails_at_the_max_shapes_alone_is_reported_with_those_shap
 @pytest.mark.parametrize("make", [torch.jit.script, lambda module: torch.jit.trace(module, X)])
 def test_a_script_module_is_refused_with_the_way_out(tmp_path: Path, make: Any) -> None:
     with pytest.raises(UsageError, match=r"exports no ScriptModule\. Give the nn.Module"):
-        bridge.convert(make(nn.Linear(3, 2)), (X,), workdir=tmp_path, target="tensorrt-rtx")
+        bridge.convert(make(nn.Linear(3, 2)), (X,), workdir=tmp_path, target=RTX)
 
 
 @pytest.mark.parametrize("result", [None, 3, {"a": "text"}, ()])
@@ -400,7 +400,7 @@ def test_a_module_without_tensors_in_its_result_is_refused(tmp_path: Path, resul
 
 def test_a_module_without_inputs_is_a_wrong_call(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give example inputs"):
-        bridge.convert(nn.Linear(3, 2), workdir=tmp_path, target="tensorrt-rtx")
+        bridge.convert(nn.Linear(3, 2), workdir=tmp_path, target=RTX)
 
 
 def test_an_opset_that_is_asked_for_is_used_or_said_not_to_be(tmp_path: Path) -> None:
@@ -411,5 +411,5 @@ def test_an_opset_that_is_asked_for_is_used_or_said_not_to_be(tmp_path: Path) ->
 
 def test_check_raises_the_error_of_the_result(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="returns no tensor"):
-        bridge.convert(Calls(lambda x: None), (X,), workdir=tmp_path, target="tensorrt-rtx", check=True)
+        bridge.convert(Calls(lambda x: None), (X,), workdir=tmp_path, target=RTX, check=True)
     assert ConversionResult.load(tmp_path / "result.json").status == "failed"

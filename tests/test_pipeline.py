@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -26,13 +25,11 @@ from bridge import pipeline, target
 from bridge.errors import BridgeError, BuildError, CompareError
 from bridge.result import STATUS_MEANING, ConversionResult, Tolerance
 
-from .support import run_onnx
+from .support import RTX_INSTALLED, run_onnx
 
 ROOT = Path(__file__).parents[1]
 FLOAT = TensorProto.FLOAT
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
-)
+pytestmark = pytest.mark.skipif(not RTX_INSTALLED, reason="tensorrt_rtx is not installed")
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import onnx
@@ -13,8 +12,7 @@ from bridge import target as targets
 from bridge.errors import UsageError
 from bridge.target import Target, resolve
 
-RTX = importlib.util.find_spec("tensorrt_rtx") is not None
-needs_rtx = pytest.mark.skipif(not RTX, reason="tensorrt_rtx is not installed")
+from .support import RTX_INSTALLED
 
 
 def described(flavour: Any, version: tuple[int, ...], **changes: Any) -> Target:
@@ -133,7 +131,7 @@ def test_the_tables_of_versions_that_are_not_installed_hold_operators_of_their_t
             assert len(operators & known) > 80, (flavour, version)
 
 
-@needs_rtx
+@pytest.mark.skipif(not RTX_INSTALLED, reason="tensorrt_rtx is not installed")
 def test_the_installed_parser_is_asked_and_agrees_with_the_table_of_its_version() -> None:
     here = resolve("tensorrt-rtx")
     assert here.installed and str(here) == f"TensorRT-RTX {here.version_text}"
