@@ -65,6 +65,11 @@ def run_batch(
     described. ``command`` is noted in the summary. Raises UsageError where ``out`` cannot be used, BatchError where a
     file of the run cannot be written, and BatchInterrupted.
     """
+    for spec in specs:
+        if spec.source.endswith(".onnx"):
+            from .settings import check_kept  # loads onnx, which only such a source needs
+
+            check_kept(Path(spec.source), out / spec.name)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name in (SUMMARY, INDEX):

@@ -5,6 +5,7 @@ The child is ``python -m bridge.builder``; its result comes back over a pipe, Te
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from passes.provenance import origin_of
 
 from .errors import BuildError, Refusal
 from .inputs import Profile
+from .result import ConversionResult
 from .target import Target
 from .workspace import write_text
 
@@ -197,3 +199,28 @@ def _collect(graph: onnx.GraphProto, into: dict[str, onnx.NodeProto]) -> None:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 _collect(attribute.g, into)
+
+
+def write_sidecar(path: Path, outcome: BuildOutcome, result: ConversionResult, target: Target, engine: Path) -> None:
+    """Writes what the engine is, and what it was made of, beside it."""
+    assert result.onnx is not None
+    sidecar = {
+        "target": asdict(target.info),
+        "compute_capabilities": [".".join(map(str, pair)) for pair in outcome.compute_capabilities],
+        "inputs": [asdict(item) for item in result.inputs],
+        "outputs": [asdict(item) for item in result.outputs],
+        "engine_inputs": outcome.inputs,
+        "engine_outputs": outcome.outputs,
+        "tensorrt_seconds": outcome.seconds,
+        "onnx_sha256": _sha256(result.onnx),
+        "engine_sha256": _sha256(engine),
+    }
+    write_text(path, json.dumps(sidecar, indent=2) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

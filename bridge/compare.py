@@ -252,6 +252,23 @@ def compare_stages(
     return found
 
 
+def disagreement(comparisons: Sequence[Comparison]) -> str:
+    """The worst output that does not agree, in a line."""
+    bad = [item for item in comparisons if not item.agreed]
+    worst = max(bad, key=lambda item: item.max_abs_error if item.max_abs_error is not None else float("inf"))
+    figure = worst.note or (
+        f"off by {worst.max_abs_error:.3g} at most"
+        if worst.max_abs_error is not None
+        else "not finite in the same places"
+    )
+    used = worst.tolerance
+    limit = "equal" if used == Tolerance(0, 0) else f"within rtol {used.rtol:g}, atol {used.atol:g}"
+    return (
+        f"{worst.candidate} and {worst.reference} differ: output {worst.output!r} at the {worst.inputs} shapes is "
+        f"{figure} ({limit} was asked; {len(bad)} of {len(comparisons)} comparisons disagree)"
+    )
+
+
 def onnx_runner(path: Path, name: str) -> Any:
     """A Polygraphy runner of an ONNX file: in ONNX Runtime or, for what it lacks of bfloat16 (most CPU kernels, and
     tensors to and from Python), in onnx's reference evaluator."""

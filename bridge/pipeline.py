@@ -2,64 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .compare import Tolerances, compare_stages, onnx_runner, run_stage
+from .clock import Clock
+from .compare import Tolerances, compare_stages, disagreement, onnx_runner, run_stage
 from .errors import BridgeError, BuildError, CompareError, ExportError, RewriteError, RunError, Stage, UsageError
 from .inputs import Array, Case, Profile, make_cases, make_profiles
-from .onnx_source import INT_RANGE, external_files
-from .result import Comparison, ConversionResult, Decline, Rewrite, TaskCheck, TensorInfo, Tolerance
+from .onnx_source import INT_RANGE
+from .result import Comparison, ConversionResult, Decline, Rewrite, TaskCheck, TensorInfo
+from .settings import Run, Settings, check_kept, read_capabilities, source_path
 from .target import Target, resolve
 from .tensors import to_numpy
-from .workspace import BUILD_LOG, ENGINE, EXPORTED, OUTPUT_FILES, RESULT, REWRITTEN, SIDECAR, Workspace, write_text
+from .workspace import BUILD_LOG, ENGINE, EXPORTED, RESULT, REWRITTEN, SIDECAR, Workspace, write_text
 
-Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 Outputs = list[dict[str, Array]]
 
 NODES_LISTED = 50
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to convert, checked once at the door."""
-
-    target: Target
-    precision: str = "fp32"
-    profiles: Mapping[str, Any] | None = None
-    input_names: Sequence[str] | None = None
-    output_names: Sequence[str] | None = None
-    tolerance: Tolerances = None
-    task_check: Callable[[Run], str] | None = None
-    build: bool = True
-    build_timeout: float | None = None
-    compute_capabilities: tuple[tuple[int, int], ...] | None = None
-    opset: int | None = None
-    seed: int = 0
-    int_range: tuple[int, int] = INT_RANGE
-
-    def __post_init__(self) -> None:
-        if self.precision != "fp32":
-            raise UsageError(
-                f"precision {self.precision!r}: only 'fp32' is there, which leaves every type as the model has it. "
-                "For half precision, convert module.half() or module.bfloat16()."
-            )
-        if self.compute_capabilities is not None and self.target.flavour != "tensorrt-rtx":
-            raise UsageError(f"compute_capabilities: {self.target} builds for the GPU that it runs on; leave them out.")
-        for one in self.tolerance.values() if isinstance(self.tolerance, Mapping) else (self.tolerance,):
-            if one is not None and not isinstance(one, Tolerance):
-                raise UsageError(f"tolerance: {one!r} is not a bridge.Tolerance(rtol, atol).")
-        if self.int_range[0] > self.int_range[1]:
-            raise UsageError(f"int_range: {self.int_range[0]} is above {self.int_range[1]}.")
 
 
 def convert(
@@ -125,15 +89,15 @@ def convert(
         task_check,
         build,
         build_timeout,
-        _capabilities(compute_capabilities),
+        read_capabilities(compute_capabilities),
         opset,
         seed,
         int_range,
     )
-    path = _source_path(source)
+    path = source_path(source)
     folder = Path(workdir) if workdir is not None else Path(tempfile.mkdtemp(prefix="bridge-"))
     if path is not None:
-        _check_kept(path, folder)
+        check_kept(path, folder)
         if input_names is not None or output_names is not None:
             raise UsageError("input_names, output_names: an ONNX file has names of its own; leave them out.")
     result = ConversionResult(
@@ -142,75 +106,12 @@ def convert(
         precision=precision,
         source=str(path) if path is not None else f"{type(source).__module__}.{type(source).__qualname__}",
     )
-    conversion = Conversion(result, settings, Workspace(folder), on_stage or (lambda stage: None))
+    clock = Clock(result.seconds, on_stage or (lambda stage: None))
+    conversion = Conversion(result, settings, Workspace(folder), clock)
     conversion.run(source if path is None else path, inputs)
     if check and result.exception is not None:
         raise result.exception
     return result
-
-
-def _capabilities(given: Sequence[str] | None) -> tuple[tuple[int, int], ...] | None:
-    if given is None:
-        return None
-    pairs = []
-    for text in given:
-        parts = str(text).split(".")
-        if len(parts) != 2 or not all(part.isdigit() for part in parts):
-            raise UsageError(f"compute_capabilities: {text!r} is not of the form '8.9'.")
-        pairs.append((int(parts[0]), int(parts[1])))
-    return tuple(pairs)
-
-
-def _source_path(source: Any) -> Path | None:
-    """The absolute path of an ONNX file; None for a torch source. Raises UsageError for anything else."""
-    if isinstance(source, (str, Path)):
-        path = Path(source).absolute()
-        if not path.is_file():
-            raise UsageError(f"{path}: no such file.")
-        return path
-    import torch
-
-    if isinstance(source, (torch.nn.Module, torch.export.ExportedProgram)):
-        return None
-    raise UsageError(
-        f"source: a {type(source).__name__}; give an nn.Module, a torch.export.ExportedProgram, or an ONNX file's path."
-    )
-
-
-def _check_kept(path: Path, folder: Path) -> None:
-    """Raises UsageError where a conversion into ``folder`` would overwrite the ONNX file or its data."""
-    overwritten = [folder.resolve() / name for name in OUTPUT_FILES]
-    files = [path.parent.resolve() / path.name, path.resolve()]
-    if path.parent.resolve() == folder.resolve():
-        files += [folder.resolve() / name for name in external_files(path)]
-    for file in files:
-        if file in overwritten:
-            raise UsageError(f"{file}: would be overwritten by a conversion into {folder}; choose another workdir.")
-
-
-class Stopwatch:
-    """Seconds by stage; a stage inside another stops the outer one's clock."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-        self.running: list[str] = []
-        self.since = time.perf_counter()
-
-    @contextlib.contextmanager
-    def __call__(self, stage: Stage) -> Iterator[None]:
-        self._book()
-        self.running.append(stage)
-        try:
-            yield
-        finally:
-            self._book()
-            self.running.pop()
-
-    def _book(self) -> None:
-        now = time.perf_counter()
-        if self.running:
-            self.seconds[self.running[-1]] = self.seconds.get(self.running[-1], 0.0) + now - self.since
-        self.since = now
 
 
 @dataclass
@@ -220,35 +121,32 @@ class Conversion:
     result: ConversionResult
     settings: Settings
     workspace: Workspace
-    on_stage: Callable[[Stage], None]
+    clock: Clock
     profiles: dict[str, Profile] = field(default_factory=dict)
     cases: list[Case] = field(default_factory=list)
     source_types: dict[str, np.dtype[Any]] = field(default_factory=dict)
     """dtype of each input and output in the source."""
 
-    def __post_init__(self) -> None:
-        self.clock = Stopwatch(self.result.seconds)
-
     def run(self, source: Any, inputs: Any) -> None:
         """Runs every stage and writes ``result.json``. Raises UsageError alone."""
-        result, stage = self.result, _Current(self.on_stage)
+        result, clock = self.result, self.clock
         try:
             with self.workspace.opened():
                 try:
-                    self._stages(source, inputs, stage)
+                    self._stages(source, inputs)
                 except UsageError:
                     raise
                 except RunError as error:
-                    error.stage = stage.name  # the one that made the model
+                    error.stage = clock.stage  # the one that made the model
                     self._fail(error, error.stage)
                 except BridgeError as error:
                     self._fail(error, error.stage)
                 except OSError as error:
-                    self._fail(BridgeError(_disk_words(error), stage.name), stage.name)
+                    self._fail(BridgeError(_disk_words(error), clock.stage), clock.stage)
                 result.seconds.update({key: round(value, 4) for key, value in result.seconds.items()})
                 write_text(self.workspace.path(RESULT), result.to_json(self.workspace.folder))
         except OSError as error:
-            self._fail(BridgeError(_disk_words(error), stage.name), stage.name)
+            self._fail(BridgeError(_disk_words(error), clock.stage), clock.stage)
 
     def _fail(self, error: BridgeError, stage: Stage) -> None:
         self.result.status, self.result.stage = "failed", stage
@@ -256,10 +154,10 @@ class Conversion:
         if isinstance(error, BuildError):
             self.result.refusals = list(error.refusals)
 
-    def _stages(self, source: Any, inputs: Any, stage: _Current) -> None:
-        stage.enter("export")
+    def _stages(self, source: Any, inputs: Any) -> None:
+        self.clock.enter("export")
         exported = self._from_file(source, inputs) if isinstance(source, Path) else self._from_torch(source, inputs)
-        stage.enter("rewrite")
+        self.clock.enter("rewrite")
         hints, rewritten = self._rewrite(exported)
         if not (self.settings.build and self.settings.target.installed):
             self._task_check(None)
@@ -267,7 +165,7 @@ class Conversion:
                 self.result.notes.append(f"{self.settings.target} is not installed here: rewritten for it, not built")
             self.result.status = "rewritten"
             return
-        stage.enter("build")
+        self.clock.enter("build")
         engine = self._build(hints)
         reason = self.settings.target.why_not_run()
         if reason is not None:
@@ -275,7 +173,7 @@ class Conversion:
             self.result.notes.append(f"built, not run: {reason}")
             self.result.status = "built"
             return
-        stage.enter("run")
+        self.clock.enter("run")
         self._run_engine(engine, rewritten)
         self._task_check(engine)
         self.result.status = "verified"
@@ -314,7 +212,7 @@ class Conversion:
                 random = any(
                     not np.array_equal(again[key], reference[0][key], equal_nan=_floats(again[key])) for key in again
                 )
-                return _disagreement(comparisons) + (
+                return disagreement(comparisons) + (
                     "; the module itself gives other outputs when it is run again: it draws random numbers or keeps "
                     "state, and cannot be compared"
                     if random
@@ -415,7 +313,7 @@ class Conversion:
             outputs = self._run_onnx(result.onnx, "rewritten")
         comparisons = self._compare(("exported", "rewritten"), exported, outputs)
         if not all(item.agreed for item in comparisons):
-            raise RewriteError(f"the passes changed what the model computes: {_disagreement(comparisons)}")
+            raise RewriteError(f"the passes changed what the model computes: {disagreement(comparisons)}")
         hints = {name: f"rule {rule} declined: {reason}" for (rule, name), (_, reason) in log.declined.items()}
         for node in graph.nodes:
             advice = target.advice(node.op, node.domain or "")
@@ -450,7 +348,7 @@ class Conversion:
     # build and run
 
     def _build(self, hints: Mapping[str, str]) -> Path:
-        from .build import build
+        from .build import build, write_sidecar
 
         result, settings, partial = self.result, self.settings, self.workspace.partial
         assert result.onnx is not None
@@ -465,18 +363,7 @@ class Conversion:
                 timeout=settings.build_timeout,
                 hints=hints,
             )
-        sidecar = {
-            "target": asdict(settings.target.info),
-            "compute_capabilities": [".".join(map(str, pair)) for pair in outcome.compute_capabilities],
-            "inputs": [asdict(item) for item in result.inputs],
-            "outputs": [asdict(item) for item in result.outputs],
-            "engine_inputs": outcome.inputs,
-            "engine_outputs": outcome.outputs,
-            "tensorrt_seconds": outcome.seconds,
-            "onnx_sha256": _sha256(result.onnx),
-            "engine_sha256": _sha256(partial / ENGINE),
-        }
-        write_text(partial / SIDECAR, json.dumps(sidecar, indent=2) + "\n")
+        write_sidecar(partial / SIDECAR, outcome, result, settings.target, partial / ENGINE)
         self.workspace.publish(SIDECAR, ENGINE)
         result.engine = self.workspace.path(ENGINE)
         return result.engine
@@ -490,7 +377,7 @@ class Conversion:
             )
         comparisons = self._compare(("rewritten", "engine"), rewritten, outputs)
         if not all(item.agreed for item in comparisons):
-            raise CompareError(f"the engine computes something else: {_disagreement(comparisons)}")
+            raise CompareError(f"the engine computes something else: {disagreement(comparisons)}")
 
     def _run_onnx(self, path: Path, name: str) -> Outputs:
         return run_stage(name, lambda: onnx_runner(path, name), [case.feeds for case in self.cases])
@@ -535,47 +422,10 @@ class Conversion:
                 raise CompareError(f"the task check raises on the {where} model: {words}") from error
 
 
-class _Current:
-    """The stage under way, for the error that ends it."""
-
-    def __init__(self, tell: Callable[[Stage], None]) -> None:
-        self.name: Stage = "export"
-        self.tell = tell
-
-    def enter(self, stage: Stage) -> None:
-        self.name = stage
-        self.tell(stage)
-
-
 def _floats(array: Array) -> bool:
     return array.dtype.kind == "f"
-
-
-def _disagreement(comparisons: Sequence[Comparison]) -> str:
-    """The worst output that does not agree, in a line."""
-    bad = [item for item in comparisons if not item.agreed]
-    worst = max(bad, key=lambda item: item.max_abs_error if item.max_abs_error is not None else float("inf"))
-    figure = worst.note or (
-        f"off by {worst.max_abs_error:.3g} at most"
-        if worst.max_abs_error is not None
-        else "not finite in the same places"
-    )
-    used = worst.tolerance
-    limit = "equal" if used == Tolerance(0, 0) else f"within rtol {used.rtol:g}, atol {used.atol:g}"
-    return (
-        f"{worst.candidate} and {worst.reference} differ: output {worst.output!r} at the {worst.inputs} shapes is "
-        f"{figure} ({limit} was asked; {len(bad)} of {len(comparisons)} comparisons disagree)"
-    )
 
 
 def _disk_words(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}. Nothing half-written was left."
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -19,6 +19,7 @@ from bridge.errors import UsageError
 from bridge.manifest import read_sources
 from bridge.progress import Progress
 from bridge.result import ConversionResult
+from bridge.spec import ModelSpec
 
 from .fake_pipeline import CLI, WORKER, ZOO
 
@@ -205,3 +206,12 @@ def test_a_worker_dies_with_the_process_that_started_it() -> None:
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     wait_until(lambda: gone(child))
+
+
+def test_a_source_in_its_own_output_folder_is_refused_and_kept(tmp_path: Path) -> None:
+    source = tmp_path / "out" / "net" / "exported.onnx"
+    source.parent.mkdir(parents=True)
+    source.write_bytes(b"the only copy")
+    with pytest.raises(UsageError, match=r"exported\.onnx: would be overwritten by a conversion"):
+        batch.run_batch([ModelSpec(name="net", source=str(source))], tmp_path / "out")
+    assert source.read_bytes() == b"the only copy"

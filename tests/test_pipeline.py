@@ -21,7 +21,8 @@ from torch import nn
 
 import bridge
 from bridge import build as building
-from bridge import pipeline, target
+from bridge import clock as clocks
+from bridge import target
 from bridge.errors import BridgeError, BuildError, CompareError
 from bridge.result import STATUS_MEANING, ConversionResult, Tolerance
 
@@ -161,10 +162,10 @@ def test_seconds_are_each_counted_once(done: ConversionResult) -> None:
     assert 0.6 * wall < total <= wall, f"{done.seconds} make {total:.3f} s of {wall:.3f} s"
 
 
-def test_the_stopwatch_stops_the_outer_stage_while_an_inner_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_stops_the_outer_stage_while_an_inner_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0, 21.0])
-    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: next(now))
-    clock = pipeline.Stopwatch({})
+    monkeypatch.setattr(clocks.time, "perf_counter", lambda: next(now))
+    clock = clocks.Clock({}, lambda stage: None)
     with clock("export"), clock("run"):  # at 1; at 3
         pass  # ends at 6, and the outer one at 10
     with clock("run"):  # from 15 to 21
