@@ -62,8 +62,9 @@ def scopes(graph: gs.Graph, *, functions: bool = True) -> Iterator[gs.Graph]:
     """The graph, the bodies of its control flow at any depth, and its local functions with theirs."""
     yield graph
     for node in graph.nodes:
-        for body in bodies(node):
-            yield from scopes(body, functions=False)
+        for value in node.attrs.values():
+            if isinstance(value, gs.Graph):
+                yield from scopes(value, functions=False)
     if functions:
         for function in getattr(graph, "functions", ()):
             yield from scopes(function, functions=False)
@@ -110,18 +111,25 @@ class Names:
         return name
 
 
-def name_tensors(graph: gs.Graph) -> Names:
+def name_tensors(graph: gs.Graph, *, constants_only: bool = False) -> Names:
     """Gives the tensors of the graph and its bodies names of their own; the boundary of the graph keeps its names."""
     names = Names()
     boundary = (*graph.inputs, *graph.outputs)
     seen = {id(tensor) for tensor in boundary}
-    names.taken.update(tensor.name for tensor in boundary)
+    names.taken.update([tensor.name for tensor in boundary])
+    rest: list[gs.Tensor] = []
     for scope in scopes(graph, functions=False):
         for tensors in (scope.inputs, *((*node.outputs, *node.inputs) for node in scope.nodes), scope.outputs):
             for tensor in tensors:
-                if id(tensor) not in seen and not (tensor.name == "" and isinstance(tensor, gs.Variable)):
+                if id(tensor) not in seen:
                     seen.add(id(tensor))
-                    tensor.name = names.new(tensor.name)
+                    rest.append(tensor)
+    if constants_only:
+        names.taken.update([tensor.name for tensor in rest if isinstance(tensor, gs.Variable)])
+        rest = [tensor for tensor in rest if isinstance(tensor, gs.Constant)]
+    for tensor in rest:
+        if tensor.name or isinstance(tensor, gs.Constant):
+            tensor.name = names.new(tensor.name)
     return names
 
 
@@ -257,10 +265,11 @@ def constant_bytes(constant: gs.Constant) -> int:
 
 
 def tensor_proto(constant: gs.Constant) -> TensorProto:
-    """The constant with its values inside, as ``raw_data`` (strings excepted)."""
+    """The constant with its values inside."""
     values = constant._values
-    if isinstance(values, StoredValues) and values.file is None and values.tensor.HasField("raw_data"):
-        values.tensor.name = constant.name
+    if isinstance(values, StoredValues) and values.file is None:
+        if values.tensor.name != constant.name:
+            values.tensor.name = constant.name
         return values.tensor
     proto = onnx.numpy_helper.from_array(np.asarray(constant.values, order="C"), constant.name)
     if isinstance(values, StoredValues):
@@ -270,5 +279,6 @@ def tensor_proto(constant: gs.Constant) -> TensorProto:
 
 def keep_notes(source: TensorProto, proto: TensorProto) -> None:
     """Copies what ``source`` says beside its values."""
-    proto.doc_string = source.doc_string
+    if source.doc_string:
+        proto.doc_string = source.doc_string
     proto.metadata_props.extend(source.metadata_props)

@@ -8,6 +8,7 @@ edited in megabytes.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ INLINE_LIMIT = 64 << 20
 """A model with more new weights than this (bytes) keeps them in a ``.data`` file beside it."""
 EXTERNAL_MIN = 4 << 10
 """Smaller tensors (bytes) stay in the ``.onnx`` file: shape inference and parsers need to see them."""
+LONGEST_VECTOR = 1 << 16
+"""ONNX's data propagation makes an object for each element of a vector of known length, gigabytes for a weight."""
 ALIGNMENT = 4096
 """Of tensors in a data file (bytes), so that readers can map them."""
 
@@ -80,7 +83,7 @@ def _raw(constant: gs.Constant) -> Any:
     values = constant._values
     if isinstance(values, StoredValues) and values.file is not None:
         return values.raw()
-    return tensor_proto(constant).raw_data
+    return onnx.numpy_helper.from_array(np.asarray(constant.values, order="C")).raw_data
 
 
 def _external(constant: gs.Constant, location: str, offset: int) -> TensorProto:
@@ -94,11 +97,16 @@ def _external(constant: gs.Constant, location: str, offset: int) -> TensorProto:
 
 
 def to_proto(graph: gs.Graph, *, skeleton: bool = False) -> onnx.ModelProto:
-    """``graph`` as a ModelProto in memory; a ``skeleton`` has no weights above EXTERNAL_MIN, only their shapes."""
+    """``graph`` as a ModelProto in memory; a ``skeleton`` has inputs for the weights above EXTERNAL_MIN."""
     model, constants = _model(graph)
     for constant in constants:
-        hollow = skeleton and constant_bytes(constant) > EXTERNAL_MIN
-        model.graph.initializer.append(_external(constant, "not-here", 0) if hollow else tensor_proto(constant))
+        if skeleton and constant_bytes(constant) > EXTERNAL_MIN:
+            info = value_info(constant)
+            if len(constant.shape) == 1 and constant.shape[0] > LONGEST_VECTOR:
+                info.type.tensor_type.shape.dim[0].dim_param = f"{constant.name}_0"
+            model.graph.input.append(info)
+        else:
+            model.graph.initializer.append(tensor_proto(constant))
     return model
 
 
@@ -112,16 +120,16 @@ def _model(graph: gs.Graph) -> tuple[onnx.ModelProto, list[gs.Constant]]:
     writer = Writer()
     writer.graph(graph, model.graph)
     model.functions.extend(function_proto(function, model.ir_version) for function in graph.functions)
-    model.opset_import.extend(_opsets(graph))
+    model.opset_import.extend(_opsets(graph, graph.functions))
     return model, list(writer.constants.values())
 
 
 def _settle(graph: gs.Graph) -> None:
     """Prepares for all constants of the graph and its bodies to become initializers of the main graph.
 
-    Each tensor gets a name of its own; and since a body cannot return what is outside of it, an Identity does.
+    Each gets a name of its own; and since a body cannot return what is outside of it, an Identity does.
     """
-    names = name_tensors(graph)
+    names = name_tensors(graph, constants_only=True)
     for scope in scopes(graph, functions=False):
         if scope is graph:
             continue
@@ -135,11 +143,11 @@ def _settle(graph: gs.Graph) -> None:
                 scope.outputs[index] = copy
 
 
-def _opsets(graph: gs.Graph) -> list[onnx.OperatorSetIdProto]:
+def _opsets(graph: gs.Graph, functions: Iterable[gs.Function] = ()) -> list[onnx.OperatorSetIdProto]:
     """The imports that the nodes need, bodies included."""
     versions = {item.domain: item.version for item in graph.import_domains or ()}
     used = {node.domain or "" for scope in scopes(graph, functions=False) for node in scope.nodes}
-    used.update(function.domain or "" for function in getattr(graph, "functions", ()))
+    used.update(function.domain or "" for function in functions)
     for domain in sorted(used):
         versions.setdefault(domain, 1)
     if graph.opset is not None and "" in versions:
