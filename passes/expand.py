@@ -6,7 +6,7 @@ is slower, and in half precision less accurate).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -161,16 +161,35 @@ def _called(
 def _same_operators(function: onnx.FunctionProto, opset: int) -> bool:
     """Whether the function's operators mean the same under ``opset``."""
     own = next((item.version for item in function.opset_import if item.domain in ("", "ai.onnx")), opset)
-    return own == opset or all(
-        onnx.defs.get_schema(op, own, "").since_version == onnx.defs.get_schema(op, opset, "").since_version
-        for op in _operators(function.node)
-    )
+    nodes = list(_standard_nodes(function.node))
+    if own == opset or all(_since(node, own) == _since(node, opset) for node in nodes):
+        return True
+    context = type(onnx.checker.DEFAULT_CONTEXT)()
+    context.ir_version = onnx.IR_VERSION
+    context.opset_imports = {"": opset}
+    try:
+        for node in nodes:
+            onnx.checker.check_node(node, context)
+    except onnx.checker.ValidationError:
+        return False
+    return min(own, opset) >= LIKE_TODAYS
 
 
-def _operators(nodes: Iterable[onnx.NodeProto]) -> set[str]:
-    """The standard operators of ``nodes`` and their bodies."""
-    found = {node.op_type for node in nodes if not node.domain and onnx.defs.has(node.op_type)}
-    return found.union(*(_operators(item.g.node) for node in nodes for item in node.attribute))
+LIKE_TODAYS = 13
+"""From this opset on, an operator whose form is still allowed means what it meant; Softmax was the last to change."""
+
+
+def _since(node: onnx.NodeProto, opset: int) -> int:
+    return int(onnx.defs.get_schema(node.op_type, opset, "").since_version)
+
+
+def _standard_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes of the standard domain among ``nodes`` and in their bodies."""
+    for node in nodes:
+        if node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type):
+            yield node
+        for attribute in node.attribute:
+            yield from _standard_nodes(attribute.g.node)
 
 
 def _fill_attributes(node: onnx.NodeProto, values: dict[str, AttributeProto]) -> None:

@@ -72,7 +72,7 @@ def scopes(graph: gs.Graph, *, functions: bool = True) -> Iterator[gs.Graph]:
 
 def detach(graph: gs.Graph) -> None:
     """Takes the nodes of a graph that goes, and of its bodies, off the tensors that they read."""
-    for scope in scopes(graph):
+    for scope in scopes(graph, functions=False):
         for node in scope.nodes:
             node.inputs.clear()
 

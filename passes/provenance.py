@@ -31,7 +31,7 @@ class Origin:
     module: str = ""
     """Such as ``encoder.layers.3.attn``."""
     source: str = ""
-    """Such as ``model.py:42``."""
+    """File and line, such as ``/home/me/model.py:42``."""
 
     def __str__(self) -> str:
         return ", ".join(part for part in (self.module, self.source) if part)
@@ -52,7 +52,7 @@ def _module(name: str, metadata: dict[str, str]) -> str:
             scopes = ast.literal_eval(metadata[SCOPES])
         except (ValueError, SyntaxError):  # some other tool wrote it
             return ""
-        paths = [str(scope) for scope in scopes[:-1]]
+        paths = [str(scope) for scope in scopes[:-1]] if isinstance(scopes, (list, tuple)) else []
         return _unwrap(paths[-1]) if paths else ""
     if name.startswith("/"):
         return _unwrap(".".join(name.split("/")[1:-1]))

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -39,6 +39,8 @@ EXTERNAL_MIN = 4 << 10
 """Smaller tensors (bytes) stay in the ``.onnx`` file: shape inference and parsers need to see them."""
 LONGEST_VECTOR = 1 << 16
 """ONNX's data propagation makes an object for each element of a vector of known length, gigabytes for a weight."""
+COPY_CHUNK = 16 << 20
+"""Bytes of a weight that are in memory at a time while it is copied."""
 ALIGNMENT = 4096
 """Of tensors in a data file (bytes), so that readers can map them."""
 
@@ -64,7 +66,7 @@ def write(graph: gs.Graph, path: Path, *, beside: Path | None = None) -> tuple[s
             if place is None and file is not None and constant_bytes(constant) > EXTERNAL_MIN:
                 file.write(b"\0" * (-file.tell() % ALIGNMENT))
                 place = (data.name, file.tell())
-                file.write(_raw(constant))
+                _copy(constant, file)
             model.graph.initializer.append(tensor_proto(constant) if place is None else _external(constant, *place))
     path.write_bytes(model.SerializeToString())
     return (data.name, path.name) if external else (path.name,)
@@ -78,12 +80,20 @@ def _place(constant: gs.Constant, home: Path) -> tuple[str, int] | None:
     return None
 
 
-def _raw(constant: gs.Constant) -> Any:
-    """The constant's bytes, as an object that a file can write."""
+def _copy(constant: gs.Constant, file: BinaryIO) -> None:
+    """Writes the constant's bytes to ``file``, those of another file piece by piece."""
     values = constant._values
-    if isinstance(values, StoredValues) and values.file is not None:
-        return values.raw()
-    return onnx.numpy_helper.from_array(np.asarray(constant.values, order="C")).raw_data
+    if not isinstance(values, StoredValues) or values.file is None:
+        file.write(onnx.numpy_helper.from_array(np.asarray(constant.values, order="C")).raw_data)
+        return
+    with values.file.open("rb") as source:
+        source.seek(values.offset)
+        left = values.nbytes
+        while left:
+            piece = source.read(min(left, COPY_CHUNK))
+            if not piece:
+                raise OSError(f"{values.file} has become shorter while it was copied")
+            left -= file.write(piece)
 
 
 def _external(constant: gs.Constant, location: str, offset: int) -> TensorProto:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from bridge import target as targets
 from passes import ModelError, read, rewrite, write
 from passes.model import from_proto, scopes, to_proto
-from passes.writing import ALIGNMENT, EXTERNAL_MIN, INLINE_LIMIT
+from passes.writing import ALIGNMENT, COPY_CHUNK, EXTERNAL_MIN, INLINE_LIMIT
 from tests.support import run_onnx
 
 RTX = targets.resolve("tensorrt-rtx-1.7")
@@ -502,7 +503,12 @@ def test_weights_from_elsewhere_are_copied_one_by_one_to_aligned_places(tmp_path
     size = INLINE_LIMIT // 8 + 100
     chain(tmp_path / "m.onnx", [size, 100, size])
     (tmp_path / "out").mkdir()
-    files = write(read(tmp_path / "m.onnx"), tmp_path / "out" / "m.onnx")
+    graph = read(tmp_path / "m.onnx")
+    tracemalloc.start()
+    files = write(graph, tmp_path / "out" / "m.onnx")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * COPY_CHUNK, f"copying {8 * size >> 20} MB took {peak >> 20} MB of memory"
     assert files == ("m.onnx.data", "m.onnx")
     found = entries(tmp_path / "out" / "m.onnx")
     assert set(found) == {"w0", "w2"}, "a tensor below EXTERNAL_MIN belongs inside"
