@@ -19,6 +19,8 @@ def engine_runner(engine: Path, target: Target) -> Any:
     if "polygraphy.backend.trt" in sys.modules and rtx != config.USE_TENSORRT_RTX:
         raise RunError(f"this process has used the other TensorRT already; run {target} in a new process.")
     config.USE_TENSORRT_RTX = rtx
-    from polygraphy.backend.trt import EngineFromPath, TrtRunner
+    from polygraphy.backend.common import BytesFromPath
+    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
-    return TrtRunner(EngineFromPath(str(engine)), name="engine")
+    # EngineFromPath reads as a stream, which TensorRT before 10 has not.
+    return TrtRunner(EngineFromBytes(BytesFromPath(str(engine))), name="engine")
