@@ -17,7 +17,7 @@ from .clean import infer_types, pin_inputs, refine_types, remove_unused, sanitis
 from .expand import expand_functions
 from .fold import fold_constants, take_branches
 from .framework import RULES, Log, PassError, Rule, run_rules
-from .ir import ModelError
+from .ir import ModelError, collector_paused
 from .narrow import float64_to_float32, int64_boundary_to_int32
 from .reading import read
 from .writing import write
@@ -38,6 +38,7 @@ def all_rules() -> dict[str, Rule]:
     return RULES
 
 
+@collector_paused()
 def rewrite(graph: gs.Graph, target: Target, shapes: Mapping[str, Sequence[int | str]] | None = None) -> Log:
     """Rewrites ``graph`` in place for ``target`` until nothing changes any more.
 

@@ -237,7 +237,9 @@ def refine_types(graph: gs.Graph) -> bool:
     return learnt
 
 
-def _seen(tensor: gs.Tensor) -> tuple[object, ...]:
+def _seen(tensor: gs.Tensor) -> object:
     """What inference knows of a tensor; a constant's values do not change while it is one."""
+    if isinstance(tensor, gs.Constant):
+        return id(tensor)
     shape = tensor.shape
-    return (id(tensor), isinstance(tensor, gs.Constant), tensor.dtype, None if shape is None else tuple(shape))
+    return (tensor.dtype, None if shape is None else tuple(shape))

@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto, TensorProto
 from onnx_graphsurgeon.util import misc
 
-from .ir import Constant, ModelError, Node, StoredValues, numpy_dtype, set_type, tensor_bytes
+from .ir import Constant, ModelError, Node, StoredValues, collector_paused, numpy_dtype, set_type, tensor_bytes
 
 Tensors = MutableMapping[str, gs.Tensor]
 
@@ -53,6 +53,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
     return model
 
 
+@collector_paused()
 def from_proto(model: onnx.ModelProto, folder: Path | None = None) -> gs.Graph:
     """The graph of ``model``; ``folder`` is where its external data lies. The graph keeps parts of ``model``."""
     functions = [_function(function, model, folder) for function in model.functions]
@@ -225,11 +226,15 @@ class _Reader:
                 f"tensor {proto.name!r}: its external data file {location!r} is missing in {self.folder}. "
                 "Copy it there, beside the .onnx file."
             )
-        offset, size = int(entries.get("offset", 0)), tensor_bytes(proto.data_type, tuple(proto.dims))
-        if int(entries.get("length", size)) != size or offset + size > file.stat().st_size:
+        size, there = tensor_bytes(proto.data_type, tuple(proto.dims)), file.stat().st_size
+        try:
+            offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
+        except ValueError as error:
+            raise ModelError(f"tensor {proto.name!r}: its place in {location!r} is no number: {error}") from error
+        if offset < 0 or length != size or offset + size > there:
             raise ModelError(
-                f"tensor {proto.name!r}: needs {size} bytes at offset {offset} of {location!r}, which has "
-                f"{file.stat().st_size}: the file is cut short or belongs to another model."
+                f"tensor {proto.name!r}: needs {size} bytes, said to be {length} at offset {offset} of {location!r}, "
+                f"which has {there}: the file is cut short or belongs to another model."
             )
         return StoredValues(proto, file, offset)
 

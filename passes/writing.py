@@ -22,6 +22,7 @@ from onnx_graphsurgeon.util import misc
 from .ir import (
     Node,
     StoredValues,
+    collector_paused,
     constant_bytes,
     elem_type,
     keep_notes,
@@ -45,6 +46,7 @@ ALIGNMENT = 4096
 """Of tensors in a data file (bytes), so that readers can map them."""
 
 
+@collector_paused()
 def write(graph: gs.Graph, path: Path, *, beside: Path | None = None) -> tuple[str, ...]:
     """Writes ``graph`` to ``path`` and returns the names of the files written, data first.
 
