@@ -4,8 +4,8 @@
     python -m benchmarks.overhead large [--layers 28] [--width 5120]
 
 Seconds: the wall time of ``bridge.convert`` less what is spent inside torch.onnx.export, ONNX Runtime, the module, and
-TensorRT's parser and builder. Memory: the proportional set size (PSS: shared pages and mapped files counted once) of the
-process and its children, sampled while the conversion runs.
+TensorRT's parser and builder. Memory: the proportional set size (PSS: shared pages and mapped files counted once) of
+the process and its children, sampled while the conversion runs.
 """
 
 from __future__ import annotations
@@ -207,9 +207,8 @@ def main() -> None:
         f"{alone[1] / size:.2f} times the weights"
     )
     before, highest, kept = samples[0][1], max(item[1] for item in samples), max(item[2] for item in samples)
-    print(
-        f"  memory before: {before / GIB:.2f} GiB; highest: {highest / GIB:.2f} GiB, {kept / GIB:.2f} GiB without file pages"
-    )
+    print(f"  memory before: {before / GIB:.2f} GiB; highest: {highest / GIB:.2f} GiB", end="")
+    print(f", {kept / GIB:.2f} GiB without pages of files")
     ends = [*(when for when, _ in stages[1:]), float("inf")]
     for (start, stage), end in zip(stages, ends, strict=True):
         inside = [item for item in samples if start <= item[0] < end]
