@@ -110,7 +110,7 @@ def _external(constant: gs.Constant, location: str, offset: int) -> TensorProto:
 
 def to_proto(graph: gs.Graph, *, skeleton: bool = False) -> onnx.ModelProto:
     """``graph`` as a ModelProto in memory; a ``skeleton`` has inputs for the weights above EXTERNAL_MIN."""
-    model, constants = _model(graph)
+    model, constants = _model(graph, bare=skeleton)
     for constant in constants:
         if skeleton and constant_bytes(constant) > EXTERNAL_MIN:
             info = value_info(constant)
@@ -122,14 +122,14 @@ def to_proto(graph: gs.Graph, *, skeleton: bool = False) -> onnx.ModelProto:
     return model
 
 
-def _model(graph: gs.Graph) -> tuple[onnx.ModelProto, list[gs.Constant]]:
+def _model(graph: gs.Graph, *, bare: bool = False) -> tuple[onnx.ModelProto, list[gs.Constant]]:
     """The proto without initializers, and the constants that it needs, under names of their own."""
     model = onnx.ModelProto(producer_name=graph.producer_name or None, producer_version=graph.producer_version or None)
     if "model_notes" in graph.__dict__:
         model.MergeFrom(graph.model_notes)
     model.ir_version = graph.ir_version or onnx.IR_VERSION
     _settle(graph)
-    writer = Writer()
+    writer = Writer(bare=bare)
     writer.graph(graph, model.graph)
     model.functions.extend(function_proto(function, model.ir_version) for function in graph.functions)
     model.opset_import.extend(_opsets(graph, graph.functions))
@@ -207,6 +207,8 @@ class Writer:
     """Turns graphs and nodes into protos, and collects the constants that they read."""
 
     constants: dict[int, gs.Constant] = field(default_factory=dict)
+    bare: bool = False
+    """Nodes without their metadata, for what reads the proto and throws it away."""
 
     def graph(self, graph: gs.Graph, proto: onnx.GraphProto) -> None:
         _merge_notes(graph, proto)
@@ -240,9 +242,10 @@ class Writer:
         )
         for name, value in node.attrs.items():
             proto.attribute.append(self.attribute(node, name, value))
-        for key, text in node_metadata(node).items():
-            proto.metadata_props.add(key=key, value=text)
-        _merge_notes(node, proto)
+        if not self.bare:
+            for key, text in node_metadata(node).items():
+                proto.metadata_props.add(key=key, value=text)
+            _merge_notes(node, proto)
         return proto
 
     def attribute(self, node: gs.Node | None, name: str, value: Any) -> AttributeProto:
@@ -277,8 +280,8 @@ def _empty_list(node: gs.Node | None, name: str) -> Any:
 
 
 def node_proto(node: gs.Node) -> onnx.NodeProto:
-    """The node alone; its constant inputs are left out."""
-    return Writer().node(node)
+    """The node alone, without its constant inputs and its metadata."""
+    return Writer(bare=True).node(node)
 
 
 def described(tensor: gs.Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -732,3 +733,29 @@ def test_unused_outputs_before_used_ones_become_empty(kept: str, tmp_path: Any) 
 )
 def test_a_node_knows_where_it_came_from(name: str, metadata: dict[str, str], expected: str) -> None:
     assert str(origin_of(name, metadata)) == expected
+
+
+# --- speed -------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_many_nodes_is_rewritten_in_time_proportional_to_them() -> None:
+    """What a transformer's export is made of; one constant is read by all, and a list is searched for each by mistake
+    soon costs minutes. Of 20,000 nodes, reading, rewriting and writing took 3 to 5 s in 2026."""
+    block = """
+        s{n} = Shape (x{n})  i{n} = Gather (s{n}, zero)  u{n} = Unsqueeze (i{n}, axis)
+        c{n} = Concat <axis = 0> (u{n}, rest)  r{n} = Reshape (x{n}, c{n})  m{n} = MatMul (r{n}, w)  a{n} = Add (m{n}, one)  d{n} = Identity (a{n})
+        k{n} = Cast <to = 1> (d{n})  x{next} = Add (k{n}, x{n})"""
+    header = """main (float[n, 2, 4] x0) => (float[n, 2, 4] x{last}) <int64 zero = {{0}}, int64[1] axis = {{0}},
+        int64[2] rest = {{2, 4}}, float[1] one = {{1}}, float[4, 4] w = {{1,2,3,4,1,2,3,4,1,2,3,4,1,2,3,4}}>"""
+    seconds = {}
+    for blocks in (100, 400):
+        body = "".join(block.format(n=number, next=number + 1) for number in range(blocks))
+        source = model(header.format(last=blocks) + "{" + body + "}")
+        start = time.process_time()
+        graph = from_proto(source)
+        rewrite(graph, RTX)
+        to_proto(graph)
+        seconds[blocks] = time.process_time() - start
+        assert "Cast" not in {node.op for node in graph.nodes}
+    assert seconds[400] < 10 * seconds[100] + 0.5, f"four times the nodes took {seconds}"
+    assert seconds[400] < 10, seconds
