@@ -14,6 +14,7 @@ import onnx.parser
 import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from bridge import target as targets
 from passes import Log, ModelError, PassError, rewrite
@@ -53,6 +54,7 @@ def rewritten(
     *feeds: Mapping[str, np.ndarray],
     target: targets.Target = RTX,
     shapes: Mapping[str, list[int | str]] | None = None,
+    run: Callable[[onnx.ModelProto, dict[str, np.ndarray]], dict[str, np.ndarray]] = run_onnx,
 ) -> Rewritten:
     """``source`` after the passes, which must not have changed what it computes of each of ``feeds``."""
     graph = from_proto(onnx.ModelProto.FromString(source.SerializeToString()))
@@ -60,7 +62,8 @@ def rewritten(
     after = to_proto(graph)
     onnx.checker.check_model(after, full_check=True)
     for feed in feeds or (inputs(source),):
-        expected, found = run_onnx(source, dict(feed)), run_onnx(after, fitted(after, dict(feed)))
+        given = fitted(after, dict(feed))  # kept: an output that is an input may share its memory
+        expected, found = run(source, dict(feed)), run(after, given)
         assert list(found) == list(expected)
         for name, array in expected.items():
             np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6, err_msg=f"{name} of {after.graph}")
@@ -323,8 +326,9 @@ def test_axes_of_unknown_size_are_not_taken_for_equal() -> None:
 
 @pytest.mark.parametrize(("opset", "expected"), [(11, 8), (17, 8), (20, 9), (21, 10)])
 def test_the_ir_version_is_the_oldest_that_the_opset_needs(opset: int, expected: int) -> None:
-    source = model("main (float[2] x) => (float[2] y) { y = Neg (x) }", opset=opset, ir_version=13)
-    assert rewritten(source, {"x": np.ones(2, np.float32)}).model.ir_version == expected
+    graph = from_proto(model("main (float[2] x) => (float[2] y) { y = Neg (x) }", opset=opset, ir_version=13))
+    rewrite(graph, RTX)
+    assert to_proto(graph).ir_version == expected
 
 
 # --- types -------------------------------------------------------------------------------------------------------
@@ -441,6 +445,12 @@ def test_operators_that_the_target_lacks_become_those_that_define_them(op: str, 
             assert str(origin_of(node.name, node_metadata(node))) == "head.loss, /me/net.py:12", node.op
 
 
+def by_definition(source: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What ONNX says that the model computes; ONNX Runtime 1.23 applies softcap in another place."""
+    names = [output.name for output in source.graph.output]
+    return dict(zip(names, ReferenceEvaluator(source).run(None, feeds), strict=True))
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -458,8 +468,7 @@ def test_attention_is_expanded_in_every_form(call: str, opset: int) -> None:
         opset=opset,
         ir_version=11,
     )
-    done = rewritten(source)
-    assert "Attention" not in done.ops
+    assert "Attention" not in rewritten(source, run=by_definition).ops
 
 
 def test_attention_with_past_and_present_is_expanded() -> None:
@@ -470,7 +479,7 @@ def test_attention_with_past_and_present_is_expanded() -> None:
         opset=23,
         ir_version=11,
     )
-    assert "Attention" not in rewritten(source).ops
+    assert "Attention" not in rewritten(source, run=by_definition).ops
 
 
 FUNCTIONS = """
@@ -743,7 +752,8 @@ def test_a_model_of_many_nodes_is_rewritten_in_time_proportional_to_them() -> No
     soon costs minutes. Of 20,000 nodes, reading, rewriting and writing took 3 to 5 s in 2026."""
     block = """
         s{n} = Shape (x{n})  i{n} = Gather (s{n}, zero)  u{n} = Unsqueeze (i{n}, axis)
-        c{n} = Concat <axis = 0> (u{n}, rest)  r{n} = Reshape (x{n}, c{n})  m{n} = MatMul (r{n}, w)  a{n} = Add (m{n}, one)  d{n} = Identity (a{n})
+        c{n} = Concat <axis = 0> (u{n}, rest)  r{n} = Reshape (x{n}, c{n})
+        m{n} = MatMul (r{n}, w)  a{n} = Add (m{n}, one)  d{n} = Identity (a{n})
         k{n} = Cast <to = 1> (d{n})  x{next} = Add (k{n}, x{n})"""
     header = """main (float[n, 2, 4] x0) => (float[n, 2, 4] x{last}) <int64 zero = {{0}}, int64[1] axis = {{0}},
         int64[2] rest = {{2, 4}}, float[1] one = {{1}}, float[4, 4] w = {{1,2,3,4,1,2,3,4,1,2,3,4,1,2,3,4}}>"""
