@@ -49,9 +49,13 @@ def remove_unused(graph: gs.Graph, log: Log) -> bool:
 
 
 def _drop_outputs(node: gs.Node, used: list[bool], opset: int) -> bool:
-    """Leaves out unused outputs that the standard calls optional; True if there was one."""
+    """Leaves out unused outputs that the standard calls optional; True if there was one.
+
+    A BatchNormalization in training mode has to have all of its outputs: what inference does not accept is put back.
+    """
     if node.domain or not onnx.defs.has(node.op):
         return False
+    before = list(node.outputs)
     formal = onnx.defs.get_schema(node.op, opset, "").outputs
     changed = False
     for index, tensor in enumerate(list(node.outputs)):
@@ -62,6 +66,12 @@ def _drop_outputs(node: gs.Node, used: list[bool], opset: int) -> bool:
     while node.outputs and not node.outputs[-1].name:
         node.outputs.pop()
         changed = True
+    if changed:
+        try:
+            infer(node, opset, strict=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+            node.outputs = before
+            return False
     return changed
 
 

@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 from bridge import target as targets
 from passes import Log, ModelError, PassError, rewrite
-from passes.framework import Builder, Rule, always, run_rules
+from passes.framework import Builder, Rule, always, example, run_rules
 from passes.ir import node_metadata
 from passes.model import from_proto, scopes, to_proto
 from passes.provenance import SCOPES, STACK, origin_of
@@ -769,3 +769,16 @@ def test_a_model_of_many_nodes_is_rewritten_in_time_proportional_to_them() -> No
         assert "Cast" not in {node.op for node in graph.nodes}
     assert seconds[400] < 10 * seconds[100] + 0.5, f"four times the nodes took {seconds}"
     assert seconds[400] < 10, seconds
+
+
+def test_a_batch_normalization_in_training_mode_keeps_the_outputs_that_it_has_to_have() -> None:
+    def build(g: Builder, x: gs.Tensor) -> gs.Tensor:
+        ones, zeros = np.ones(3, np.float32), np.zeros(3, np.float32)
+        return g.op.BatchNormalization(x, ones, zeros, zeros, ones, training_mode=1, outputs=3)[0]
+
+    graph = example({"x": ("float32", [2, 3, 4])}, build, opset=16)
+    feeds = example_inputs(to_proto(graph))
+    expected = run_onnx(to_proto(graph), feeds)
+    rewrite(graph, RTX)
+    [(name, before)], found = expected.items(), run_onnx(to_proto(graph), feeds)
+    np.testing.assert_allclose(found[name], before, rtol=1e-6)
