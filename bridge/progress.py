@@ -155,7 +155,8 @@ def print_results(results: Sequence[ConversionResult], out: Path) -> None:
         console.print(Text(text, style), soft_wrap=True)
 
     for status in dict.fromkeys(result.status for result in results if result.ok):
-        say(f"{status}: {STATUS_MEANING[status]}", "dim")
+        meaning = STATUS_MEANING[status]
+        say(meaning if meaning.startswith(status) else f"{status}: {meaning}", "dim")
     for result in results:
         if not result.ok:
             say(f"\n{result.name}: failed ({result.stage}), in {out / result.name}", "bold red")
