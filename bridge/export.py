@@ -43,8 +43,7 @@ class Source:
     output_names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        device = next((tensor.device for tensor in self.call.tensors.values()), None)
-        self.device = device
+        self.device = next(iter(self.call.tensors.values())).device
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The module's outputs by name. Raises ExportError where the module raises."""

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UsageError
+from .tensors import to_torch
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -63,8 +64,9 @@ def take_apart(
 ) -> Call:
     """Flattens example inputs; each tensor is named after forward's parameter, with dots where it is nested.
 
-    ``inputs`` is a tuple or list of positional arguments, a dict of keyword arguments, or a single tensor. They are
-    passed on as they are given or, where ``positional`` is a number, so many by position and the others by keyword.
+    ``inputs`` is a tuple or list of positional arguments, a dict of keyword arguments, or a single tensor; NumPy arrays
+    in it become tensors. They are passed on as they are given or, where ``positional`` is a number, so many by position
+    and the others by keyword.
     Raises UsageError where forward does not take them, or where a value is neither a tensor nor a constant.
     """
     import torch
@@ -94,12 +96,13 @@ def take_apart(
     places: list[int] = []
     for place, (path, leaf) in enumerate(leaves):
         values.append(leaf)
-        if isinstance(leaf, torch.Tensor):
+        if isinstance(leaf, (torch.Tensor, np.ndarray)):
             name = _dotted(path, parameters)
             if str(leaf.dtype).removeprefix("torch.") not in DTYPES:
                 raise UsageError(
                     f"input {name!r}: is {leaf.dtype}, which TensorRT has not; it takes {', '.join(DTYPES)}."
                 )
+            values[place] = to_torch(leaf) if isinstance(leaf, np.ndarray) else leaf
             found.append(name)
             places.append(place)
         elif not isinstance(leaf, CONSTANTS):

@@ -74,7 +74,7 @@ def test_the_call_is_put_together_again_as_it_was_with_other_tensors_in_it() -> 
         (lambda x: 0, {"z": A}, ["'x'", "(x)"]),
         (lambda x: 0, (torch.zeros(1, dtype=torch.complex64),), ["input 'x'", "torch.complex64", "float32"]),
         (lambda x: 0, ([torch.zeros(1, dtype=torch.int16)],), ["input 'x.0'", "torch.int16", "int32"]),
-        (lambda x: 0, (np.zeros(1),), ["input 'x'", "ndarray"]),
+        (lambda x: 0, (np.zeros(1, np.uint16),), ["input 'x'", "uint16", "int32"]),
         (lambda x, y: 0, (A, object()), ["input 'y'", "object", "register_dataclass"]),
         (lambda x: 0, (3,), ["no tensor"]),
         (lambda x: 0, 5, ["inputs", "int", "tuple"]),
@@ -168,3 +168,13 @@ def test_what_comes_back_is_a_copy_that_in_place_code_may_change() -> None:
     array = np.zeros(3, np.float32)
     to_torch(array).add_(1)
     assert array.tolist() == [0, 0, 0]
+
+
+def test_numpy_arrays_become_tensors() -> None:
+    call = take_apart(lambda x, mask: x, {"x": np.ones((2, 3), np.float32), "mask": np.zeros(2, np.bool_)})
+    assert {name: (tensor.dtype, list(tensor.shape)) for name, tensor in call.tensors.items()} == {
+        "x": (torch.float32, [2, 3]),
+        "mask": (torch.bool, [2]),
+    }
+    args, kwargs = call.rebuild(list(call.tensors.values()))
+    assert args == () and torch.equal(kwargs["x"], torch.ones(2, 3))
