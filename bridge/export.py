@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ExportError, UsageError
 from .inputs import Array, Call, Case, Profile, check_names, resized
-from .tensors import to_numpy, to_torch
+from .tensors import named_leaves, to_numpy, to_torch
 
 if TYPE_CHECKING:
     import torch
@@ -74,13 +74,12 @@ class Source:
 def flatten_outputs(result: Any) -> tuple[list[str], list[torch.Tensor]]:
     """The tensors of a nested result and their names, after keys, fields and places; complex ones as pairs of reals."""
     import torch
-    from torch.utils import _pytree as pytree
 
     names: list[str] = []
     tensors: list[torch.Tensor] = []
-    for path, leaf in pytree.tree_flatten_with_path(result)[0]:
+    for path, leaf in named_leaves(result):
         if isinstance(leaf, torch.Tensor):
-            steps = [str(getattr(step, "key", getattr(step, "idx", getattr(step, "name", step)))) for step in path]
+            steps = [str(step) for step in path]
             if not steps or steps[0].isdigit():
                 steps.insert(0, "output")
             names.append(".".join(steps))

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UsageError
-from .tensors import to_torch
+from .tensors import named_leaves, to_torch
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -89,7 +89,8 @@ def take_apart(
     if positional is not None:
         ordered = list(bound.arguments.items())
         args, kwargs = tuple(value for _, value in ordered[:positional]), dict(ordered[positional:])
-    leaves, spec = pytree.tree_flatten_with_path(((args), dict(kwargs)))
+    leaves = list(named_leaves((args, dict(kwargs))))
+    spec = pytree.tree_structure((args, dict(kwargs)))
     parameters = _parameter_names(bound, len(args))
     found: list[str] = []
     values: list[Any] = []
@@ -151,9 +152,8 @@ def _parameter_names(bound: inspect.BoundArguments, positional: int) -> list[str
 
 def _dotted(path: Sequence[Any], parameters: Sequence[str]) -> str:
     """``(args, kwargs)`` path of a leaf as a name: the parameter, then keys, indices and fields, with dots."""
-    steps = [getattr(step, "key", getattr(step, "idx", getattr(step, "name", step))) for step in path]
-    first = parameters[steps[1]] if steps[0] == 0 else str(steps[1])
-    return ".".join([first, *map(str, steps[2:])])
+    first = parameters[path[1]] if path[0] == 0 else str(path[1])
+    return ".".join([first, *map(str, path[2:])])
 
 
 # --- shapes ------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""torch tensors as NumPy arrays and back, bfloat16 included."""
+"""torch tensors as NumPy arrays and back, bfloat16 included; and the leaves of nested values with their names."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -30,3 +31,28 @@ def to_torch(array: npt.NDArray[Any]) -> torch.Tensor:
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
+
+
+def named_leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Each leaf of a value that torch's pytree takes apart, in its order, with the keys, places or fields to it.
+
+    torch's own ``tree_flatten_with_path`` refuses classes that were registered without names for their children, as
+    those of transformers' outputs are; these are asked for their keys.
+    """
+    from torch.utils import _pytree as pytree
+
+    node = pytree.SUPPORTED_NODES.get(pytree._get_node_type(tree))
+    if node is None:
+        yield path, tree
+        return
+    children, _ = node.flatten_fn(tree)
+    if node.flatten_with_keys_fn is not None:
+        keys = [_plain_key(key) for key, _ in node.flatten_with_keys_fn(tree)[0]]
+    else:
+        keys = list(tree) if isinstance(tree, Mapping) and len(tree) == len(children) else list(range(len(children)))
+    for key, child in zip(keys, children, strict=True):
+        yield from named_leaves(child, (*path, key))
+
+
+def _plain_key(key: Any) -> Any:
+    return getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))

@@ -413,3 +413,22 @@ def test_check_raises_the_error_of_the_result(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="returns no tensor"):
         bridge.convert(Calls(lambda x: None), (X,), workdir=tmp_path, target=RTX, check=True)
     assert ConversionResult.load(tmp_path / "result.json").status == "failed"
+
+
+class Named(dict):  # type: ignore[type-arg]
+    """An output like those of transformers: registered with pytree, without names for its children."""
+
+
+torch.utils._pytree.register_pytree_node(
+    Named, lambda item: (list(item.values()), list(item)), lambda values, keys: Named(zip(keys, values, strict=True))
+)
+
+
+def test_outputs_of_a_class_registered_without_names_are_named_by_its_keys(tmp_path: Path) -> None:
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> Named:
+            return Named(hidden=x * 2, pooled=(x.sum(1),))
+
+    result = bridge.convert(Net(), (torch.randn(2, 3),), workdir=tmp_path, target=RTX, build=False)
+    assert result.status == "rewritten", result.error
+    assert [tensor.name for tensor in result.outputs] == ["hidden", "pooled.0"]
