@@ -45,6 +45,17 @@ class Source:
     def __post_init__(self) -> None:
         self.device = next(iter(self.call.tensors.values())).device
 
+    @property
+    def opset(self) -> int | None:
+        """The opset that the module's types need; None leaves it to the exporter.
+
+        Conv and many others take bfloat16 from opset 22 on, and the exporter's own choice is 20.
+        """
+        import torch
+
+        tensors = (*self.module.parameters(), *self.module.buffers(), *self.call.tensors.values())
+        return 22 if any(tensor.dtype == torch.bfloat16 for tensor in tensors) else None
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The module's outputs by name. Raises ExportError where the module raises."""
         import torch

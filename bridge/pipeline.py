@@ -226,7 +226,7 @@ class Conversion:
                     self.cases[0],
                     self.workspace.partial / EXPORTED,
                     exporters=settings.target.exporters,
-                    opset=settings.opset or settings.target.export_opset,
+                    opset=settings.opset or settings.target.export_opset or made.opset,
                     accept=accept,
                 )
                 self.workspace.publish(*done.files)

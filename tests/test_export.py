@@ -432,3 +432,10 @@ def test_outputs_of_a_class_registered_without_names_are_named_by_its_keys(tmp_p
     result = bridge.convert(Net(), (torch.randn(2, 3),), workdir=tmp_path, target=RTX, build=False)
     assert result.status == "rewritten", result.error
     assert [tensor.name for tensor in result.outputs] == ["hidden", "pooled.0"]
+
+
+def test_a_convolution_in_bfloat16_is_exported_at_an_opset_that_has_it(tmp_path: Path) -> None:
+    module, image = torch.nn.Conv2d(3, 4, 3).bfloat16(), torch.randn(1, 3, 8, 8).bfloat16()
+    result = bridge.convert(module, (image,), workdir=tmp_path, target=RTX, build=False)
+    assert result.status == "rewritten", result.error
+    assert result.exporter == "dynamo" and result.inputs[0].dtype == "bfloat16"
