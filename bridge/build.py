@@ -72,8 +72,8 @@ def build(
 ) -> BuildOutcome:
     """Builds ``model`` into ``engine`` and writes TensorRT's messages to ``log``.
 
-    ``hints`` says, by operator, what could help where the parser refuses it. Raises BuildError where the parser or
-    builder refuses, crashes (with the signal's name) or takes longer than ``timeout`` seconds.
+    ``hints`` says, by node or operator, what could help where the parser refuses it. Raises BuildError where the parser
+    or builder refuses, crashes (with the signal's name) or takes longer than ``timeout`` seconds.
     """
     job = BuildJob(
         target.flavour,

@@ -50,7 +50,8 @@ class Refusal:
 
     def __str__(self) -> str:
         origin = ", ".join(part for part in (self.module, self.source) if part)
-        text = f"{self.operator} ({self.node})" + (f", from {origin}" if origin else "") + f": {self.words}"
+        what = f"{self.operator} ({self.node})" if self.operator or self.node else "the model as a whole"
+        text = what + (f", from {origin}" if origin else "") + f": {self.words}"
         return text + (f"\n  {self.hint}" if self.hint else "")
 
 

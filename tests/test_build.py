@@ -19,7 +19,7 @@ from onnx import TensorProto
 
 from bridge import build as building
 from bridge.build import build
-from bridge.errors import BuildError
+from bridge.errors import BuildError, Refusal
 from bridge.inputs import Profile
 from bridge.target import Target, resolve
 
@@ -307,3 +307,8 @@ def test_the_job_is_told_to_the_child_in_json(tmp_path: Path, target: Target, mo
     assert job["flavour"] == "tensorrt-rtx" and job["compute_capabilities"] == [[8, 9]]
     assert job["profiles"] == {"x": {"min": [2, 3], "opt": [2, 3], "max": [2, 3]}}
     assert os.path.isabs(job["onnx"])  # noqa: PTH117 - a string of the job
+
+
+def test_a_refusal_that_names_no_node_is_of_the_whole_model() -> None:
+    assert str(Refusal("", "", "cannot be sorted")) == "the model as a whole: cannot be sorted"
+    assert str(Refusal("Det", "n0", "no", "head", "net.py:3")) == "Det (n0), from head, net.py:3: no"
