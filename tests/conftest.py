@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import hypothesis
 import onnxruntime
 import pytest
+
+_FUZZ = {
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+}
+hypothesis.settings.register_profile("quick", max_examples=8, derandomize=True, **_FUZZ)
+hypothesis.settings.register_profile("thorough", max_examples=300, print_blob=True, **_FUZZ)
+hypothesis.settings.load_profile("quick")  # --hypothesis-profile chooses another
 
 OLD_RUNTIME = {
     "cumprod_forward_and_backward": "does not read opset 26, which brings CumProd",
