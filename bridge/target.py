@@ -39,8 +39,8 @@ class Target:
     installed: bool
     operators: frozenset[str] = field(repr=False)
     """ONNX operators that its parser has an importer for."""
-    plugins: frozenset[str] = field(default=frozenset(), repr=False)
-    """Names in its plugin registry."""
+    plugins: frozenset[tuple[str, str]] = field(default=frozenset(), repr=False)
+    """Names and versions in its plugin registry."""
 
     def __str__(self) -> str:
         names = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
@@ -86,7 +86,19 @@ class Target:
 
     def takes(self, operator: str) -> bool:
         """Whether the parser has an importer for ``operator`` that needs no plugin."""
-        return operator in self.operators and not (operator in self._plugin_only and operator not in self.plugins)
+        return operator in self.operators and not (operator in self._plugin_only and not self.has_plugin(operator))
+
+    def has_plugin(self, name: str, version: str | None = None) -> bool:
+        """Whether its registry has a plugin of this name, or one that is known to the passes loads into it."""
+        from passes.plugins import loadable
+
+        known = any(found == name and version in (None, number) for found, number in self.plugins)
+        return known or loadable(self, name, version)
+
+    @property
+    def takes_python_plugins(self) -> bool:
+        """Whether its ONNX parser takes plugins that are written in Python (IPluginV3)."""
+        return self.flavour == "tensorrt-rtx" or self.version >= (10,)
 
     @property
     def _plugin_only(self) -> frozenset[str]:
@@ -171,7 +183,8 @@ def resolve(name: str = "auto") -> Target:
     version = tuple(map(int, match["version"].split(".")))
     if here is not None and here.version[: len(version)] == version:
         return here
-    return Target(flavour, version, installed=False, operators=_known_operators(flavour, version))
+    operators, plugins = _known_operators(flavour, version), _known_plugins(flavour, version)
+    return Target(flavour, version, installed=False, operators=operators, plugins=plugins)
 
 
 def _automatic() -> Target:
@@ -206,7 +219,8 @@ def installed(flavour: Flavour) -> Target | None:
     if flavour == "tensorrt" and not gpu_compute_capabilities():
         # Without a driver this TensorRT cannot even make a builder, so its parser cannot be asked.
         version = _version(importlib.metadata.version("tensorrt"))
-        return Target(flavour, version, installed=True, operators=_known_operators(flavour, version))
+        operators, plugins = _known_operators(flavour, version), _known_plugins(flavour, version)
+        return Target(flavour, version, installed=True, operators=operators, plugins=plugins)
     try:
         trt = importlib.import_module(MODULES[flavour])
     except (ImportError, OSError):  # a library that it needs is not there
@@ -215,7 +229,7 @@ def installed(flavour: Flavour) -> Target | None:
     return Target(flavour, _version(trt.__version__), installed=True, operators=operators, plugins=plugins)
 
 
-def _ask(trt: Any) -> tuple[frozenset[str], frozenset[str]]:
+def _ask(trt: Any) -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
     """The operators and the plugins that this module's parser and registry know."""
     import onnx
 
@@ -227,7 +241,8 @@ def _ask(trt: Any) -> tuple[frozenset[str], frozenset[str]]:
         trt.init_libnvinfer_plugins(logger, "")
     registry = trt.get_plugin_registry()
     creators = registry.all_creators if hasattr(registry, "all_creators") else registry.plugin_creator_list
-    return frozenset(filter(parser.supports_operator, names)), frozenset(creator.name for creator in creators)
+    plugins = frozenset((creator.name, creator.plugin_version) for creator in creators)
+    return frozenset(filter(parser.supports_operator, names)), plugins
 
 
 def _explicit_batch(trt: Any) -> bool:
@@ -255,9 +270,19 @@ def _known_operators(flavour: Flavour, version: tuple[int, ...]) -> frozenset[st
     """The operators of the newest table that is no newer than ``version``, or of the oldest."""
     tables = {_version(known): known for known in _known_versions(flavour)}
     older = [known for known in tables if known <= version]
-    name = tables[max(older) if older else min(tables)]
+    return frozenset(_table(flavour, tables[max(older) if older else min(tables)])["operators"])
+
+
+def _known_plugins(flavour: Flavour, version: tuple[int, ...]) -> frozenset[tuple[str, str]]:
+    """The plugins that this very version brings along; empty where no table holds it: they come and go."""
+    name = next((known for known in _known_versions(flavour) if _version(known) == version[:2]), None)
+    listed = _table(flavour, name).get("plugins", ()) if name is not None else ()
+    return frozenset((plugin, number) for plugin, number in listed)
+
+
+def _table(flavour: Flavour, name: str) -> Any:
     text = (resources.files(__package__) / "targets" / f"{flavour}-{name}.json").read_text(encoding="utf-8")
-    return frozenset(json.loads(text)["operators"])
+    return json.loads(text)
 
 
 def _known_versions(flavour: Flavour) -> list[str]:

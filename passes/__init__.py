@@ -19,13 +19,14 @@ from .fold import fold_constants, take_branches
 from .framework import RULES, Log, PassError, Rule, run_rules
 from .ir import ModelError, collector_paused
 from .narrow import float64_to_float32, int64_boundary_to_int32
+from .plugins import PLUGINS, Plugin, drop_uncalled
 from .reading import read
 from .writing import write
 
 if TYPE_CHECKING:
     from bridge.target import Target
 
-__all__ = ["Log", "ModelError", "PassError", "Rule", "all_rules", "read", "rewrite", "write"]
+__all__ = ["PLUGINS", "Log", "ModelError", "PassError", "Plugin", "Rule", "all_rules", "read", "rewrite", "write"]
 
 MAX_SWEEPS = 30
 """Real models settle in two to five sweeps; more means that two rules undo each other."""
@@ -60,6 +61,7 @@ def rewrite(graph: gs.Graph, target: Target, shapes: Mapping[str, Sequence[int |
         changed |= run_rules(graph, rules, target, log)
         changed = changed or expand_functions(graph, target, log)
         if not changed:
+            drop_uncalled(graph)
             return log
     busy = ", ".join(sorted(log.nodes))
     raise PassError(f"the passes do not come to rest after {MAX_SWEEPS} sweeps; they applied: {busy}")

@@ -15,7 +15,19 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto
 
 from .framework import Log, redirect, take_over
-from .ir import Names, Node, bodies, calls, function_key, node_metadata, scopes, set_type, type_known, type_proto
+from .ir import (
+    Names,
+    Node,
+    bodies,
+    calls,
+    function_key,
+    is_plugin_call,
+    node_metadata,
+    scopes,
+    set_type,
+    type_known,
+    type_proto,
+)
 from .provenance import describe
 from .reading import from_proto
 from .writing import Writer, function_proto, node_proto
@@ -70,6 +82,8 @@ class _Wanted:
         function = self.functions.get(key)
         if function is None:
             return None
+        if is_plugin_call(node):  # of a model that was rewritten for another target, perhaps
+            return None if self.target.has_plugin(node.op, node.attrs.get("plugin_version")) else function
         if key not in self.known:
             self.known[key] = False  # ends the search in functions that call themselves
             inner = [item for scope in scopes(function, functions=False) for item in scope.nodes]

@@ -32,6 +32,8 @@ from .writing import node_proto
 if TYPE_CHECKING:
     from bridge.target import Target
 
+    from .plugins import Plugin, Type
+
 Replacement: TypeAlias = gs.Tensor | Sequence[gs.Tensor | None] | None
 RuleFunction = Callable[[gs.Node, "Builder"], Replacement]
 Reference = Callable[[Mapping[str, Array]], Sequence[Array]]
@@ -53,6 +55,7 @@ class Rule:
     function: RuleFunction
     ops: tuple[str, ...]
     when: Callable[[Target], bool]
+    domain: str = ""
     examples: list[Callable[[], gs.Graph]] = field(default_factory=list)
     references: dict[str, Reference] = field(default_factory=dict)
     """By the example's name: what gives its true outputs, where ONNX Runtime's are not what is meant."""
@@ -88,16 +91,40 @@ def always(target: Target) -> bool:
     return True
 
 
-def lacks(op: str) -> Callable[[Target], bool]:
+@dataclass(frozen=True)
+class Condition:
+    """What a rule asks of the target; conditions combine by ``&``, ``|`` and ``~``."""
+
+    holds: Callable[[Target], bool]
+
+    def __call__(self, target: Target) -> bool:
+        return self.holds(target)
+
+    def __and__(self, other: Callable[[Target], bool]) -> Condition:
+        return Condition(lambda target: self(target) and other(target))
+
+    def __or__(self, other: Callable[[Target], bool]) -> Condition:
+        return Condition(lambda target: self(target) or other(target))
+
+    def __invert__(self) -> Condition:
+        return Condition(lambda target: not self(target))
+
+
+def lacks(op: str) -> Condition:
     """True of targets whose parser does not take ``op`` at all."""
-    return lambda target: not target.takes(op)
+    return Condition(lambda target: not target.takes(op))
 
 
-def rule(*ops: str, when: Callable[[Target], bool] = always) -> Callable[[RuleFunction], Rule]:
-    """Registers the decorated function as the rewrite of nodes of ``ops`` (of the standard domain)."""
+def has_plugin(name: str, version: str | None = None) -> Condition:
+    """True of targets whose registry has this plugin, or into which it can be loaded."""
+    return Condition(lambda target: target.has_plugin(name, version))
+
+
+def rule(*ops: str, when: Callable[[Target], bool] = always, domain: str = "") -> Callable[[RuleFunction], Rule]:
+    """Registers the decorated function as the rewrite of nodes of ``ops``, of the standard ``domain`` or another."""
 
     def register(function: RuleFunction) -> Rule:
-        made = Rule(function, ops, when)
+        made = Rule(function, ops, when, domain)
         if made.name in RULES or not made.reason:
             raise ValueError(f"rule {made.name!r} is registered twice, or has no docstring")
         RULES[made.name] = made
@@ -146,7 +173,13 @@ class Builder:
     """Makes the nodes that replace one node. Every tensor it returns knows its type and, where possible, its shape."""
 
     def __init__(
-        self, names: Names, opset: int, stem: str, target: Target | None = None, scope: gs.Graph | None = None
+        self,
+        names: Names,
+        opset: int,
+        stem: str,
+        target: Target | None = None,
+        scope: gs.Graph | None = None,
+        functions: Sequence[gs.Function] = (),
     ) -> None:
         self.names = names
         self.opset = opset
@@ -155,6 +188,8 @@ class Builder:
         self.scope = scope
         self.op = _Ops(self)
         self.made: list[gs.Node] = []
+        self.functions = list(functions)
+        """The model's local functions; those that say what a plugin computes join them."""
 
     @staticmethod
     def decline(reason: str) -> NoReturn:
@@ -213,7 +248,7 @@ class Builder:
         return gs.Constant(self.names.new(f"{self.stem}/constant"), array)
 
     def node(self, op: str, inputs: Sequence[Any], attrs: Mapping[str, Any], outputs: int = 1) -> Any:
-        tensors = [self._tensor(item) for item in inputs]
+        tensors = [self.tensor(item) for item in inputs]
         while tensors and tensors[-1].is_empty():
             tensors.pop()
         results = [gs.Variable(self.names.new(f"{self.stem}/{op}")) for _ in range(outputs)]
@@ -223,7 +258,24 @@ class Builder:
         self.made.append(node)
         return results[0] if outputs == 1 else results
 
-    def _tensor(self, item: Any) -> gs.Tensor:
+    def plugin(
+        self,
+        plugin: Plugin,
+        inputs: Sequence[Any],
+        attrs: Mapping[str, Any] | None = None,
+        types: Sequence[Type] | None = None,
+    ) -> Any:
+        """Makes a node that calls ``plugin`` and returns its output, or a list of them where it has several.
+
+        ``types`` gives dtype and shape of each output where the plugin's reference body does not tell.
+        """
+        from .plugins import call
+
+        results = call(self, plugin, inputs, attrs or {}, types)
+        return results[0] if plugin.outputs == 1 else results
+
+    def tensor(self, item: Any) -> gs.Tensor:
+        """An operand: a tensor as it is, None as an input left out, values as a constant."""
         if item is None:
             return gs.Variable.empty()
         return item if isinstance(item, gs.Tensor) else self.constant(item)
@@ -332,6 +384,7 @@ def example(
     builder = Builder(Names(graph), opset, "example")
     results = build(builder, *graph.inputs)
     graph.nodes = builder.made
+    graph.functions = builder.functions
     graph.outputs = [results] if isinstance(results, gs.Tensor) else list(results)
     return graph
 
@@ -341,21 +394,22 @@ def example(
 
 def run_rules(graph: gs.Graph, rules: Iterable[Rule], target: Target, log: Log) -> bool:
     """One sweep over the model, its bodies and functions; True if anything changed."""
-    by_op: dict[str, list[Rule]] = {}
+    by_op: dict[tuple[str, str], list[Rule]] = {}
     for item in rules:
         if item.when(target):
             for op in item.ops:
-                by_op.setdefault(op, []).append(item)
+                by_op.setdefault((item.domain, op), []).append(item)
     names: Names | None = None
     changed = False
     inner_first = list(scopes(graph))[::-1]
     for scope in inner_first:
-        if not any(node.op in by_op and not node.domain for node in scope.nodes):
+        if not any((node.domain or "", node.op) in by_op for node in scope.nodes):
             continue
         names = names or Names(graph)
         kept: list[gs.Node] = []
         for node in scope.nodes:
-            made = None if node.domain else _apply(node, by_op.get(node.op, ()), scope, names, target, log)
+            fitting = by_op.get((node.domain or "", node.op), ())
+            made = _apply(node, fitting, scope, graph, names, target, log) if fitting else None
             changed |= made is not None
             kept.extend([node] if made is None else made)
         scope.nodes = kept
@@ -363,11 +417,12 @@ def run_rules(graph: gs.Graph, rules: Iterable[Rule], target: Target, log: Log) 
 
 
 def _apply(
-    node: gs.Node, rules: Iterable[Rule], scope: gs.Graph, names: Names, target: Target, log: Log
+    node: gs.Node, rules: Iterable[Rule], scope: gs.Graph, graph: gs.Graph, names: Names, target: Target, log: Log
 ) -> list[gs.Node] | None:
     """The nodes that replace ``node``, or None where no rule applied."""
     for item in rules:
-        builder = Builder(names, scope.opset, f"{node.name or node.op}/{item.name}", target, scope)
+        stem = f"{node.name or node.op}/{item.name}"
+        builder = Builder(names, scope.opset, stem, target, scope, graph.functions)
         try:
             if any(isinstance(value, gs.Node.AttributeRef) for value in node.attrs.values()):
                 builder.decline("its attributes are those of the function that it is in")
@@ -389,6 +444,7 @@ def _apply(
         log.declined.pop((item.name, node.name), None)
         for made in builder.made:
             made.metadata = {**node_metadata(node), "bridge.rule": item.name}
+        graph.functions.extend(builder.functions[len(graph.functions) :])
         log.add(item.name, item.reason, [where])
         return builder.made
     return None

@@ -72,8 +72,28 @@ def bodies(node: gs.Node) -> Iterator[gs.Graph]:
             yield value
 
 
+PLUGIN_DOMAIN = "bridge.plugins"
+"""Of nodes that call a plugin, and of the functions that say what it computes; a number may follow."""
+
+
+def is_plugin_call(node: gs.Node) -> bool:
+    return _of_plugins(node.domain)
+
+
+def is_reference(function: gs.Function) -> bool:
+    """Whether the local function says what a plugin computes: it is for ONNX Runtime alone, and no pass changes it."""
+    return _of_plugins(function.domain)
+
+
+def _of_plugins(domain: str | None) -> bool:
+    return bool(domain) and (domain == PLUGIN_DOMAIN or str(domain).startswith(f"{PLUGIN_DOMAIN}."))
+
+
 def scopes(graph: gs.Graph, *, functions: bool = True) -> Iterator[gs.Graph]:
-    """The graph, the bodies of its control flow at any depth, and its local functions with theirs."""
+    """The graph, the bodies of its control flow at any depth, and its local functions with theirs.
+
+    What a plugin computes is left out (``is_reference``).
+    """
     yield graph
     for node in graph.nodes:
         for value in node.attrs.values():
@@ -81,6 +101,8 @@ def scopes(graph: gs.Graph, *, functions: bool = True) -> Iterator[gs.Graph]:
                 yield from scopes(value, functions=False)
     if functions:
         for function in getattr(graph, "functions", ()):
+            if is_reference(function):
+                continue
             yield from scopes(function, functions=False)
 
 

@@ -162,7 +162,7 @@ def _opsets(graph: gs.Graph, functions: Iterable[gs.Function] = ()) -> list[onnx
     used.update(function.domain or "" for function in functions)
     for domain in sorted(used):
         versions.setdefault(domain, 1)
-    if graph.opset is not None and "" in versions:
+    if graph.opset is not None:  # even where every node is of another domain: what passes add is of this version
         versions[""] = graph.opset
     return [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
 

@@ -105,7 +105,7 @@ def test_an_engine_runs_where_a_gpu_of_its_kind_is(machine: Any) -> None:
 
 def test_an_operator_that_only_a_plugin_implements_is_taken_where_that_is_registered() -> None:
     assert not SMALL.takes("NonZero") and "plugin of that name" in SMALL.advice("NonZero")
-    assert described("tensorrt-rtx", (1, 7), plugins=frozenset(("NonZero",))).takes("NonZero")
+    assert described("tensorrt-rtx", (1, 7), plugins=frozenset((("NonZero", "1"),))).takes("NonZero")
     assert FULL.takes("NonZero") and FULL.advice("NonZero") == ""
     assert "'my.dom'" in FULL.advice("Frobnicate", "my.dom")
 

@@ -1,0 +1,239 @@
+"""Plugins: what they are, and nodes that call them.
+
+A node that calls a plugin carries the plugin's meaning along: a local ONNX function of the same name, made of ordinary
+operators. ONNX Runtime runs that function, so the rewritten model is still compared with the one before it; TensorRT
+runs the plugin.
+
+    NORMS = register(
+        Plugin(
+            "RowNorms",
+            attributes={"order": 2},
+            reference=lambda g, x, order: g.op.ReduceL2(x, [-1]) if order == 2 else g.op.ReduceL1(x, [-1]),
+            library="/opt/plugins/librownorms.so",
+        )
+    )
+
+
+    @rule("row_norms", domain="mylib", when=has_plugin("RowNorms"))
+    def row_norms_by_plugin(node, g):
+        '''mylib::row_norms has a plugin of its own.'''
+        return g.plugin(NORMS, node.inputs, {"order": node.attrs["order"]})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from .ir import PLUGIN_DOMAIN, Node, calls, function_key, is_plugin_call, is_reference, scopes
+from .writing import function_proto
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from bridge.target import Target
+
+    from .framework import Builder
+
+Key: TypeAlias = tuple[str, str, str]
+"""Namespace, name and version: what TensorRT's registry finds a creator by."""
+Type: TypeAlias = "tuple[npt.DTypeLike, Sequence[int | str | None] | None]"
+"""The dtype and the shape of an output."""
+
+FIELDS = ("plugin_version", "plugin_namespace")
+"""Attributes that TensorRT's parsers read themselves. With a namespace, the plugin goes before the local function."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plugin:
+    """A creator in TensorRT's plugin registry, and what it computes."""
+
+    name: str
+    """The creator's; the op type of the nodes that call it."""
+    version: str = "1"
+    namespace: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """By name the default, or the type (int, float, str, list, np.ndarray) of what has none. None: may be left out."""
+    outputs: int = 1
+    reference: Callable[..., Any] | None = None
+    """``reference(g, *inputs, **attributes)`` writes with the Builder ``g`` what the plugin computes, and returns the
+    tensors. ``inputs`` have the dtypes and shapes of the call's, and are None where the call leaves them out."""
+    library: str | None = None
+    """The shared library to load; None for a plugin that TensorRT brings along, or that ``module`` registers."""
+    module: str | None = None
+    """The Python module whose import registers creators of IPluginV3."""
+
+    @property
+    def key(self) -> Key:
+        return (self.namespace, self.name, self.version)
+
+    def loads_into(self, target: Target) -> bool:
+        """Whether the plugin brings along what this target can load."""
+        return self.library is not None or (self.module is not None and target.takes_python_plugins)
+
+
+PLUGINS: dict[Key, Plugin] = {}
+"""Every plugin that rules and users have named."""
+
+
+def register(plugin: Plugin) -> Plugin:
+    """Makes the plugin known. Raises ValueError where another one has its namespace, name and version."""
+    if PLUGINS.setdefault(plugin.key, plugin) is not plugin:
+        raise ValueError(f"plugin {plugin.name!r} version {plugin.version} is registered twice")
+    return plugin
+
+
+def loadable(target: Target, name: str, version: str | None = None) -> bool:
+    """Whether a registered plugin of this name can be loaded into ``target``."""
+    return any(
+        plugin.name == name and version in (None, plugin.version) and plugin.loads_into(target)
+        for plugin in PLUGINS.values()
+    )
+
+
+# --- calls -------------------------------------------------------------------------------------------------------
+
+
+def call(
+    g: Builder, plugin: Plugin, inputs: Sequence[Any], attrs: Mapping[str, Any], types: Sequence[Type] | None
+) -> list[gs.Variable]:
+    """Makes the node that calls ``plugin``, and its reference body where the model does not have it yet."""
+    tensors = [g.tensor(item) for item in inputs]
+    while tensors and tensors[-1].is_empty():
+        tensors.pop()
+    values = _attributes(plugin, attrs)
+    body = _body(g, plugin, tensors, values)
+    results = [gs.Variable(g.names.new(f"{g.stem}/{plugin.name}")) for _ in range(plugin.outputs)]
+    for index, result in enumerate(results):
+        known: Any = types[index] if types is not None else (body.outputs[index].dtype, body.outputs[index].shape)
+        result.dtype = None if known[0] is None else np.dtype(known[0])
+        result.shape = None if known[1] is None else list(known[1])
+    written = {**values, "plugin_version": plugin.version, "plugin_namespace": plugin.namespace}
+    name = g.names.new(f"{g.stem}/{plugin.name}")
+    node = Node(plugin.name, name, written, tensors, results, domain=_settle(body, g.functions))
+    g.made.append(node)
+    return results
+
+
+def _attributes(plugin: Plugin, attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the call's attributes, defaults included. Raises ValueError where they do not fit the plugin."""
+    unknown = attrs.keys() - plugin.attributes.keys()
+    if unknown:
+        raise ValueError(f"plugin {plugin.name!r} has no attribute {sorted(unknown)[0]!r}")
+    values: dict[str, Any] = {}
+    for name, declared in plugin.attributes.items():
+        if name not in attrs and isinstance(declared, type):
+            raise ValueError(f"plugin {plugin.name!r} needs the attribute {name!r}")
+        value = _coerced(attrs.get(name, declared), declared)
+        if value is not None:
+            values[name] = value
+    return values
+
+
+def _coerced(value: Any, declared: Any) -> Any:
+    """The value in the type that the attribute was declared with: 1 for a float is 1.0, since a field has a type."""
+    kind = declared if isinstance(declared, type) else type(declared)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, np.ndarray):
+        return gs.Constant("", value)
+    if kind in (int, float) and isinstance(value, (bool, int, float)):
+        if kind is int and value != int(value):
+            raise ValueError(f"{value!r} is given for an integer")
+        return kind(value)
+    if isinstance(value, (list, tuple)):
+        floats = isinstance(declared, (list, tuple)) and any(isinstance(item, float) for item in declared)
+        return [float(item) for item in value] if floats else list(value)
+    return value
+
+
+def _body(g: Builder, plugin: Plugin, inputs: Sequence[gs.Tensor], values: Mapping[str, Any]) -> gs.Function:
+    """The plugin's meaning for inputs of these types, as a local function; its domain is still to be settled."""
+    from .framework import Builder
+    from .ir import Names
+
+    if plugin.reference is None:
+        raise ValueError(f"plugin {plugin.name!r} has no reference body: nothing could say what it computes")
+    names = Names()
+    formals: list[gs.Variable | None] = []
+    for index, tensor in enumerate(inputs):
+        shape = None if tensor.shape is None else list(tensor.shape)
+        formals.append(None if tensor.is_empty() else gs.Variable(names.new(f"input_{index}"), tensor.dtype, shape))
+    builder = Builder(names, g.opset, plugin.name)
+    read = {name: value.values if isinstance(value, gs.Constant) else value for name, value in values.items()}
+    left_out = {name: None for name in plugin.attributes if name not in read}
+    made = plugin.reference(builder, *formals, **read, **left_out)
+    results = [made] if isinstance(made, gs.Tensor) else list(made)
+    if len(results) != plugin.outputs:
+        raise ValueError(f"plugin {plugin.name!r} has {plugin.outputs} outputs, its reference body {len(results)}")
+    own = {id(tensor) for node in builder.made for tensor in node.outputs}
+    for index, tensor in enumerate(results):
+        if id(tensor) not in own or any(tensor is item for item in results[:index]):
+            results[index] = builder.op.Identity(tensor)
+    return gs.Function(
+        plugin.name,
+        PLUGIN_DOMAIN,
+        nodes=builder.made,
+        inputs=[
+            gs.Variable(names.new(f"input_{index}")) if tensor is None else tensor
+            for index, tensor in enumerate(formals)
+        ],
+        outputs=results,
+        opset=g.opset,
+        attrs=dict.fromkeys((*values, *FIELDS)),
+    )
+
+
+def _settle(body: gs.Function, functions: list[gs.Function]) -> str:
+    """The domain of ``body``: that of an equal function in ``functions``, or one of its own, which it joins.
+
+    TensorRT looks operators up by name alone, so that every domain leads to the same plugin.
+    """
+    text = _text(body)
+    others = [function for function in functions if function.name == body.name and is_reference(function)]
+    for other in others:
+        if _text(other) == text:
+            return str(other.domain)
+    taken = {function.domain for function in others}
+    number = 1
+    while body.domain in taken:
+        number += 1
+        body.domain = f"{PLUGIN_DOMAIN}.{number}"
+    functions.append(body)
+    return str(body.domain)
+
+
+def _text(function: gs.Function) -> bytes:
+    """What the function does, whatever its domain and the shapes that it was written for."""
+    proto = function_proto(function, ir_version=8)  # without types
+    proto.domain = ""
+    text: bytes = proto.SerializeToString(deterministic=True)
+    return text
+
+
+# --- models ------------------------------------------------------------------------------------------------------
+
+
+def plugin_of(node: gs.Node) -> Key:
+    """The key of the plugin that a node of ours, or one that a plugin's user wrote, calls."""
+    return (node.attrs.get("plugin_namespace", ""), node.op, node.attrs.get("plugin_version", "1"))
+
+
+def plugin_calls(graph: gs.Graph) -> Iterator[gs.Node]:
+    """The nodes that call a plugin, in bodies too."""
+    for scope in scopes(graph):
+        yield from filter(is_plugin_call, scope.nodes)
+
+
+def drop_uncalled(graph: gs.Graph) -> None:
+    """Leaves out local functions that no node calls any more."""
+    while True:
+        called = {calls(node) for scope in scopes(graph) for node in scope.nodes}
+        kept = [function for function in graph.functions if function_key(function) in called]
+        if len(kept) == len(graph.functions):
+            return
+        graph.functions = kept
