@@ -169,6 +169,10 @@ class _Ops:
         return make
 
 
+OLDEST_OPSET = 13
+"""Rules know the forms of operators from this opset on; in an older model what they make may have no meaning."""
+
+
 class Builder:
     """Makes the nodes that replace one node. Every tensor it returns knows its type and, where possible, its shape."""
 
@@ -254,7 +258,12 @@ class Builder:
         results = [gs.Variable(self.names.new(f"{self.stem}/{op}")) for _ in range(outputs)]
         kept = {name: value for name, value in attrs.items() if value is not None}
         node = Node(op, self.names.new(f"{self.stem}/{op}"), kept, tensors, results, domain="")
-        infer(node, self.opset, strict=True)
+        try:
+            infer(node, self.opset, strict=True)
+        except (onnx.defs.SchemaError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+            if self.opset >= OLDEST_OPSET:
+                raise
+            self.decline(f"its rewrite needs {op} as it is since opset {OLDEST_OPSET}; the model's is {self.opset}")
         self.made.append(node)
         return results[0] if outputs == 1 else results
 

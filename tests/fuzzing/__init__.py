@@ -27,7 +27,7 @@ import onnx_graphsurgeon as gs
 from hypothesis import strategies as st
 
 from bridge.target import Target
-from passes.framework import Builder, example
+from passes.framework import Builder, Declined, example
 from passes.model import to_proto
 from passes.rules.integers import CARRIERS
 
@@ -51,6 +51,10 @@ class Case:
     def __repr__(self) -> str:
         feeds = "\n".join(f"{name}: {array!r}" for name, array in self.feeds.items())
         return f"\n{onnx.printer.to_text(to_proto(self.graph))}\n{feeds}\n"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """How hypothesis shows it."""
+        printer.text(repr(self))
 
 
 class Sketch:
@@ -137,7 +141,7 @@ class Sketch:
 
     def input(self, name: str, dtype: Any, sizes: Sequence[int] | np.ndarray, static: bool = False) -> None:
         """An input of these sizes (or of these values), some of whose axes the model may leave dynamic."""
-        values = sizes if isinstance(sizes, np.ndarray) else self.values(dtype, sizes)
+        values = np.asarray(sizes) if isinstance(sizes, (np.ndarray, np.generic)) else self.values(dtype, sizes)
         declared: list[int | str] = list(values.shape)
         if not static and declared and self.flag():
             for axis, size in enumerate(declared):
@@ -149,9 +153,9 @@ class Sketch:
     def operand(self, name: str, values: np.ndarray, static: bool = False) -> None:
         """A constant, or an input whose values are found out at run time."""
         if self.flag():
-            self.constants[name] = values
+            self.constants[name] = np.asarray(values)
         else:
-            self.input(name, values.dtype, values, static)
+            self.input(name, values.dtype, np.asarray(values), static)
 
     def model(
         self,
@@ -168,7 +172,7 @@ class Sketch:
 
         try:
             graph = example(self.inputs, body, opset)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, onnx.defs.SchemaError, Declined):
             hypothesis.reject()
         return Case(graph, self.feeds, reference, tolerance)
 
