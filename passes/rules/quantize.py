@@ -133,8 +133,10 @@ def _limits(narrow: np.dtype[Any]) -> tuple[int, int]:
 
 def _along(g: Builder, node: gs.Node, item: gs.Tensor | None, x: gs.Tensor, rank: int) -> gs.Tensor | None:
     """A scale or zero point in a shape that broadcasts with ``x``: for all, one an index of ``axis``, or by blocks."""
-    if item is None or len(g.shape(item)) == 0 or rank == 0:
+    if item is None or len(g.shape(item)) == 0:
         return item
+    if rank == 0:  # the one element is all that there is
+        return g.constant(g.value(item).reshape(())) if isinstance(item, gs.Constant) else g.squeeze(item, [0])
     axis = int(node.attrs.get("axis", 1)) % rank
     block = int(node.attrs.get("block_size", 0))
     if block and len(g.shape(item)) == rank:
@@ -219,6 +221,14 @@ def stored_as_uint8() -> gs.Graph:
     return example(
         {"x": ("float32", ["n", 4])},
         lambda g, x: g.op.QuantizeLinear(x, g.constant(np.float32(0.05)), g.constant(np.uint8(30))),
+    )
+
+
+@quantize_in_float.example
+def a_scalar_with_a_vector_of_one_scale() -> gs.Graph:
+    return example(
+        {"x": ("float32", []), "steps": ("float32", [1])},
+        lambda g, x, steps: g.op.QuantizeLinear(x, steps, g.constant(np.array([30], np.uint8))),
     )
 
 
