@@ -126,6 +126,7 @@ def _describe_convert(parser: argparse.ArgumentParser) -> None:
     )
     add("--no-build", dest="build", action="store_false", default=None, help="stop at the model for the parser")
     add("--seed", type=int, help="of the inputs that are made up")
+    add("--prove", action="store_true", default=None, help="run each match of the passes before and after, by itself")
 
 
 def _count(text: str) -> int:

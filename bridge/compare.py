@@ -185,7 +185,7 @@ def run_stage(name: str, make_runner: Callable[[], Any], feeds: Sequence[Feeds])
     try:
         results = Comparator.run([make_runner()], data_loader=[_for_polygraphy(feed) for feed in feeds])
     except refusals as error:
-        raise RunError(f"the {name} model does not run: {_first_lines(error)}") from error
+        raise RunError(f"the {name} model does not run: {first_lines(error)}") from error
     return [{key: _numbers(name, key, value) for key, value in item.items()} for item in results[0][1]]
 
 
@@ -199,7 +199,8 @@ def _numbers(stage: str, output: str, value: Any) -> Array:
 _PLACE_IN_ONNXRUNTIME = re.compile(r"/onnxruntime_src/\S+ [^()]*\([^()]*\)(?: const)? ")
 
 
-def _first_lines(error: BaseException) -> str:
+def first_lines(error: BaseException) -> str:
+    """What an exception says, in one line of bearable length."""
     return _PLACE_IN_ONNXRUNTIME.sub("", " ".join(str(error).split()))[:600]
 
 

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from .settings import Run, Settings, check_kept, read_capabilities, source_path
 from .target import Target, resolve
 from .tensors import to_numpy
 from .workspace import BUILD_LOG, ENGINE, EXPORTED, RESULT, REWRITTEN, SIDECAR, Workspace, write_text
+
+if TYPE_CHECKING:
+    from passes import Log
 
 Outputs = list[dict[str, Array]]
 
@@ -45,6 +48,7 @@ def convert(
     opset: int | None = None,
     seed: int = 0,
     int_range: tuple[int, int] = INT_RANGE,
+    prove: bool = False,
     check: bool = False,
     on_stage: Callable[[Stage], None] | None = None,
 ) -> ConversionResult:
@@ -68,6 +72,8 @@ def convert(
         compute_capabilities: for TensorRT-RTX, the GPUs to build for, such as ``["8.9", "12.0"]``.
         opset: asked of the exporter; by default its own choice.
         seed, int_range: of generated inputs.
+        prove: run each match of the passes before and after, by itself, on the tensors that flow through it; the
+            result's ``proofs`` say what was found, and an error of the rewrite names the match that caused it.
         check: raise the error of a failed conversion rather than return it.
         on_stage: called with the name of each stage as it begins.
 
@@ -93,6 +99,7 @@ def convert(
         opset,
         seed,
         int_range,
+        prove,
     )
     path = source_path(source)
     folder = Path(workdir) if workdir is not None else Path(tempfile.mkdtemp(prefix="bridge-"))
@@ -296,7 +303,7 @@ class Conversion:
         with self.clock("rewrite"):
             graph = read(result.exported_onnx)
             try:
-                log = rewrite(graph, target, self._shapes(graph))
+                log = rewrite(graph, target, self._shapes(graph), record=self.settings.prove)
             except PassError as error:
                 raise RewriteError(str(error)) from error
             files = write(graph, self.workspace.partial / REWRITTEN, beside=self.workspace.folder)
@@ -309,17 +316,41 @@ class Conversion:
         result.notes.extend(log.notes)
         result.inputs = [self._info(tensor, self.profiles.get(tensor.name)) for tensor in graph.inputs]
         result.outputs = [self._info(tensor, None) for tensor in graph.outputs]
+        self._prove(log)
         with self.clock("run"):
-            outputs = self._run_onnx(result.onnx, "rewritten")
+            try:
+                outputs = self._run_onnx(result.onnx, "rewritten")
+            except RunError as error:
+                raise RunError(f"{error}\n{self._culprit()}") from error
         comparisons = self._compare(("exported", "rewritten"), exported, outputs)
         if not all(item.agreed for item in comparisons):
-            raise RewriteError(f"the passes changed what the model computes: {disagreement(comparisons)}")
+            raise RewriteError(
+                f"the passes changed what the model computes: {disagreement(comparisons)}\n{self._culprit()}"
+            )
         hints = {name: f"rule {rule} declined: {reason}" for (rule, name), (_, reason) in log.declined.items()}
         for node in graph.nodes:
             advice = target.advice(node.op, node.domain or "")
             if advice and (node.domain or not target.takes(node.op)):
                 hints.setdefault(node.name, advice)
         return hints, outputs
+
+    def _prove(self, log: Log) -> None:
+        """Checks each match of the passes by itself, if that is asked for."""
+        from .proof import prove
+
+        result = self.result
+        if log.recorder is None or result.exported_onnx is None or result.onnx is None:
+            return
+        with self.clock("compare"):
+            result.proofs = prove(log.recorder, result.exported_onnx, result.onnx, self.cases)
+
+    def _culprit(self) -> str:
+        """Which match it was, or how to find out."""
+        from .proof import culprit
+
+        if not self.settings.prove:
+            return "prove=True (--prove) names the match that did it"
+        return culprit(self.result.proofs)
 
     def _shapes(self, graph: Any) -> dict[str, list[int | str]]:
         """The inputs' shapes under the profiles: numbers where they are static, names of their own where not."""

@@ -75,6 +75,29 @@ class Decline:
     reason: str
 
 
+ProofStatus = Literal["proved", "moved", "not checked"]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One match of a rule or pass, run before and after on the tensors that flow through it (``prove=True``)."""
+
+    rule: str
+    node: str
+    """What it matched, with its origin."""
+    status: ProofStatus
+    """``moved``: what took its place computes something else, by the default tolerances."""
+    reason: str = ""
+    """How far it moved, or why it was not checked."""
+    max_abs_error: float | None = None
+    output: str = ""
+    """The tensor with the worst error, and the shapes at which it was found."""
+    inputs: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.rule} at {self.node}" + (f": {self.reason}" if self.reason else "")
+
+
 @dataclass(frozen=True)
 class Histogram:
     """The elements of an output by absolute error: ``counts[i]`` lie in ``[edges[i], edges[i+1])``.
@@ -158,6 +181,8 @@ class ConversionResult:
     outputs: list[TensorInfo] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
     declined: list[Decline] = field(default_factory=list)
+    proofs: list[Proof] = field(default_factory=list)
+    """Of each match in order of application, with ``prove=True``; else empty."""
     refusals: list[Refusal] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     task_check: TaskCheck | None = None

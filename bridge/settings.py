@@ -36,6 +36,7 @@ class Settings:
     opset: int | None = None
     seed: int = 0
     int_range: tuple[int, int] = INT_RANGE
+    prove: bool = False
 
     def __post_init__(self) -> None:
         if self.precision != "fp32":

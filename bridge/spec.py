@@ -146,6 +146,7 @@ class Options(Checked):
     compute_capabilities: list[Annotated[str, BeforeValidator(_read_capability)]] | None = None
     seed: int | None = None
     int_range: Annotated[tuple[int, int], AfterValidator(_read_range)] | None = None
+    prove: bool | None = None
 
 
 class ModelSpec(Options):

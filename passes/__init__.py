@@ -18,6 +18,7 @@ from .expand import expand_functions
 from .fold import fold_constants, take_branches
 from .framework import RULES, Log, PassError, Rule, run_rules
 from .ir import ModelError, collector_paused
+from .matches import Recorder
 from .narrow import float64_to_float32, int64_boundary_to_int32
 from .plugins import PLUGINS, Plugin, drop_uncalled
 from .reading import read
@@ -40,13 +41,19 @@ def all_rules() -> dict[str, Rule]:
 
 
 @collector_paused()
-def rewrite(graph: gs.Graph, target: Target, shapes: Mapping[str, Sequence[int | str]] | None = None) -> Log:
+def rewrite(
+    graph: gs.Graph,
+    target: Target,
+    shapes: Mapping[str, Sequence[int | str]] | None = None,
+    *,
+    record: bool = False,
+) -> Log:
     """Rewrites ``graph`` in place for ``target`` until nothing changes any more.
 
-    ``shapes`` gives inputs the shapes that they will have (a string is a dynamic axis), where the file says less.
-    Raises PassError where a pass breaks.
+    ``shapes`` gives inputs the shapes that they will have (a string is a dynamic axis), where the file says less;
+    ``record`` keeps each match in the log's ``matches``. Raises PassError where a pass breaks.
     """
-    log = Log()
+    log = Log(recorder=Recorder(graph) if record else None)
     rules = list(all_rules().values())
     sanitise(graph, target, log)
     pinned = pin_inputs(graph, shapes or {})

@@ -28,6 +28,7 @@ from .ir import (
     type_known,
     type_proto,
 )
+from .matches import part
 from .provenance import describe
 from .reading import from_proto
 from .writing import Writer, function_proto, node_proto
@@ -35,6 +36,7 @@ from .writing import Writer, function_proto, node_proto
 if TYPE_CHECKING:
     from bridge.target import Target
 
+NAME = "expand_functions"
 REASON = "The target's parser lacks the operator, and ONNX (or the model) defines it through others."
 
 
@@ -53,13 +55,18 @@ def expand_functions(graph: gs.Graph, target: Target, log: Log) -> bool:
                 continue
             names = names or Names(graph)
             changed.append(describe(node))
-            kept.extend(_spliced(node, meaning, names))
+            before = part([node], scope.opset) if log.recorder else None
+            inlined = _spliced(node, meaning, names)
+            kept.extend(inlined)
+            if log.recorder and before is not None:
+                after, outputs = part(inlined, scope.opset), {tensor.name: tensor.name for tensor in meaning.outputs}
+                log.matches.append(log.recorder.match(NAME, changed[-1], scope, before, after, outputs))
         scope.nodes = kept
     if not changed:
         return False
     called = {calls(node) for scope in scopes(graph) for node in scope.nodes}
     graph.functions = [function for function in graph.functions if function_key(function) in called]
-    log.add("expand_functions", REASON, changed)
+    log.add(NAME, REASON, changed)
     return True
 
 
@@ -231,7 +238,7 @@ def _spliced(node: gs.Node, meaning: Meaning, names: Names) -> list[gs.Node]:
             tensor.name = names.new(f"{stem}/{tensor.name}")
         for item in scope.nodes:
             item.name = names.new(f"{stem}/{item.name or item.op}")
-            item.metadata = {**node_metadata(node), **node_metadata(item), "bridge.rule": "expand_functions"}
+            item.metadata = {**node_metadata(node), **node_metadata(item), "bridge.rule": NAME}
             for tensor in item.outputs:
                 if tensor.name:
                     tensor.name = names.new(f"{stem}/{tensor.name}")

@@ -8,7 +8,7 @@ computes what the model computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 
 from .framework import Log, infer, merge_type, redirect
 from .ir import Array, Constant, Node, detach, onnx_dtype, scopes, tensor_proto, type_proto
+from .matches import part
 from .provenance import describe
 from .writing import Writer
 
@@ -106,6 +107,7 @@ def _fold_shapes(scope: gs.Graph, log: Log) -> bool:
     known: Known = {}
     outputs = {id(tensor) for tensor in scope.outputs}
     folded: list[gs.Node] = []
+    constants: list[gs.Tensor] = []
     for node in scope.nodes:
         if node.op not in _SHAPE_RULES or node.domain or len(node.outputs) != 1 or _referring(node):
             continue
@@ -116,12 +118,15 @@ def _fold_shapes(scope: gs.Graph, log: Log) -> bool:
         known[id(output)] = sizes
         if all(isinstance(size, int) for size in sizes.dims) and id(output) not in outputs and output.outputs:
             folded.append(node)
+            constants.append(output)
             values = np.array(sizes.dims[0] if sizes.scalar else sizes.dims, np.int64)
             node.outputs.clear()
             _make_constant(output, values.astype(output.dtype or np.int64))
     if not folded:
         return False
-    log.add("fold_constants", FOLD_REASON, map(describe, folded))
+    origins = list(map(describe, folded))
+    log.add("fold_constants", FOLD_REASON, origins)
+    _record(log, scope, constants, origins)
     _drop(scope, folded)
     return True
 
@@ -174,10 +179,10 @@ def _slice(node: gs.Node, known: Known) -> Sizes | None:
 def _concat(node: gs.Node, known: Known) -> Sizes | None:
     parts = [_sizes(tensor, known) for tensor in node.inputs]
     joined: list[int | str | None] = []
-    for part in parts:
-        if part is None:
+    for sizes in parts:
+        if sizes is None:
             return None
-        joined.extend(part.dims)
+        joined.extend(sizes.dims)
     return Sizes(joined)
 
 
@@ -249,7 +254,14 @@ def _fold_scope(scope: gs.Graph, log: Log) -> bool:
     _drop(scope, dead)
     if folded:
         log.add("fold_constants", FOLD_REASON, origins)
+        _record(log, scope, folded, origins)
     return bool(folded)
+
+
+def _record(log: Log, scope: gs.Graph, folded: Sequence[gs.Tensor], origins: Sequence[str]) -> None:
+    if log.recorder is not None:
+        for tensor, where in zip(folded, origins, strict=True):
+            log.recorder.folded("fold_constants", where, scope, tensor)
 
 
 def _foldable(node: gs.Node, made: set[int]) -> bool:
@@ -379,7 +391,7 @@ def take_branches(graph: gs.Graph, log: Log) -> bool:
         for node in scope.nodes:
             if node.op == "If" and not node.domain and isinstance(node.inputs[0], gs.Constant):
                 taken.append(describe(node))
-                kept.extend(_branch(node, scope))
+                kept.extend(_branch(node, scope, log))
             else:
                 kept.append(node)
         scope.nodes = kept
@@ -388,10 +400,15 @@ def take_branches(graph: gs.Graph, log: Log) -> bool:
     return bool(taken)
 
 
-def _branch(node: gs.Node, scope: gs.Graph) -> list[gs.Node]:
+def _branch(node: gs.Node, scope: gs.Graph, log: Log) -> list[gs.Node]:
     """The nodes of the branch taken, moved out in place of ``node``; names are the model's own (see ``sanitise``)."""
     condition = bool(np.asarray(node.inputs[0].values).reshape(-1)[0])
     body: gs.Graph = node.attrs["then_branch" if condition else "else_branch"]
+    if log.recorder is not None:
+        before, after = part([node], scope.opset), part(body.nodes, scope.opset, body.outputs)
+        names = {old.name: new.name for old, new in zip(node.outputs, body.outputs, strict=True) if old.name}
+        match = log.recorder.match("take_branches", describe(node), scope, before, after, names)
+        log.matches.append(match)
     detach(node.attrs["else_branch" if condition else "then_branch"])
     nodes = list(body.nodes)
     outputs = {id(tensor) for tensor in scope.outputs}

@@ -26,6 +26,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from .ir import Array, Names, Node, node_metadata, scopes, set_type, tensor_proto, type_proto
+from .matches import Match, Recorder, part
 from .provenance import describe
 from .writing import node_proto
 
@@ -143,6 +144,13 @@ class Log:
     """By (rule, name of the node): the node with its origin, and the reason."""
     notes: list[str] = field(default_factory=list)
     """What the user should know of the changes."""
+    recorder: Recorder | None = None
+    """What takes down each match, where that is asked for."""
+
+    @property
+    def matches(self) -> list[Match]:
+        """Each match in order of application; none where none were recorded."""
+        return self.recorder.matches if self.recorder is not None else []
 
     def add(self, name: str, reason: str, nodes: Iterable[str]) -> None:
         self.reasons[name] = reason
@@ -446,6 +454,7 @@ def _apply(
             where = describe(node)
             raise PassError(f"rule {item.name} broke on {where}: {type(error).__name__}: {error}") from error
         where = describe(node) if tensors else ""
+        match = match_of(log.recorder, item.name, node, tensors, builder, scope) if tensors and log.recorder else None
         if not tensors or not replace(node, tensors, builder.made, scope):
             for unused in builder.made:
                 unused.inputs.clear()
@@ -455,8 +464,25 @@ def _apply(
             made.metadata = {**node_metadata(node), "bridge.rule": item.name}
         graph.functions.extend(builder.functions[len(graph.functions) :])
         log.add(item.name, item.reason, [where])
+        if match is not None:
+            log.matches.append(match)
         return builder.made
     return None
+
+
+def match_of(
+    recorder: Recorder,
+    rule: str,
+    node: gs.Node,
+    results: Sequence[gs.Tensor | None],
+    builder: Builder,
+    scope: gs.Graph,
+) -> Match:
+    """The match as it is before the graph is changed, when every tensor still has a name of its own."""
+    pairs = [(old, new) for old, new in zip(node.outputs, results) if new is not None and old.name]  # noqa: B905
+    after = part(builder.made, builder.opset, [new for _, new in pairs])
+    outputs = {old.name: new.name for old, new in pairs if builder.used(old)}
+    return recorder.match(rule, describe(node), scope, part([node], scope.opset), after, outputs)
 
 
 def _check_complete(node: gs.Node, results: Sequence[gs.Tensor | None], builder: Builder) -> None:

@@ -133,6 +133,8 @@ def int64_boundary_to_int32(graph: gs.Graph, target: Target, log: Log) -> bool:
                 shape = list(tensor.shape) if tensor.shape is not None else None
                 narrow = outer[id(tensor)] = gs.Variable(tensor.name, np.dtype(np.int32), shape)
                 tensor.name = names.new(f"{tensor.name}_int64")
+                if log.recorder is not None:
+                    log.recorder.renamed[tensor.name] = narrow.name
                 way = [narrow], [tensor], onnx.TensorProto.INT64
                 if kind == "output":
                     way = [tensor], [narrow], onnx.TensorProto.INT32

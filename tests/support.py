@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 
+if TYPE_CHECKING:
+    from bridge import ConversionResult
+
 RTX_INSTALLED = importlib.util.find_spec("tensorrt_rtx") is not None
 RTX = "tensorrt-rtx" if RTX_INSTALLED else "tensorrt-rtx-1.7"
 """A target to rewrite for on every machine, and to build for where it is installed."""
+
+
+def convert(source: Any, inputs: Any = None, *, workdir: Path, **options: Any) -> ConversionResult:
+    """``bridge.convert`` for RTX, with every match of the passes proved: in tests, none may move its outputs unseen."""
+    import bridge
+
+    result = bridge.convert(source, inputs, workdir=workdir, **{"target": RTX, "prove": True, **options})
+    moved = [str(proof) for proof in result.proofs if proof.status == "moved"]
+    assert result.status == "failed" or not moved, moved
+    return result
 
 
 def run_onnx(model: onnx.ModelProto | Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

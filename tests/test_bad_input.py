@@ -24,7 +24,7 @@ import bridge
 from bridge.errors import UsageError
 from bridge.result import ConversionResult
 
-from .support import RTX, RTX_INSTALLED
+from .support import RTX, RTX_INSTALLED, convert
 
 ROOT = Path(__file__).parents[1]
 CLI = (sys.executable, str(ROOT / "scripts/convert.py"))
@@ -72,7 +72,7 @@ BATCH = {"x": ((1, 16), (2, 16), (4, 16))}
 def failure(path: Path, inputs: Any = None, **options: Any) -> tuple[str, ConversionResult]:
     """Converts what must fail; the one error, and that nothing half-written is there."""
     out = path.parent / "out"
-    result = bridge.convert(path, inputs, workdir=out, **{"target": RTX, **options})
+    result = convert(path, inputs, workdir=out, **options)
     assert result.status == "failed" and result.error and result.stage, result
     assert "Traceback" not in result.error
     left = {item.name for item in out.iterdir()}

@@ -16,7 +16,7 @@ import bridge
 from bridge.errors import ExportError, UsageError
 from bridge.result import ConversionResult
 
-from .support import RTX, run_onnx
+from .support import RTX, convert, run_onnx
 
 
 @dataclass
@@ -37,13 +37,13 @@ class Calls(nn.Module):
 
 
 def rewritten(source: Any, inputs: Any, folder: Path, **options: Any) -> ConversionResult:
-    result = bridge.convert(source, inputs, workdir=folder, build=False, **{"target": RTX, **options})
+    result = convert(source, inputs, workdir=folder, build=False, **options)
     assert result.status == "rewritten", result.error
     return result
 
 
 def failure(source: Any, inputs: Any, folder: Path, **options: Any) -> str:
-    result = bridge.convert(source, inputs, workdir=folder, build=False, **{"target": RTX, **options})
+    result = convert(source, inputs, workdir=folder, build=False, **options)
     assert (result.status, result.stage) == ("failed", "export"), (result.status, result.stage, result.error)
     assert not (folder / "exported.onnx").exists() and not (folder / ".partial").exists()
     return result.error or ""

@@ -14,6 +14,8 @@ import bridge
 from bridge import pipeline
 from bridge.target import gpu_compute_capabilities, installed
 
+from . import support
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not gpu_compute_capabilities(), reason="no NVIDIA GPU here"),
@@ -35,7 +37,7 @@ class Net(nn.Module):
 
 
 def convert(module: nn.Module, folder: Path, image: torch.Tensor = IMAGE, **options: Any) -> bridge.ConversionResult:
-    return bridge.convert(module, (image,), workdir=folder, target="tensorrt", profiles=PROFILES, **options)
+    return support.convert(module, (image,), workdir=folder, target="tensorrt", profiles=PROFILES, **options)
 
 
 def test_an_engine_that_agrees_at_every_shape_is_verified(tmp_path: Path) -> None:

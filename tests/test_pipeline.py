@@ -26,6 +26,7 @@ from bridge import target
 from bridge.errors import BridgeError, BuildError, CompareError
 from bridge.result import STATUS_MEANING, ConversionResult, Tolerance
 
+from . import support
 from .support import RTX_INSTALLED, run_onnx
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +86,7 @@ X = torch.randn(2, 3)
 
 
 def convert(source: Any, inputs: Any, folder: Path, **options: Any) -> ConversionResult:
-    return bridge.convert(source, inputs, workdir=folder, **{"target": "tensorrt-rtx", **options})
+    return support.convert(source, inputs, workdir=folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -342,8 +343,8 @@ def test_a_pass_that_changes_what_the_model_computes_fails_the_model(
 
     honest = passes.rewrite
 
-    def wrong(graph: Any, *arguments: Any) -> Any:
-        log = honest(graph, *arguments)
+    def wrong(graph: Any, *arguments: Any, **options: Any) -> Any:
+        log = honest(graph, *arguments, **options)
         for node in graph.nodes:
             if node.op == "Relu":
                 node.op = "Neg"

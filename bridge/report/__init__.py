@@ -30,6 +30,8 @@ def render_report(result: ConversionResult) -> str:
             facts=view.facts(result),
             outputs=view.outputs(result),
             picture=stages.stage_picture(result),
+            proof_rows=view.proof_rows(result),
+            doubtful=view.doubtful(result),
             times=view.times(result),
         )
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from bridge.errors import Stage
-from bridge.result import STATUS_MEANING, Comparison, ConversionResult, Status
+from bridge.result import STATUS_MEANING, Comparison, ConversionResult, Proof, Status
 
 _LABELS: Mapping[Status, str] = {
     "failed": "Failed",
@@ -169,6 +169,38 @@ def facts(result: ConversionResult) -> list[Fact]:
         slowest = max(result.seconds, key=lambda stage: result.seconds[stage])
         found.append(Fact("Time", seconds(sum(result.seconds.values())), f"most of it in {slowest}"))
     return found
+
+
+@dataclass(frozen=True)
+class ProofRow:
+    """The matches of one rule, and what became of them when they were run by themselves."""
+
+    rule: str
+    proved: int
+    moved: int
+    unchecked: int
+    max_abs_error: float | None
+
+
+def proof_rows(result: ConversionResult) -> list[ProofRow]:
+    """One row for each rule, those that moved something first."""
+    grouped: dict[str, list[Proof]] = {}
+    for proof in result.proofs:
+        grouped.setdefault(proof.rule, []).append(proof)
+    rows = []
+    for rule, group in grouped.items():
+        statuses = [proof.status for proof in group]
+        errors = [proof.max_abs_error for proof in group if proof.max_abs_error is not None]
+        counts = (statuses.count("proved"), statuses.count("moved"), statuses.count("not checked"))
+        rows.append(ProofRow(rule, *counts, max(errors, default=None)))
+    return sorted(rows, key=lambda row: (-row.moved, -row.unchecked, row.rule))
+
+
+def doubtful(result: ConversionResult) -> list[Proof]:
+    """The matches that are not proved, those that moved their outputs first."""
+    return sorted(
+        (proof for proof in result.proofs if proof.status != "proved"), key=lambda proof: proof.status != "moved"
+    )
 
 
 @dataclass(frozen=True)
