@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -165,13 +165,15 @@ def main() -> None:
         models = {name: case for name, case in models.items() if case[2]}
     with contextlib.ExitStack() as stack:
         root = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        rows: list[dict[str, Any]] = []
         with ThreadPoolExecutor(options.jobs) as pool:
-            rows = list(pool.map(lambda item: run(item[0], item[1], options, root), models.items()))
+            for done in as_completed(pool.submit(run, name, case, options, root) for name, case in models.items()):
+                rows.append(done.result())
+                if options.json:  # after each model, so that a run cut short has not been for nothing
+                    options.json.write_text(json.dumps(rows, indent=1))
     packages = ("torch", "onnx", "onnxruntime", "onnx-graphsurgeon", "polygraphy")
     print(f"{platform.machine()}, {os.cpu_count()} cores; " + ", ".join(f"{p} {version(p)}" for p in packages))
     print_table(rows)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":
