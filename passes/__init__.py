@@ -18,6 +18,7 @@ from .expand import expand_functions
 from .fold import fold_constants, take_branches
 from .framework import RULES, Log, PassError, Rule, run_rules
 from .ir import ModelError, collector_paused
+from .lower import lower
 from .matches import Recorder
 from .narrow import float64_to_float32, int64_boundary_to_int32
 from .plugins import PLUGINS, Plugin, drop_uncalled
@@ -67,6 +68,7 @@ def rewrite(
         changed |= remove_unused(graph, log)
         changed |= run_rules(graph, rules, target, log)
         changed = changed or expand_functions(graph, target, log)
+        changed = changed or lower(graph, rules, target, log)
         if not changed:
             drop_uncalled(graph)
             return log

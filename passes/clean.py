@@ -128,10 +128,10 @@ def sanitise(graph: gs.Graph, target: Target, log: Log) -> None:
         name_tensors(top)
     _name_nodes(graph, log)
     _split_dimension_names(graph, log)
-    graph.ir_version = _ir_version(graph)
+    graph.ir_version = oldest_ir_version(graph)
 
 
-def _ir_version(graph: gs.Graph) -> int:
+def oldest_ir_version(graph: gs.Graph) -> int:
     """The oldest that the model needs, since some readers refuse newer ones; 8 brought functions."""
     needed = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", graph.opset)], ignore_unknown=True)
     overloads = any(function_key(function)[2] for function in graph.functions)

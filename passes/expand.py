@@ -103,7 +103,11 @@ class _Wanted:
         """Whether the target refuses an operator of the standard."""
         if calls(node) in self.functions or node.domain or not onnx.defs.has(node.op):
             return False
-        return self.target.refuses(node)
+        return self.target.refuses(node) or not self._known_to_parser(node.op)
+
+    def _known_to_parser(self, operator: str) -> bool:
+        limit = self.target.opset
+        return limit is None or onnx.defs.has(operator, limit, "")
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ class Rule:
     ops: tuple[str, ...]
     when: Callable[[Target], bool]
     domain: str = ""
+    since: int | None = None
+    """Of a rule that lowers: the opset that brought the form which it replaces."""
     examples: list[Callable[[], gs.Graph]] = field(default_factory=list)
     references: dict[str, Reference] = field(default_factory=dict)
     """By the example's name: what gives its true outputs, where ONNX Runtime's are not what is meant."""
@@ -121,17 +123,28 @@ def has_plugin(name: str, version: str | None = None) -> Condition:
     return Condition(lambda target: target.has_plugin(name, version))
 
 
-def rule(*ops: str, when: Callable[[Target], bool] = always, domain: str = "") -> Callable[[RuleFunction], Rule]:
+def rule(
+    *ops: str, when: Callable[[Target], bool] = always, domain: str = "", since: int | None = None
+) -> Callable[[RuleFunction], Rule]:
     """Registers the decorated function as the rewrite of nodes of ``ops``, of the standard ``domain`` or another."""
 
     def register(function: RuleFunction) -> Rule:
-        made = Rule(function, ops, when, domain)
+        made = Rule(function, ops, when, domain, since)
         if made.name in RULES or not made.reason:
             raise ValueError(f"rule {made.name!r} is registered twice, or has no docstring")
         RULES[made.name] = made
         return made
 
     return register
+
+
+def lowering(*ops: str, since: int) -> Callable[[RuleFunction], Rule]:
+    """Registers a rule that writes ``ops``, in the form that opset ``since`` brought, in an older one.
+
+    Such rules run last, and only for targets whose parser reads no opset so new; their builder is of the target's
+    opset. See ``passes.lower``.
+    """
+    return rule(*ops, when=lambda target: target.opset is not None and target.opset < since, since=since)
 
 
 @dataclass
@@ -413,7 +426,7 @@ def run_rules(graph: gs.Graph, rules: Iterable[Rule], target: Target, log: Log) 
     """One sweep over the model, its bodies and functions; True if anything changed."""
     by_op: dict[tuple[str, str], list[Rule]] = {}
     for item in rules:
-        if item.when(target):
+        if item.since is None and item.when(target):
             for op in item.ops:
                 by_op.setdefault((item.domain, op), []).append(item)
     names: Names | None = None
