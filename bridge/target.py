@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from .errors import UsageError
 from .result import TargetInfo
 
@@ -144,17 +146,29 @@ class Target:
         return None
 
 
-_RTX_PLUGIN_ONLY = ("NonZero", "NonMaxSuppression", "LinearAttention", "CausalConvWithState")
+_RTX_PLUGIN_ONLY = ("NonZero", "NonMaxSuppression", "LinearAttention", "CausalConvWithState", "RoiAlign")
 
 
 def _extra_outputs(node: gs.Node) -> bool:
     return any(tensor.name for tensor in node.outputs[1:])
 
 
+def _reads_16_bit(node: gs.Node) -> bool:
+    """Whether it computes in float16 or bfloat16."""
+    return any(tensor.dtype is not None and np.dtype(tensor.dtype).itemsize == 2 for tensor in node.inputs)
+
+
+def _reads_bfloat16(node: gs.Node) -> bool:
+    return any(tensor.dtype is not None and np.dtype(tensor.dtype).name == "bfloat16" for tensor in node.inputs)
+
+
 _RESTRICTED: dict[str, Callable[[gs.Node], bool]] = {
     "Attention": lambda node: True,  # few forms build, and equal Q, K and V crash the builder
+    "Celu": _reads_16_bit,
     "GroupNormalization": _extra_outputs,
+    "HardSwish": _reads_bfloat16,
     "LayerNormalization": _extra_outputs,
+    "Mish": _reads_bfloat16,
     "RMSNormalization": _extra_outputs,
 }
 """Forms of operators with a function body that every parser measured refuses."""

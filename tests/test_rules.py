@@ -41,9 +41,11 @@ def test_a_rule_changes_its_example_and_not_what_it_computes(
     original = to_proto(before)
     onnx.checker.check_model(original)
     feeds = example_inputs(original)
-    expected = run_onnx(original, feeds)
-    if build.__name__ in rule.references:
-        expected = dict(zip(expected, rule.references[build.__name__](feeds), strict=True))
+    if build.__name__ in rule.references:  # ONNX Runtime has it wrong, or not at all
+        names = [output.name for output in original.graph.output]
+        expected = dict(zip(names, rule.references[build.__name__](feeds), strict=True))
+    else:
+        expected = run_onnx(original, feeds)
 
     write(before, tmp_path / "before.onnx")
     after = read(tmp_path / "before.onnx")

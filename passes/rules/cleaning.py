@@ -41,14 +41,24 @@ def drop_dropout(node: gs.Node, g: Builder) -> Replacement:
         if not (isinstance(ratio, gs.Constant) and float(np.asarray(ratio.values)) == 0.0):
             g.decline("the Dropout is in training mode: export the module in eval mode")
     if len(node.outputs) > 1 and g.used(node.outputs[1]):
-        shape = g.static_shape(node.inputs[0])
-        return [node.inputs[0], g.op.Identity(g.constant(np.ones(shape, np.bool_)))]
+        if g.opset < 12:
+            g.decline("what the mask is outside of training, opset 12 was the first to say")
+        return [node.inputs[0], g.op.Expand(g.constant(True, np.bool_), g.op.Shape(node.inputs[0]))]
     return node.inputs[0]
 
 
 @drop_dropout.example
 def dropout_in_inference() -> gs.Graph:
     return example({"x": ("float32", [2, 3])}, lambda g, x: g.op.Relu(g.op.Dropout(g.op.Neg(x))))
+
+
+@drop_dropout.example
+def dropout_of_nothing_with_its_mask() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> list[gs.Tensor]:
+        y, mask = g.op.Dropout(g.op.Neg(x), g.constant(0.0), g.constant(True, np.bool_), outputs=2)
+        return [g.op.Relu(y), mask]
+
+    return example({"x": ("float32", ["n", 3])}, build)
 
 
 @rule("Range")

@@ -1,7 +1,8 @@
 """Pooling that TensorRT's pooling layer does not do: dilation, the places of the maxima, and their inverse.
 
-``F.max_pool2d(..., dilation=2)``, ``F.max_pool2d(..., return_indices=True)``, ``F.max_unpool2d`` and AveragePool with
-dilations. A window is a handful of strided slices of the padded input, one for each of its taps.
+``F.max_pool2d(..., dilation=2)``, ``F.max_pool2d(..., return_indices=True)``, ``F.max_unpool2d``, AveragePool with
+dilations, LpPool of any power, and all of them over four axes and more. A window is a handful of strided slices of the
+padded input, one for each of its taps.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.framework import Builder, Replacement, example, lacks, rule
 from passes.model import Array
-from passes.rules.shapes import product, reshape, shape_tensor, size, times
+from passes.rules.shapes import Size, as_tensor, iota, product, reshape, shape_tensor, size, times
 
 MOST_TAPS = 256
 """Taps of the largest window whose maxima are located; each costs four nodes."""
@@ -33,9 +34,9 @@ class Axis:
     kernel: int
     stride: int
     dilation: int
-    begin: int
-    end: int
-    extra: int
+    begin: Size
+    end: Size
+    extra: Size
     """What ``ceil_mode`` lets the last window reach beyond the padding; it is not counted by an average."""
     count: int | None
     """Of windows; None where the length is dynamic."""
@@ -48,51 +49,85 @@ class Axis:
         after = (self.kernel - 1 - index) * self.dilation
         return start, -after if after else END, self.stride
 
+    @property
+    def unpadded(self) -> Axis:
+        """The same windows over an input that is padded already."""
+        return replace(self, length=None, begin=0, end=0, extra=0)
+
 
 def window_axes(node: gs.Node, g: Builder) -> list[Axis]:
-    """The windows of a pooling node, axis by axis; declines where they depend on a dynamic length."""
-    lengths = g.shape(node.inputs[0])[2:]
+    """The windows of a pooling node, axis by axis."""
+    x = node.inputs[0]
     kernel = node.attrs["kernel_shape"]
     strides = node.attrs.get("strides") or [1] * len(kernel)
     dilations = node.attrs.get("dilations") or [1] * len(kernel)
     pads = node.attrs.get("pads") or [0] * (2 * len(kernel))
     automatic, ceil = node.attrs.get("auto_pad", "NOTSET"), bool(node.attrs.get("ceil_mode", 0))
+    if automatic.startswith("SAME") and any(item > 1 for item in dilations):
+        g.decline(f"auto_pad {automatic} of dilated windows, which ONNX and ONNX Runtime pad differently")
     axes = []
-    for i, (size_, k, s, d) in enumerate(zip(lengths, kernel, strides, dilations, strict=True)):
-        length = size_ if isinstance(size_, int) else None
-        begin, end = (pads[i], pads[len(kernel) + i]) if automatic == "NOTSET" else (0, 0)
-        reach = (k - 1) * d + 1
-        count, extra = None, 0
+    for i, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True)):
+        length = size(g, x, 2 + i)
         if automatic.startswith("SAME"):
-            if d > 1:
-                g.decline(f"auto_pad {automatic} of dilated windows, which ONNX and ONNX Runtime pad differently")
-            if length is None:
-                g.decline(f"auto_pad {automatic} on spatial axis {i}, whose length is dynamic")
-            count = -(-length // s)
-            total = max((count - 1) * s + reach - length, 0)
-            begin = total // 2 if automatic == "SAME_UPPER" else total - total // 2
-            end = total - begin
-        elif length is not None:
-            room = length + begin + end - reach
-            count = (-(-room // s) if ceil else room // s) + 1
-            if ceil and (count - 1) * s >= length + begin:  # a window may not start in the padding at the end
-                count -= 1
-            extra = max((count - 1) * s - room, 0)
-        elif ceil and s > 1:
-            g.decline(f"ceil_mode on spatial axis {i}, whose length is dynamic")
-        axes.append(Axis(length, k, s, d, begin, end, extra, count))
+            axes.append(_same(g, length, k, s, automatic == "SAME_UPPER"))
+        else:
+            begin, end = (pads[i], pads[len(kernel) + i]) if automatic == "NOTSET" else (0, 0)
+            axes.append(_axis(g, length, Axis(None, k, s, d, begin, end, 0, None), begin + end, begin, ceil))
     return axes
+
+
+def _same(g: Builder, length: Size, k: int, s: int, upper: bool) -> Axis:
+    """Windows that begin at every stride, as far as the input goes."""
+    if isinstance(length, int):
+        count = -(-length // s)
+        total = max((count - 1) * s + k - length, 0)
+        small, large = total // 2, total - total // 2
+        begin, end = (small, large) if upper else (large, small)
+        return Axis(length, k, s, 1, begin, end, 0, count)
+    starts = g.op.Mul(g.op.Div(g.op.Sub(length, [1]), [s]), [s])  # of the last window
+    missing = g.op.Max(g.op.Sub(g.op.Add(starts, [k]), length), [0])
+    less = g.op.Div(missing, [2])
+    more = g.op.Sub(missing, less)
+    return Axis(None, k, s, 1, *((less, more) if upper else (more, less)), 0, None)
+
+
+def _axis(g: Builder, length: Size, axis: Axis, padding: int, begin: int, ceil: bool) -> Axis:
+    """``axis`` with what its length and ``ceil_mode`` make of it."""
+    s, reach = axis.stride, (axis.kernel - 1) * axis.dilation + 1
+    if isinstance(length, int):
+        room = length + padding - reach
+        count = (-(-room // s) if ceil else room // s) + 1
+        if ceil and (count - 1) * s >= length + begin:  # a window may not start in the padding at the end
+            count -= 1
+        return replace(axis, length=length, extra=max((count - 1) * s - room, 0), count=count)
+    if not ceil or s == 1:
+        return axis
+    last = g.op.Mul(g.op.Div(g.op.Add(length, [padding - reach + s - 1]), [s]), [s])  # where the last window starts
+    extra = g.op.Max(g.op.Sub(last, g.op.Add(length, [padding - reach])), [0])
+    inside = g.op.Less(last, g.op.Add(length, [begin]))
+    return replace(axis, extra=g.op.Where(inside, extra, [0]))
+
+
+@rule("MaxPool")
+def maxpool_of_uint8(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT computes nothing in uint8; float32 holds all of its numbers."""
+    x = node.inputs[0]
+    if g.dtype(x) != np.uint8:
+        return None
+    made = g.node("MaxPool", [g.cast(x, np.float32)], node.attrs, len(node.outputs))
+    values, *places = made if isinstance(made, list) else [made]
+    return [g.cast(values, np.uint8), *places]
 
 
 @rule("MaxPool")
 def dilated_maxpool_as_slices(node: gs.Node, g: Builder) -> Replacement:
     """TensorRT's MaxPool has no dilation; the maximum over strided slices, axis after axis, is the same."""
-    if _wants_indices(node) or not _is_dilated(node):
+    if _wants_indices(node) or not _is_unusual(node):
         return None
-    x = node.inputs[0]
-    _check_float(g, x)
+    kept = g.dtype(node.inputs[0])
+    x = _as_float(g, node.inputs[0])
     axes = window_axes(node, g)
-    return _over_windows(g, "Max", _padded(g, x, axes, -np.inf), axes)
+    return g.cast(_over_windows(g, "Max", _padded(g, x, axes, -np.inf), axes), kept)
 
 
 @rule("MaxPool")
@@ -100,54 +135,48 @@ def maxpool_with_indices_as_slices(node: gs.Node, g: Builder) -> Replacement:
     """TensorRT's MaxPool does not say where the maxima are; comparing the taps of each window one by one does."""
     if not _wants_indices(node):
         return None
-    x = node.inputs[0]
-    _check_float(g, x)
+    kept = g.dtype(node.inputs[0])
+    x = _as_float(g, node.inputs[0])
     axes = window_axes(node, g)
-    lengths = [g.static_dim(x, 2 + i) for i in range(len(axes))]
     taps = math.prod(axis.kernel for axis in axes)
     if taps > MOST_TAPS:
         g.decline(f"windows of {taps} taps, more than {MOST_TAPS}")
-    if node.attrs.get("storage_order", 0):
-        weights = [math.prod(lengths[:i]) for i in range(len(axes))]
-    else:
-        weights = [math.prod(lengths[i + 1 :]) for i in range(len(axes))]
-
     padded = _padded(g, x, axes, -np.inf)
+    numbers = _padded(g, _numbers(g, x, bool(node.attrs.get("storage_order", 0))), axes, 0)
     best: gs.Tensor | None = None
     place: gs.Tensor | None = None
     for tap in itertools.product(*(range(axis.kernel) for axis in axes)):
-        value = _tap(g, padded, axes, tap)
-        offset = g.constant(sum(t * a.dilation * w for t, a, w in zip(tap, axes, weights, strict=True)))
+        value, number = _tap(g, padded, axes, tap), _tap(g, numbers, axes, tap)
         if best is None:
-            best, place = value, offset
+            best, place = value, number
         else:
-            place = g.op.Where(g.op.Greater(value, best), offset, place)  # of equal ones, the first
+            place = g.op.Where(g.op.Greater(value, best), number, place)  # of equal ones, the first
             best = g.op.Max(best, value)
-    if best is padded:
-        best = g.op.Identity(x)
+    assert best is not None
+    images = g.op.Mul(iota(g, product(g, x, 0, 2)), as_tensor(g, product(g, x, 2, 2 + len(axes))))
+    first = reshape(g, images, [size(g, x, 0), size(g, x, 1), *[1] * len(axes)])
+    values = g.cast(best, kept)
+    return [g.op.Identity(values) if not values.inputs else values, g.op.Add(first, place)]
 
-    corners = np.zeros([1, 1] + [1] * len(axes), np.int64)  # of each window, in its own image
-    for i, (axis, weight) in enumerate(zip(axes, weights, strict=True)):
-        assert axis.count is not None
-        along = (np.arange(axis.count) * axis.stride - axis.begin) * weight
-        corners = corners + along.reshape([-1 if j == 2 + i else 1 for j in range(2 + len(axes))])
-    images = product(g, x, 0, 2)
-    if isinstance(images, int):
-        starts: gs.Tensor = g.constant(np.arange(images, dtype=np.int64) * math.prod(lengths))
-    else:
-        numbers = g.op.Range(g.constant(0), g.squeeze(images, [0]), g.constant(1))
-        starts = g.op.Mul(numbers, g.constant(math.prod(lengths)))
-    starts = reshape(g, starts, [size(g, x, 0), size(g, x, 1), *[1] * len(axes)])
-    return [best, g.op.Add(g.op.Add(starts, g.constant(corners)), place)]
+
+def _numbers(g: Builder, x: gs.Tensor, column_major: bool) -> gs.Tensor:
+    """[1, 1, …]: the number of each element in its image."""
+    rank = len(g.shape(x))
+    lengths = [size(g, x, axis) for axis in range(2, rank)]
+    flat = iota(g, product(g, x, 2, rank))
+    if not column_major:
+        return reshape(g, flat, [1, 1, *lengths])
+    turned = reshape(g, flat, [1, 1, *lengths[::-1]])
+    numbers: gs.Tensor = g.op.Transpose(turned, perm=[0, 1, *range(rank - 1, 1, -1)])
+    return numbers
 
 
 @rule("AveragePool")
 def dilated_averagepool_as_slices(node: gs.Node, g: Builder) -> Replacement:
     """TensorRT's AveragePool has no dilation; the sum of strided slices, axis after axis, is the same."""
-    if not _is_dilated(node):
+    if not _is_unusual(node):
         return None
     x = node.inputs[0]
-    _check_float(g, x)
     axes = window_axes(node, g)
     total = _over_windows(g, "Add", _padded(g, x, axes, 0), axes)
     return g.op.Div(total, _counts(g, x, axes, bool(node.attrs.get("count_include_pad", 0))))
@@ -161,7 +190,8 @@ def _counts(g: Builder, x: gs.Tensor, axes: Sequence[Axis], padding: bool) -> gs
     if all(axis.count is not None for axis in axes):
         counts: Array = np.ones([1, 1] + [1] * len(axes))
         for i, axis in enumerate(axes):
-            assert axis.length is not None
+            assert axis.length is not None and isinstance(axis.begin, int)
+            assert isinstance(axis.end, int) and isinstance(axis.extra, int)
             edge = float(padding)
             ones = [edge] * axis.begin + [1.0] * axis.length + [edge] * axis.end + [0.0] * axis.extra
             along = np.sum([ones[slice(*axis.tap(t))] for t in range(axis.kernel)], axis=0)
@@ -169,11 +199,28 @@ def _counts(g: Builder, x: gs.Tensor, axes: Sequence[Axis], padding: bool) -> gs
         return g.constant(counts.astype(dtype))
     lengths = shape_tensor(g, [1, 1, *(size(g, x, 2 + i) for i in range(len(axes)))])
     ones_like = g.op.Expand(g.constant(1, dtype), lengths)
-    edge = int(padding)
-    inner = [Axis(a.length, a.kernel, a.stride, a.dilation, a.begin, a.end, 0, a.count) for a in axes]
-    padded = _padded(g, ones_like, inner, edge)
-    outer = [Axis(None, a.kernel, a.stride, a.dilation, 0, 0, a.extra, a.count) for a in axes]
+    padded = _padded(g, ones_like, [replace(axis, extra=0) for axis in axes], int(padding))
+    outer = [replace(axis.unpadded, extra=axis.extra) for axis in axes]
     return _over_windows(g, "Add", _padded(g, padded, outer, 0), axes)
+
+
+@rule("LpPool")
+def lppool_of_any_power(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT's LpPool knows powers 1 and 2, two or three axes, no dilation; sums of powers know no limits."""
+    power = float(node.attrs.get("p", 2))
+    axes = window_axes(node, g)
+    usual = power in (1, 2) and len(axes) in (2, 3) and all(axis.extra == 0 for axis in axes)
+    if usual and not _is_unusual(node):
+        return None
+    x = node.inputs[0]
+    dtype = g.dtype(x)
+    powers = g.op.Abs(x)
+    if power != 1:
+        powers = g.op.Mul(x, x) if power == 2 else g.op.Pow(powers, g.constant(power, dtype))
+    total = _over_windows(g, "Add", _padded(g, powers, axes, 0), axes)
+    if power == 1:
+        return total if total.inputs else g.op.Identity(total)
+    return g.op.Sqrt(total) if power == 2 else g.op.Pow(total, g.constant(1 / power, dtype))
 
 
 @rule("MaxUnpool", when=lacks("MaxUnpool"))
@@ -201,25 +248,34 @@ def max_unpool_as_scatter(node: gs.Node, g: Builder) -> Replacement:
 # --- parts -------------------------------------------------------------------------------------------------------
 
 
-def _is_dilated(node: gs.Node) -> bool:
-    return any(d != 1 for d in node.attrs.get("dilations") or ())
+def _is_unusual(node: gs.Node) -> bool:
+    """Whether the windows are dilated, or of more axes than TensorRT's pooling layer has."""
+    return any(d != 1 for d in node.attrs.get("dilations") or ()) or len(node.attrs["kernel_shape"]) > 3
 
 
 def _wants_indices(node: gs.Node) -> bool:
     return len(node.outputs) > 1 and not node.outputs[1].is_empty()
 
 
-def _check_float(g: Builder, x: gs.Tensor) -> None:
-    if g.dtype(x).kind in "iub":
-        g.decline(f"pooling of {g.dtype(x)}; cast to float32 before it")
+def _as_float(g: Builder, x: gs.Tensor) -> gs.Tensor:
+    """Of small integers, all of which float32 holds."""
+    return g.cast(x, np.float32) if g.dtype(x).kind in "iub" else x
 
 
 def _padded(g: Builder, x: gs.Tensor, axes: Sequence[Axis], value: float) -> gs.Tensor:
-    begins, ends = [axis.begin for axis in axes], [axis.end + axis.extra for axis in axes]
-    if not any(begins) and not any(ends):
+    ends = [_plus(g, axis.end, axis.extra) for axis in axes]
+    pads: list[Size] = [0, 0, *(axis.begin for axis in axes), 0, 0, *ends]
+    if all(isinstance(item, int) and item == 0 for item in pads):
         return x
-    padded: gs.Tensor = g.op.Pad(x, [0, 0, *begins, 0, 0, *ends], g.constant(value, g.dtype(x)))
+    padded: gs.Tensor = g.op.Pad(x, shape_tensor(g, pads), g.constant(value, g.dtype(x)))
     return padded
+
+
+def _plus(g: Builder, a: Size, b: Size) -> Size:
+    if isinstance(a, int) and isinstance(b, int):
+        return a + b
+    total: gs.Tensor = g.op.Add(as_tensor(g, a), as_tensor(g, b))
+    return total
 
 
 def _tap(g: Builder, padded: gs.Tensor, axes: Sequence[Axis], tap: Sequence[int]) -> gs.Tensor:
@@ -321,6 +377,41 @@ def averagepool_dilated_with_its_padding_and_ceil_mode() -> gs.Graph:
 @dilated_averagepool_as_slices.example
 def averagepool_of_dynamic_length() -> gs.Graph:
     return _pool("AveragePool", [1, 2, "t"], kernel_shape=[3], pads=[1, 1], strides=[2], dilations=[2], opset=19)
+
+
+@dilated_maxpool_as_slices.example
+def maxpool_dilated_of_dynamic_lengths_with_ceil_mode() -> gs.Graph:
+    return _pool("MaxPool", ["n", 2, "h", "w"], kernel_shape=[2, 2], strides=[2, 3], dilations=[2, 1], ceil_mode=1)
+
+
+@dilated_maxpool_as_slices.example
+def maxpool_of_int8_dilated() -> gs.Graph:
+    return example({"x": ("int8", ["n", 3, 9])}, lambda g, x: g.op.MaxPool(x, kernel_shape=[3], dilations=[2]))
+
+
+@maxpool_of_uint8.example
+def bytes_of_an_image() -> gs.Graph:
+    return example({"x": ("uint8", ["n", 3, 9, 8])}, lambda g, x: g.op.MaxPool(x, kernel_shape=[3, 3], pads=[1] * 4))
+
+
+@maxpool_with_indices_as_slices.example
+def places_in_images_of_any_size() -> gs.Graph:
+    return _pool("MaxPool", ["n", "c", "h", "w"], 2, kernel_shape=[2, 2], strides=[2, 2], auto_pad="SAME_UPPER")
+
+
+@lppool_of_any_power.example
+def lppool_of_the_third_power() -> gs.Graph:
+    return _pool("LpPool", ["n", 3, "h", 8], p=3, kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1])
+
+
+@lppool_of_any_power.example
+def lppool_of_sequences() -> gs.Graph:
+    return _pool("LpPool", ["n", 3, 9], p=1, kernel_shape=[3], strides=[2], auto_pad="SAME_LOWER", opset=13)
+
+
+@lppool_of_any_power.example
+def lppool_dilated() -> gs.Graph:
+    return _pool("LpPool", ["n", 3, 9, 8], kernel_shape=[3, 2], dilations=[2, 1], ceil_mode=1, strides=[2, 2])
 
 
 @max_unpool_as_scatter.example

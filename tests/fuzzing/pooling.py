@@ -109,3 +109,23 @@ def unpooled(s: Sketch) -> Case:
         return [flat.reshape(whole)]
 
     return s.model(build, opset=s.pick(11, 20), reference=true)
+
+
+@strategy("maxpool_of_uint8")
+def maxima_of_bytes(s: Sketch) -> Case:
+    attrs = windows(s, s.integer(1, 3), dilated=s.rarely())
+    outputs = s.pick(1, 1, 2)
+    s.input("x", "uint8", s.values("uint8", image(s, attrs)))
+    return s.model(lambda g, t: g.node("MaxPool", [t["x"]], attrs, outputs), opset=s.pick(12, 20))
+
+
+@strategy("lppool_of_any_power")
+def powers(s: Sketch) -> Case:
+    opset = s.pick(13, 18, 20)
+    attrs = windows(s, s.integer(1, 3), dilated=opset >= 18)
+    if opset < 18:
+        attrs.pop("ceil_mode")
+        attrs.pop("dilations", None)
+    attrs["p"] = s.pick(None, 1, 2, 3, 4)
+    s.input("x", "float32", image(s, attrs))
+    return s.model(lambda g, t: g.node("LpPool", [t["x"]], attrs), opset=opset)

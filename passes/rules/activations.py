@@ -1,0 +1,84 @@
+"""Activations in forms that TensorRT's parsers refuse: a Softmax of a vector, Hardmax over a dynamic axis, …
+
+``torch.softmax(x, 0)`` of a vector, ``F.prelu`` of integers.
+"""
+
+from __future__ import annotations
+
+import onnx_graphsurgeon as gs
+
+from passes.framework import Builder, Replacement, example, rule
+from passes.rules.shapes import iota, size
+
+
+@rule("Softmax", "LogSoftmax", "Hardmax")
+def softmax_of_a_vector(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT's Softmax wants two axes at least; a vector is the only row of a matrix."""
+    x = node.inputs[0]
+    if x.shape is None or len(x.shape) != 1:
+        return None
+    rows = g.node(node.op, [g.unsqueeze(x, [0])], {"axis": 1})
+    return g.squeeze(rows, [0])
+
+
+@softmax_of_a_vector.example
+def every_kind_of_a_dynamic_vector() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> list[gs.Tensor]:
+        return [g.op.Softmax(x, axis=0), g.op.LogSoftmax(x), g.op.Hardmax(g.op.Relu(x), axis=-1)]
+
+    return example({"x": ("float32", ["n"])}, build)
+
+
+@softmax_of_a_vector.example
+def softmax_of_a_vector_before_opset_13() -> gs.Graph:
+    return example({"x": ("float32", [5])}, lambda g, x: g.op.Softmax(x, axis=0), opset=11)
+
+
+@rule("Hardmax")
+def hardmax_over_a_dynamic_axis(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT's Hardmax needs to know the length of its axis; comparing every place with ArgMax's does not."""
+    x = node.inputs[0]
+    shape = g.shape(x)
+    rank = len(shape)
+    if rank < 2:
+        return None
+    axis = int(node.attrs.get("axis", -1 if g.opset >= 13 else 1)) % rank
+    flat = g.opset < 13 and axis < rank - 1
+    lengths = shape[axis:] if flat else [shape[axis]]
+    if all(isinstance(item, int) for item in lengths) and (g.target is None or g.target.takes("Hardmax")):
+        return None
+    y, along = x, axis
+    if flat:  # all axes from this one on are one
+        y, along = g.op.Flatten(x, axis=axis), 1
+    first = g.op.ArgMax(y, axis=along, keepdims=1)
+    places = iota(g, size(g, y, along))
+    after = len(g.shape(y)) - 1 - along
+    if after:
+        places = g.unsqueeze(places, list(range(1, 1 + after)))
+    here = g.cast(g.op.Equal(first, places), g.dtype(x))
+    return g.op.Reshape(here, g.op.Shape(x)) if flat else here
+
+
+@hardmax_over_a_dynamic_axis.example
+def hardmax_over_the_batch() -> gs.Graph:
+    return example({"x": ("float32", ["n", 4, 5])}, lambda g, x: g.op.Hardmax(x, axis=0))
+
+
+@hardmax_over_a_dynamic_axis.example
+def hardmax_over_a_dynamic_rest() -> gs.Graph:
+    return example({"x": ("float32", [2, "n", 5])}, lambda g, x: g.op.Hardmax(x, axis=1), opset=11)
+
+
+@rule("PRelu")
+def prelu_of_integers(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT's PRelu takes floating-point numbers; of integers it is a choice between two products."""
+    x, slope = node.inputs
+    if g.dtype(x).kind not in "iu":
+        return None
+    negative = g.op.Less(x, g.constant(0, g.dtype(x)))
+    return g.op.Where(negative, g.op.Mul(x, slope), x)
+
+
+@prelu_of_integers.example
+def prelu_of_int32() -> gs.Graph:
+    return example({"x": ("int32", ["n", 4, 5]), "slope": ("int32", [5])}, lambda g, *xs: g.op.PRelu(*xs), opset=16)
