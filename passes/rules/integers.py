@@ -1,7 +1,8 @@
-"""Integer types that TensorRT's tensors do not have, carried in wider ones that they do.
+"""Types that TensorRT's tensors do not have, carried in wider ones that they do.
 
-uint16, uint32, uint64 and int16 exist nowhere in TensorRT, uint8 only as a network's input or output. Yet
-``x.permute(0, 3, 1, 2).float()`` of a uint8 image moves uint8, and ``x >> 2`` of an int64 is exported through uint64.
+uint16, uint32, uint64 and int16 exist nowhere in TensorRT, uint8 only as a network's input or output; of the types of 8
+bits and fewer, TensorRT computes in none but int8. Yet ``x.permute(0, 3, 1, 2).float()`` of a uint8 image moves uint8,
+``x >> 2`` of an int64 is exported through uint64, and ``mask.to(torch.uint8) + 1`` adds uint8.
 """
 
 from __future__ import annotations
@@ -14,12 +15,19 @@ import onnx_graphsurgeon as gs
 
 from passes.framework import Builder, Replacement, example, rule
 from passes.model import numpy_dtype, onnx_dtype
+from passes.rules.small_floats import FORMATS, rounded
 
-CARRIERS = {"uint8": np.int32, "int16": np.int32, "uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
+CARRIERS = {
+    **dict.fromkeys(("uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2"), np.int32),
+    **dict.fromkeys(("uint32", "uint64"), np.int64),
+    **dict.fromkeys(FORMATS, np.float32),
+}
 """The type that holds every value; of uint64 the same bits."""
 
 MOVES = {
+    "Compress": 1,
     "Concat": None,
+    "DepthToSpace": 1,
     "Expand": 1,
     "Flatten": 1,
     "Gather": 1,
@@ -27,18 +35,39 @@ MOVES = {
     "GatherND": 1,
     "Identity": 1,
     "Reshape": 1,
+    "ReverseSequence": 1,
     "Slice": 1,
+    "SpaceToDepth": 1,
     "Split": 1,
     "Squeeze": 1,
     "Tile": 1,
     "Transpose": 1,
+    "Trilu": 1,
     "Unsqueeze": 1,
 }
 """Operators that move values and compute none, and how many of their inputs are data (None: all)."""
 
+_SUB_BYTE = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2}
+
 
 def bits(dtype: npt.DTypeLike) -> int:
-    return np.dtype(dtype).itemsize * 8
+    kind = np.dtype(dtype)
+    return _SUB_BYTE.get(kind.name, kind.itemsize * 8)
+
+
+def is_integer(dtype: npt.DTypeLike) -> bool:
+    """Whether it is a type of integers; NumPy's ``kind`` does not say it of those of 4 bits and fewer."""
+    return np.dtype(dtype).name.removeprefix("u").startswith("int")
+
+
+def is_unsigned(dtype: npt.DTypeLike) -> bool:
+    return np.dtype(dtype).name.startswith("uint")
+
+
+def limits(dtype: npt.DTypeLike) -> tuple[int, int]:
+    """The least and the greatest integer of the type."""
+    count = bits(dtype)
+    return (0, (1 << count) - 1) if is_unsigned(dtype) else (-(1 << (count - 1)), (1 << (count - 1)) - 1)
 
 
 def carrier(dtype: npt.DTypeLike) -> np.dtype[Any]:
@@ -57,7 +86,7 @@ def carried(g: Builder, x: gs.Tensor) -> gs.Tensor:
 
 @rule(*MOVES)
 def move_wider_integers(node: gs.Node, g: Builder) -> Replacement:
-    """TensorRT moves no tensors of this integer type; it moves a wider one."""
+    """TensorRT moves no tensors of this type; it moves a wider one."""
     data = node.inputs[: MOVES[node.op]]
     if any(x.dtype is None or np.dtype(x.dtype).name not in CARRIERS for x in data):
         return None
@@ -70,36 +99,48 @@ def move_wider_integers(node: gs.Node, g: Builder) -> Replacement:
 
 @rule("Cast")
 def cast_past_missing_type(node: gs.Node, g: Builder) -> Replacement:
-    """TensorRT cannot cast to this integer type on the way to another; what the detour changes is arithmetic."""
+    """TensorRT cannot cast to this type on the way to another; what the detour changes is arithmetic."""
     middle = node.inputs[0]
     before = middle.inputs[0] if middle.inputs else None
     if before is None or before.op != "Cast" or before.domain or middle.dtype is None:
         return None
-    x = before.inputs[0]
-    narrow = np.dtype(middle.dtype)
-    if narrow.name not in CARRIERS or x.dtype is None:
+    x, narrow, wanted = before.inputs[0], np.dtype(middle.dtype), numpy_dtype(node.attrs["to"])
+    if x.dtype is None or wanted == narrow:
         return None
-    wanted, given = numpy_dtype(node.attrs["to"]), np.dtype(x.dtype)
-    if wanted == narrow:
-        return None
-    if given.kind == "b" or (given.kind == "u" and narrow.kind == "u" and bits(given) <= bits(narrow)):
-        return g.op.Cast(x, to=onnx_dtype(wanted))
+    if narrow.name not in CARRIERS:
+        return g.op.Cast(x, to=onnx_dtype(wanted)) if narrow == np.int8 and fits(x, narrow) else None
+    given = np.dtype(x.dtype)
+    if narrow.name in FORMATS:
+        return _cast(g, rounded(g, g.cast(x, np.float32), narrow, before.attrs), wanted)
     if narrow == np.uint64:
-        if given.kind != "i" or wanted.kind not in "iub":
-            g.decline(f"{given} through uint64 to {wanted}: values from 2^63 on have no type here")
+        x = carried(g, x)
+        signed = is_integer(g.dtype(x)) and not (is_unsigned(given) and given != np.uint64)
+        if signed and not (is_integer(wanted) or wanted == np.bool_):
+            return _cast(g, _float_of_uint64(g, x), wanted)
         return g.op.Cast(x, to=onnx_dtype(wanted))
-    if given.kind not in "if" and given.name not in ("bfloat16",):
-        return None
     if not fits(x, narrow):
-        wide = np.dtype(np.int64) if given == np.int64 or bits(narrow) == 32 else np.dtype(np.int32)
+        wide = np.dtype(np.int64) if carrier(given) == np.int64 or bits(narrow) == 32 else np.dtype(np.int32)
         x = wrapped(g, g.cast(x, wide), narrow)
     return g.op.Cast(x, to=onnx_dtype(wanted))
+
+
+def _cast(g: Builder, x: gs.Tensor, wanted: npt.DTypeLike) -> gs.Tensor:
+    """As ``g.cast``, of a tensor that was made here; one of the same type is what the Cast was for."""
+    return x if g.dtype(x) == np.dtype(wanted) else g.cast(x, wanted)
+
+
+def _float_of_uint64(g: Builder, x: gs.Tensor) -> gs.Tensor:
+    """The numbers of which int64 ``x`` has the bits, in float32."""
+    signed = g.cast(g.cast(x, np.int64), np.float32)
+    unsigned = g.op.Add(signed, g.constant(2.0**64, np.float32))
+    result: gs.Tensor = g.op.Where(g.op.Less(x, g.constant(0, g.dtype(x))), unsigned, signed)
+    return result
 
 
 def wrapped(g: Builder, x: gs.Tensor, narrow: np.dtype[Any]) -> gs.Tensor:
     """What is left of int32 or int64 values when they are stored as ``narrow``, which has fewer bits."""
     wide, count = g.dtype(x), 1 << bits(narrow)
-    if narrow.kind == "u":
+    if is_unsigned(narrow):
         return g.op.Mod(x, g.constant(count, wide))
     half = g.constant(count // 2, wide)
     return g.op.Sub(g.op.Mod(g.op.Add(x, half), g.constant(count, wide)), half)
@@ -107,24 +148,39 @@ def wrapped(g: Builder, x: gs.Tensor, narrow: np.dtype[Any]) -> gs.Tensor:
 
 def fits(x: gs.Tensor, narrow: np.dtype[Any], depth: int = 8) -> bool:
     """Whether the values of ``x``, by how it is made, are integers that ``narrow`` can hold."""
-    limits = np.iinfo(narrow)
+    least, most = limits(narrow)
     if isinstance(x, gs.Constant):
         values = np.asarray(x.values)
-        return bool(values.dtype.kind in "iub" and ((values >= limits.min) & (values <= limits.max)).all())
+        return bool(values.dtype.kind in "iub" and ((values >= least) & (values <= most)).all())
+    if x.dtype is not None and _within(np.dtype(x.dtype), least, most):
+        return True
     if not x.inputs or depth == 0 or x.inputs[0].domain:
         return False
     node = x.inputs[0]
     if node.op in MOVES:
         return all(fits(item, narrow, depth - 1) for item in node.inputs[: MOVES[node.op]])
-    if node.op == "Cast" and np.dtype(x.dtype).kind in "iu" and node.inputs[0].dtype is not None:
+    if node.op == "Cast" and is_integer(x.dtype) and node.inputs[0].dtype is not None:
         given = np.dtype(node.inputs[0].dtype)
-        if given.kind == "b":
-            return True
-        return given.kind in "iu" and np.iinfo(given).min >= limits.min and np.iinfo(given).max <= limits.max
-    if node.op == "Mod" and not node.attrs.get("fmod", 0) and isinstance(node.inputs[1], gs.Constant):
-        divisor = np.asarray(node.inputs[1].values)
-        return bool(divisor.dtype.kind == "i" and (divisor > 0).all() and (divisor - 1 <= limits.max).all())
-    return False
+        return _within(given, least, most) or (is_integer(given) and fits(node.inputs[0], narrow, depth - 1))
+    if node.op == "Sub" and isinstance(node.inputs[1], gs.Constant):  # the end of ``wrapped``
+        half = np.asarray(node.inputs[1].values)
+        inner = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
+        return half.size == 1 and half.item() == -least and inner is not None and _modulus(inner, most - least)
+    return _modulus(node, most)
+
+
+def _within(given: np.dtype[Any], least: int, most: int) -> bool:
+    if given == np.bool_:
+        return True
+    return is_integer(given) and limits(given)[0] >= least and limits(given)[1] <= most
+
+
+def _modulus(node: gs.Node, most: int) -> bool:
+    """Whether the node is a remainder from 0 to at most ``most``."""
+    if node.op != "Mod" or node.attrs.get("fmod", 0) or not isinstance(node.inputs[1], gs.Constant):
+        return False
+    divisor = np.asarray(node.inputs[1].values)
+    return bool(divisor.dtype.kind == "i" and (divisor > 0).all() and (divisor - 1 <= most).all())
 
 
 @move_wider_integers.example
