@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import onnx_graphsurgeon as gs
 
 from . import rules as _rules
+from .boundary import boundary_to_wider_types
 from .clean import infer_types, pin_inputs, refine_types, remove_unused, sanitise
 from .expand import expand_functions
 from .fold import fold_constants, take_branches
@@ -60,6 +61,7 @@ def rewrite(
     pinned = pin_inputs(graph, shapes or {})
     infer_types(graph, afresh=pinned)
     float64_to_float32(graph, target, log)
+    boundary_to_wider_types(graph, target, log)
     int64_boundary_to_int32(graph, target, log)
     for _ in range(MAX_SWEEPS):
         changed = refine_types(graph)
