@@ -185,7 +185,7 @@ def dilated_averagepool_as_slices(node: gs.Node, g: Builder) -> Replacement:
 def _counts(g: Builder, x: gs.Tensor, axes: Sequence[Axis], padding: bool) -> gs.Tensor:
     """How many elements each window averages; ``padding`` counts too, what ceil_mode adds to it never does."""
     dtype = g.dtype(x)
-    if all(axis.extra == 0 and (padding or axis.begin == axis.end == 0) for axis in axes):
+    if all(_is_none(a.extra) and (padding or (_is_none(a.begin) and _is_none(a.end))) for a in axes):
         return g.constant(math.prod(axis.kernel for axis in axes), dtype)
     if all(axis.count is not None for axis in axes):
         counts: Array = np.ones([1, 1] + [1] * len(axes))
@@ -209,7 +209,7 @@ def lppool_of_any_power(node: gs.Node, g: Builder) -> Replacement:
     """TensorRT's LpPool knows powers 1 and 2, two or three axes, no dilation; sums of powers know no limits."""
     power = float(node.attrs.get("p", 2))
     axes = window_axes(node, g)
-    usual = power in (1, 2) and len(axes) in (2, 3) and all(axis.extra == 0 for axis in axes)
+    usual = power in (1, 2) and len(axes) in (2, 3) and all(_is_none(axis.extra) for axis in axes)
     if usual and not _is_unusual(node):
         return None
     x = node.inputs[0]
@@ -265,10 +265,15 @@ def _as_float(g: Builder, x: gs.Tensor) -> gs.Tensor:
 def _padded(g: Builder, x: gs.Tensor, axes: Sequence[Axis], value: float) -> gs.Tensor:
     ends = [_plus(g, axis.end, axis.extra) for axis in axes]
     pads: list[Size] = [0, 0, *(axis.begin for axis in axes), 0, 0, *ends]
-    if all(isinstance(item, int) and item == 0 for item in pads):
+    if all(map(_is_none, pads)):
         return x
     padded: gs.Tensor = g.op.Pad(x, shape_tensor(g, pads), g.constant(value, g.dtype(x)))
     return padded
+
+
+def _is_none(value: Size) -> bool:
+    """Whether it is known to be 0."""
+    return isinstance(value, int) and value == 0
 
 
 def _plus(g: Builder, a: Size, b: Size) -> Size:
