@@ -57,11 +57,11 @@ def bits(dtype: npt.DTypeLike) -> int:
 
 def is_integer(dtype: npt.DTypeLike) -> bool:
     """Whether it is a type of integers; NumPy's ``kind`` does not say it of those of 4 bits and fewer."""
-    return np.dtype(dtype).name.removeprefix("u").startswith("int")
+    return str(np.dtype(dtype).name).removeprefix("u").startswith("int")
 
 
 def is_unsigned(dtype: npt.DTypeLike) -> bool:
-    return np.dtype(dtype).name.startswith("uint")
+    return str(np.dtype(dtype).name).startswith("uint")
 
 
 def limits(dtype: npt.DTypeLike) -> tuple[int, int]:

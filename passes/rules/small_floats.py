@@ -1,4 +1,4 @@
-"""Floating-point types of 8 bits and fewer, of which TensorRT has float8_e4m3fn and float4_e2m1fn between Q and DQ alone.
+"""Floating-point types of 8 bits and fewer; TensorRT has two of them, and these between Q and DQ alone.
 
 A Cast to such a type rounds to its grid; what it rounds to is computed in float32, where every such value is exact.
 """
@@ -58,9 +58,8 @@ def rounded(g: Builder, x: gs.Tensor, kind: np.dtype[Any], attrs: Mapping[str, A
         y = g.op.Max(g.op.Min(y, most), g.constant(-form.largest, np.float32))
     else:
         beyond = g.op.Greater(g.op.Abs(y), most)
-        over = (
-            g.op.Mul(g.op.Sign(x), g.constant(np.inf, np.float32)) if form.infinity else g.constant(np.nan, np.float32)
-        )
+        over = g.constant(np.inf if form.infinity else np.nan, np.float32)
+        over = g.op.Mul(g.op.Sign(x), over) if form.infinity else over
         y = g.op.Where(beyond, over, y)
     result: gs.Tensor = g.op.Where(g.op.IsNaN(x), g.constant(np.nan if form.nan else 0.0, np.float32), y)
     return result

@@ -1,7 +1,7 @@
-"""Arithmetic on integers that TensorRT does not compute with: in int32 (or int64), and wrapped back, as NumPy and torch do.
+"""Arithmetic on integers that TensorRT does not compute with: in int32 or int64, wrapped back as NumPy and torch do.
 
-``image + 1`` of uint8, ``x.to(torch.int16) * y``, ``labels.max()`` of int8. Which operators there are, and what each asks
-of the type that carries its own, is a table.
+``image + 1`` of uint8, ``x.to(torch.int16) * y``, ``labels.max()`` of int8. Which operators there are, and what each
+asks of the type that carries its own, is a table.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def compute_in_wider_integers(node: gs.Node, g: Builder) -> Replacement:
     if "uint64" in kinds and asks is Asks.VALUES and node.op != "OneHot":
         g.decline("uint64: values from 2^63 on have no type here")
     moved = "uint64" in kinds and asks is Asks.ORDER
-    inputs = []
+    inputs: list[gs.Tensor | None] = []
     for x in node.inputs:
         if x.is_empty():
             inputs.append(None)
@@ -64,7 +64,7 @@ def compute_in_wider_integers(node: gs.Node, g: Builder) -> Replacement:
             inputs.append(_order_of_uint64(g, carried(g, x)) if moved else carried(g, x))
         else:
             inputs.append(x)
-    if node.op in ("Max", "Min", "Clip") and g.dtype(inputs[0]) == np.int64:
+    if node.op in ("Max", "Min", "Clip") and inputs[0] is not None and g.dtype(inputs[0]) == np.int64:
         results = [_extreme(g, node.op, inputs)]
     else:
         made = g.node(node.op, inputs, node.attrs, len(node.outputs))
@@ -116,12 +116,8 @@ def uint8_wraps_around() -> gs.Graph:
 def int8_wraps_around() -> gs.Graph:
     def build(g: Builder, x: gs.Tensor) -> list[gs.Tensor]:
         low = g.op.Sub(x, g.constant(-128, np.int8))
-        return [
-            g.op.Abs(low),
-            g.op.Neg(low),
-            g.op.Mod(low, g.constant(7, np.int8)),
-            g.op.Div(low, g.constant(-1, np.int8)),
-        ]
+        seven, minus_one = g.constant(7, np.int8), g.constant(-1, np.int8)
+        return [g.op.Abs(low), g.op.Neg(low), g.op.Mod(low, seven), g.op.Div(low, minus_one)]
 
     return example({"x": ("int8", ["n", 4])}, build)
 
