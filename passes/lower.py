@@ -20,6 +20,7 @@ from .clean import oldest_ir_version
 from .framework import Builder, Declined, Log, PassError, Rule, match_of, replace
 from .ir import Names, bodies, elem_type, node_metadata, onnx_dtype, scopes
 from .provenance import describe
+from .restate import restate
 from .writing import node_proto
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def lower(graph: gs.Graph, rules: Iterable[Rule], target: Target, log: Log) -> b
     before = graph.opset
     for scope in scopes(graph):
         scope.opset = min(scope.opset, limit)
+    restate(graph, limit)
     graph.ir_version = oldest_ir_version(graph)
     log.add(KEPT, REASON, [f"the model: opset {before} -> {limit}"])
     return True

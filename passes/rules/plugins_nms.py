@@ -1,0 +1,236 @@
+"""Non-maximum suppression by TensorRT's plugin EfficientNMS_TRT, where the model keeps a fixed number of results.
+
+How many boxes ONNX's NonMaxSuppression selects is known only at run time; the plugin gives a fixed number of places and
+says how many of them are filled. Between the two stands ``plugins_rows``: it computes everything up to the node that
+makes the size fixed again (``topk(100)``, ``cat([kept, zeros(100, 6)])[:100]``, ``mask[kept] = 1``, …) on all places.
+Where nothing does, because the selected boxes themselves leave the model, there is no exact rewrite, and the rule says
+how to write the model instead.
+
+The plugin is asked for one class at a time (classes join the batch), since its limit of results is for all classes
+together and ONNX's is for each. It compares with ``>=`` where ONNX compares with ``>``; thresholds are one float apart.
+Boxes of equal scores come in any order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from passes.framework import Builder, Replacement, has_plugin, lacks, rule
+from passes.plugins import Plugin, register
+from passes.rules.plugins_rows import Result, mark, replaced
+from passes.rules.plugins_rows_operators import EXITS
+from passes.rules.shapes import Size, as_tensor, check_intermediate, iota, reshape, shape_tensor, size, times
+
+MOST_CANDIDATES = 4096
+"""Boxes of an image and class, best scores first, that the plugin looks at."""
+
+MOST_IMAGES = 1024
+"""Images times classes that the plugin can do at a time: one block of threads."""
+
+ACCEPT_CUT = False
+"""Whether more than ``MOST_CANDIDATES`` boxes may be given to the plugin, which does not look at those with the lowest
+scores. Exact where no image has more boxes of one class above the score threshold. Set it before converting."""
+
+LOWEST = float(-np.finfo(np.float32).max / 2)
+"""A score that none is below."""
+
+
+def _below(value: float) -> float:
+    return max(float(np.nextafter(np.float32(value), np.float32(-np.inf))), LOWEST)
+
+
+def _above(value: float) -> float:
+    return max(float(np.nextafter(np.float32(value), np.float32(np.inf))), float(np.finfo(np.float32).tiny))
+
+
+# --- the plugin --------------------------------------------------------------------------------------------------
+
+
+def _efficient_nms(g: Builder, boxes: gs.Tensor, scores: gs.Tensor, **attrs: Any) -> list[gs.Tensor]:
+    """What the plugin computes: boxes [b, n, 4] and scores [b, n, c] give count, boxes, scores and classes."""
+    if attrs["background_class"] >= 0 or attrs["class_agnostic"]:
+        raise ValueError("the reference body of EfficientNMS_TRT has no background class and is not class-agnostic")
+    most, classes = attrs["max_output_boxes"], g.static_dim(scores, 2)
+    if attrs["score_activation"]:
+        scores = g.op.Sigmoid(scores)
+    scores = _best(g, scores, classes)
+    by_class = g.op.Transpose(scores, perm=[0, 2, 1])
+    limits = (g.constant(most), g.constant(np.float32(max(0.0, _below(attrs["iou_threshold"])))))
+    threshold = g.constant(np.float32(_below(attrs["score_threshold"])))
+    chosen = g.op.NonMaxSuppression(boxes, by_class, *limits, threshold, center_point_box=attrs["box_coding"])
+    places = g.op.Gather(chosen, [0, 2, 1], axis=1)  # image, box, class
+    ones = g.op.Expand(g.constant(np.float32(1)), g.slice(g.op.Shape(places), [0], [1], [0], [1]))
+    kept = g.op.ScatterND(g.op.Mul(scores, np.float32(0)), places, ones)
+    left = g.op.Where(g.op.Cast(kept, to=9), scores, np.float32(LOWEST))
+    pairs = g.op.Reshape(left, np.array([0, -1]))
+    padded = g.op.Pad(pairs, np.array([0, 0, 0, most]), np.float32(LOWEST))
+    best, where = g.op.TopK(padded, [most], axis=1, outputs=2)
+    total = g.reduce("ReduceSum", g.op.Reshape(kept, np.array([0, -1])), [1], keepdims=True)
+    number = g.op.Min(g.op.Cast(total, to=7), np.array(most))
+    filled = g.op.Less(g.constant(list(range(most))), number)  # [b, most]
+    where = g.op.Where(filled, where, np.int64(0))
+    corners = _corners(g, boxes) if attrs["box_coding"] else boxes
+    anchors = g.op.Expand(g.unsqueeze(g.op.Div(where, np.int64(classes)), [2]), np.array([1, 1, 4]))
+    found = g.op.GatherElements(corners, anchors, axis=1)
+    return [
+        g.op.Cast(number, to=6),
+        g.op.Where(g.unsqueeze(filled, [2]), found, np.float32(0)),
+        g.op.Where(filled, best, np.float32(0)),
+        g.op.Cast(g.op.Mod(where, np.int64(classes)), to=6),
+    ]
+
+
+def _best(g: Builder, scores: gs.Tensor, classes: int) -> gs.Tensor:
+    """The scores, those that the plugin does not look at as low as can be."""
+    number = g.shape(scores)[1]
+    if isinstance(number, int) and number * classes <= MOST_CANDIDATES:
+        return scores
+    pairs = g.op.Reshape(scores, np.array([0, -1]))
+    most = g.op.Min(g.slice(g.op.Shape(pairs), [1], [2], [0], [1]), np.array([MOST_CANDIDATES]))
+    best, _ = g.op.TopK(pairs, most, axis=1, outputs=2)
+    least = g.unsqueeze(g.reduce("ReduceMin", best, [1], keepdims=True), [2])
+    result: gs.Tensor = g.op.Where(g.op.Less(scores, least), np.float32(LOWEST), scores)
+    return result
+
+
+def _corners(g: Builder, boxes: gs.Tensor) -> gs.Tensor:
+    """Corners of boxes that are given by centre and size."""
+    centre, half = g.slice(boxes, [0], [2], [-1], [1]), g.op.Div(g.slice(boxes, [2], [4], [-1], [1]), np.float32(2))
+    joined: gs.Tensor = g.op.Concat(g.op.Sub(centre, half), g.op.Add(centre, half), axis=-1)
+    return joined
+
+
+EFFICIENT_NMS = register(
+    Plugin(
+        "EfficientNMS_TRT",
+        attributes={
+            "score_threshold": 0.0,
+            "iou_threshold": 0.5,
+            "max_output_boxes": int,
+            "background_class": -1,
+            "score_activation": 0,
+            "class_agnostic": 0,
+            "box_coding": 0,
+        },
+        outputs=4,
+        reference=_efficient_nms,
+    )
+)
+
+
+# --- the rule ----------------------------------------------------------------------------------------------------
+
+
+@rule("NonMaxSuppression", *EXITS, when=lacks("NonMaxSuppression") & has_plugin("EfficientNMS_TRT"))
+def nms_as_efficient_nms(node: gs.Node, g: Builder) -> Replacement:
+    """The parser lacks NonMaxSuppression; the plugin EfficientNMS_TRT gives its results in a fixed number of places."""
+    if node.op == "NonMaxSuppression":
+        mark(node, g, selected)
+        return None
+    return replaced(node, g)
+
+
+def selected(node: gs.Node, g: Builder) -> Result:
+    """All places of the selected indices [places, 3], the filled ones first, with their number [1]."""
+    boxes, scores = node.inputs[:2]
+    classes, number = g.static_dim(scores, 1), g.shape(boxes)[1]
+    if not isinstance(number, int):
+        number = g.shape(scores)[2]
+    _check_candidates(g, number)
+    most = int(_constant(node, g, 2, 0))
+    most = min(most, number) if isinstance(number, int) else most
+    if not 0 < most <= MOST_CANDIDATES:
+        g.decline(f"it selects up to {most} boxes of a class, and the plugin looks at {MOST_CANDIDATES}")
+    threshold = _constant(node, g, 4, None)
+    if node.attrs.get("center_point_box", 0):
+        boxes = _corners(g, boxes)
+    images = size(g, scores, 0)
+    lists = times(g, images, classes)
+    if isinstance(lists, int) and lists > MOST_IMAGES:
+        g.decline(f"{lists} images times classes are more than the {MOST_IMAGES} that the plugin can do")
+    length: Size = number if isinstance(number, int) else size(g, scores, 2)
+    if classes > 1:
+        boxes = g.op.Expand(g.unsqueeze(boxes, [1]), g.constant([1, classes, 1, 1]))
+        boxes = _as_lists(g, boxes, lists, [length, 4])
+    scores = _as_lists(g, scores, lists, [length, 1])
+    attrs = {
+        "score_threshold": LOWEST if threshold is None else float(threshold),
+        "iou_threshold": _above(float(_constant(node, g, 3, 0.0))),
+        "max_output_boxes": most,
+    }
+    count, kept, values, _ = g.plugin(EFFICIENT_NMS, [boxes, scores], attrs)
+    places = iota(g, most)
+    filled = g.op.Less(places, g.op.Cast(count, to=7))  # [lists, most]
+    if threshold is not None:  # below a threshold of 0.007, what is below it comes too, at the end
+        filled = g.op.And(filled, g.op.Greater(values, np.float32(threshold)))
+    check_intermediate(g, [*g.shape(values), number], "the comparison of every result with every box")
+    return _in_order(g, filled, _found(g, boxes, scores, kept, values), lists, classes, most)
+
+
+def _check_candidates(g: Builder, number: int | str | None) -> None:
+    if ACCEPT_CUT or (isinstance(number, int) and number <= MOST_CANDIDATES):
+        return
+    many = f"{number} boxes" if isinstance(number, int) else "a dynamic number of boxes"
+    g.decline(
+        f"the plugin looks at the best {MOST_CANDIDATES} of {many} only; keep those with topk before NMS, or set "
+        "passes.rules.plugins_nms.ACCEPT_CUT"
+    )
+
+
+def _constant(node: gs.Node, g: Builder, index: int, default: Any) -> Any:
+    tensor = g.input(node, index)
+    return default if tensor is None else g.value(tensor).reshape(-1)[0].item()
+
+
+def _as_lists(g: Builder, x: gs.Tensor, lists: Size, rest: list[Size]) -> gs.Tensor:
+    """``x`` with its first axes, of images and classes, as one."""
+    dynamic = [not isinstance(item, int) for item in (lists, *rest)]
+    if dynamic == [True, False, False]:
+        return reshape(g, x, [lists, *rest])
+    result: gs.Tensor = g.op.Reshape(x, shape_tensor(g, [lists, *rest]))
+    return result
+
+
+def _found(g: Builder, boxes: gs.Tensor, scores: gs.Tensor, kept: gs.Tensor, values: gs.Tensor) -> gs.Tensor:
+    """For each result the index of the box that it is: the plugin gives the box alone. The nearest one, not an equal
+    one, since an engine in half precision rounds them."""
+
+    def column(x: gs.Tensor, index: int) -> gs.Tensor:
+        result: gs.Tensor = g.op.Gather(x, np.array(index), axis=2)
+        return result
+
+    pairs = [(column(kept, index), column(boxes, index)) for index in range(4)]
+    total: gs.Tensor | None = None
+    for result, given in [*pairs, (values, g.squeeze(scores, [2]))]:
+        apart = g.op.Abs(g.op.Sub(g.unsqueeze(result, [2]), g.unsqueeze(given, [1])))
+        total = apart if total is None else g.op.Add(total, apart)
+    index: gs.Tensor = g.op.ArgMin(total, axis=2, keepdims=0)  # [lists, most]
+    return index
+
+
+def _in_order(g: Builder, filled: gs.Tensor, index: gs.Tensor, lists: Size, classes: int, most: int) -> Result:
+    """The filled places of all lists, one after the other, as ONNX gives them; then the others."""
+    numbers = g.reduce("ReduceSum", g.op.Cast(filled, to=7), [1])  # [lists]
+    row = iota(g, times(g, lists, most))
+    if isinstance(lists, int) and lists == 1:
+        at, place = g.op.Mul(row, np.int64(0)), row
+        end = numbers
+    else:
+        which = iota(g, lists)
+        until = g.op.LessOrEqual(g.unsqueeze(which, [0]), g.unsqueeze(which, [1]))  # [list, those up to it]
+        ends = g.reduce("ReduceSum", g.op.Where(until, g.unsqueeze(numbers, [0]), np.int64(0)), [1])
+        past = g.op.GreaterOrEqual(g.unsqueeze(row, [1]), g.unsqueeze(ends, [0]))  # [places, lists]
+        at = g.reduce("ReduceSum", g.op.Cast(past, to=7), [1])
+        at = g.op.Min(at, g.op.Sub(as_tensor(g, lists), np.array([1])))
+        place = g.op.Sub(row, g.op.Sub(g.op.Gather(ends, at, axis=0), g.op.Gather(numbers, at, axis=0)))
+        place = g.op.Min(place, np.array([most - 1]))
+        end = g.reduce("ReduceSum", numbers, [0], keepdims=True)
+    flat = g.op.Add(g.op.Mul(at, np.int64(most)), place)
+    box = g.op.Gather(g.op.Reshape(index, np.array([-1])), flat, axis=0)
+    image = g.op.Div(at, np.int64(classes))
+    columns = [image, g.op.Sub(at, g.op.Mul(image, np.int64(classes))), box]
+    rows = g.op.Concat(*(g.unsqueeze(item, [1]) for item in columns), axis=1)
+    return Result(rows, end)

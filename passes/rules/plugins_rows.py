@@ -1,0 +1,340 @@
+"""Tensors with a number of rows that is known only at run time, as tensors of all places and the number of filled ones.
+
+Detection heads select boxes, gather what belongs to them, and in the end keep a fixed number: the best hundred, or the
+first hundred of the selected and of rows of zeros. A target without data-dependent shapes can compute this on all
+places of the selection. Here the nodes between the selection and a fixed size are evaluated so, anew: each value is
+
+- ``Plain``: a tensor that has nothing to do with the number of rows (any more),
+- ``Rows``: a tensor all of whose places are there along one axis, the filled ones first, or
+- ``Numbers``: a small tensor of integers, computed from shapes, some of which depend on the number of rows.
+
+A node that turns rows into plain tensors is where the model is changed; the selection and what lies between are left
+without consumers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from passes.framework import Builder, Declined, Replacement
+from passes.rules.shapes import as_tensor, iota, shape_tensor, size
+
+
+@dataclass(frozen=True)
+class Result:
+    """A selection: ``tensor`` [places, …], of which the first ``count`` [1] are filled; the others are harmless."""
+
+    tensor: gs.Tensor
+    count: gs.Tensor
+
+
+@dataclass(frozen=True)
+class Count:
+    """A number of rows: ``sign`` times (the selection's, changed by ``steps`` in turn) plus ``offset``."""
+
+    source: int
+    steps: tuple[tuple[str, int], ...] = ()
+    sign: int = 1
+    offset: int = 0
+
+    def _step(self, op: str, value: int) -> Count:
+        if self.sign < 0:
+            raise Declined("it computes with the number of rows in a way that is not followed")
+        plain = self.plain()
+        return replace(plain, steps=(*plain.steps, (op, value)))
+
+    def plain(self) -> Count:
+        """Without an offset."""
+        if not self.offset:
+            return self
+        if self.steps and self.steps[-1][0] == "+":
+            steps = (*self.steps[:-1], ("+", self.steps[-1][1] + self.offset))
+        else:
+            steps = (*self.steps, ("+", self.offset))
+        return replace(self, steps=tuple(step for step in steps if step != ("+", 0)), offset=0)
+
+    def plus(self, value: int) -> Count:
+        moved = replace(self, offset=self.offset + value)
+        return moved.plain() if self.sign > 0 else moved
+
+    def limited(self, value: int) -> Count:
+        return self._step("min", value)
+
+    def negative(self) -> Count:
+        return replace(self, sign=-self.sign, offset=-self.offset)
+
+    @property
+    def least(self) -> int:
+        """How many rows there are at least."""
+        number = 0
+        for op, value in self.plain().steps:
+            number = number + value if op == "+" else min(number, value)
+        return number
+
+
+@dataclass(frozen=True)
+class Plain:
+    tensor: gs.Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    tensor: gs.Tensor
+    axis: int
+    count: Count
+
+
+@dataclass(frozen=True)
+class Numbers:
+    values: np.ndarray[Any, Any]
+    """Of dtype object: int, bool or Count."""
+
+
+Value: TypeAlias = "Plain | Rows | Numbers"
+Source: TypeAlias = "Callable[[gs.Node, Builder], Result]"
+
+
+@dataclass
+class Memory:
+    """What is known of the tensors of one scope for one sweep."""
+
+    sources: dict[int, Source]
+    values: dict[int, Value] = field(default_factory=dict)
+    counts: dict[int, gs.Tensor] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    kept: list[gs.Tensor] = field(default_factory=list)
+    """Tensors whose id is a key above."""
+
+
+MARK = "rows_memory"
+
+
+def mark(node: gs.Node, g: Builder, source: Source) -> None:
+    """Marks what depends on the selection that ``node`` makes; declines where it leaves the model as it is."""
+    memory = Memory({id(node): source})
+    waiting, seen = list(node.outputs), set()
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        known = tensor.__dict__.get(MARK)
+        if known is not None and known is not memory:
+            memory.sources.update(known.sources)
+        tensor.__dict__[MARK] = memory
+        waiting.extend(output for consumer in tensor.outputs for output in consumer.outputs)
+    shown = g.scope.outputs if g.scope is not None else ()
+    for tensor in shown:
+        if id(tensor) in seen and not all(isinstance(item, int) for item in tensor.shape or ["?"]):
+            try:
+                value = Evaluation(g, memory).value(tensor)
+            except Declined:
+                continue  # told at the node that it is about
+            if isinstance(value, Rows):
+                g.decline(
+                    f"the number of its results is the size of the output {tensor.name!r}, which the target cannot "
+                    "compute; let the model keep a fixed number, such as cat([kept, zeros(100, 6)])[:100]"
+                )
+
+
+def replaced(node: gs.Node, g: Builder) -> Replacement:
+    """What ``node`` gives, computed on all places, where it turns rows into tensors of a size that is known."""
+    memory = next((item.__dict__[MARK] for item in node.inputs if MARK in item.__dict__), None)
+    if memory is None:
+        return None
+    work = Evaluation(g, memory)
+    try:
+        given = [work.value(tensor) for tensor in node.inputs]
+    except Declined:
+        return None  # told at the node that it is about
+    if all(isinstance(item, Plain) for item in given):
+        return None
+    try:
+        results = work.results(node, given)
+    except Declined as reason:
+        if node.op in WATCHED:
+            g.decline(f"its rows are of a number that is known only at run time: {reason}")
+        return None
+    if isinstance(results[0], Numbers) and any(tensor is item for tensor in node.outputs for item in _shown(g)):
+        results = [Plain(work.number_tensor(results[0]))]
+    if not all(isinstance(item, Plain) for item in results):
+        return None
+    memory.values.update(work.made)
+    memory.counts.update(work.counts)
+    memory.kept.extend(work.kept)
+    return [_as_declared(g, item.tensor, old) for item, old in zip(results, node.outputs, strict=False)]  # type: ignore[union-attr]
+
+
+def _shown(g: Builder) -> Sequence[gs.Tensor]:
+    return g.scope.outputs if g.scope is not None else ()
+
+
+def _as_declared(g: Builder, tensor: gs.Tensor, old: gs.Tensor) -> gs.Tensor:
+    return tensor if old.dtype is None or not old.name else g.cast(tensor, old.dtype)
+
+
+class Evaluation:
+    """Of the nodes between selections and one node, for one application of a rule."""
+
+    def __init__(self, g: Builder, memory: Memory) -> None:
+        self.g = g
+        self.memory = memory
+        self.made: dict[int, Value] = {}
+        self.counts: dict[int, gs.Tensor] = {}
+        self.kept: list[gs.Tensor] = []
+
+    # values
+
+    def value(self, tensor: gs.Tensor) -> Value:
+        if MARK not in tensor.__dict__ or not tensor.inputs:
+            return Plain(tensor)
+        key = id(tensor)
+        known = self.made.get(key) or self.memory.values.get(key)
+        if known is not None:
+            return known
+        if key in self.memory.failed:
+            raise Declined(self.memory.failed[key])
+        producer = tensor.inputs[0]
+        try:
+            if id(producer) in self.memory.sources:
+                results: Sequence[Value] = [self.source(producer)]
+            else:
+                given = [self.value(item) for item in producer.inputs]
+                if all(isinstance(item, Plain) for item in given):
+                    return Plain(tensor)
+                results = self.results(producer, given)
+        except Declined as reason:
+            self.memory.failed[key] = str(reason)
+            self.memory.kept.append(tensor)
+            raise
+        for output, result in zip(producer.outputs, results, strict=False):
+            if not isinstance(result, Plain):  # that one gets a tensor of its own, where it is replaced
+                self.made[id(output)] = result
+                self.kept.append(output)
+        return results[next(index for index, item in enumerate(producer.outputs) if item is tensor)]
+
+    def source(self, node: gs.Node) -> Value:
+        result = self.memory.sources[id(node)](node, self.g)
+        self.counts[id(node)] = result.count
+        return Rows(result.tensor, 0, Count(id(node)))
+
+    def results(self, node: gs.Node, given: Sequence[Value]) -> Sequence[Value]:
+        handler = HANDLERS.get(node.op)
+        if handler is None or node.domain:
+            raise Declined(f"{node.op} of rows is not followed")
+        result = handler(self, node, list(given))
+        return result if isinstance(result, list) else [result]
+
+    # numbers
+
+    def count(self, count: Count) -> gs.Tensor:
+        """As int64 [1]."""
+        known = self.counts.get(count.source)
+        tensor = known if known is not None else self.memory.counts[count.source]
+        for op, number in count.steps:
+            tensor = (self.g.op.Add if op == "+" else self.g.op.Min)(tensor, np.array([number]))
+        if count.sign < 0:
+            tensor = self.g.op.Neg(tensor)
+        return self.g.op.Add(tensor, np.array([count.offset])) if count.offset else tensor
+
+    def number_tensor(self, numbers: Numbers) -> gs.Tensor:
+        flat = numbers.values.reshape(-1)
+        parts = [self.count(item) if isinstance(item, Count) else self.g.constant([int(item)]) for item in flat]
+        joined = self.g.op.Concat(*parts, axis=0)
+        result: gs.Tensor = self.g.op.Reshape(joined, np.array(numbers.values.shape, np.int64))
+        return result
+
+    def numbers(self, value: Value | None) -> np.ndarray[Any, Any]:
+        """The integers of a constant, or of Numbers."""
+        if isinstance(value, Numbers):
+            return value.values
+        if isinstance(value, Plain) and isinstance(value.tensor, gs.Constant) and value.tensor.dtype.kind in "iub":
+            array = self.g.value(value.tensor)
+            if array.size <= 64:
+                return array.astype(object)
+        raise Declined("it computes a shape from a tensor that is no shape")
+
+    # rows
+
+    def filled(self, rows: Rows) -> gs.Tensor:
+        """Of each place of the axis whether it is filled, shaped to be broadcast to the tensor."""
+        g = self.g
+        below = g.op.Less(iota(g, size(g, rows.tensor, rows.axis)), self.count(rows.count))
+        after = len(g.shape(rows.tensor)) - 1 - rows.axis
+        return g.unsqueeze(below, list(range(1, after + 1))) if after else below
+
+    def only_filled(self, rows: Rows, other: float | int | bool) -> gs.Tensor:
+        """The tensor, with ``other`` in the places that are not filled."""
+        g = self.g
+        fill = np.array(other).astype(g.dtype(rows.tensor))
+        result: gs.Tensor = g.op.Where(self.filled(rows), rows.tensor, fill)
+        return result
+
+    def repeated(self, rows: Rows) -> gs.Tensor:
+        """The tensor, with the last filled row in the places that are not."""
+        g = self.g
+        last = g.op.Max(g.op.Sub(self.count(rows.count), np.array([1])), np.array([0]))
+        index = g.op.Min(iota(g, size(g, rows.tensor, rows.axis)), last)
+        result: gs.Tensor = g.op.Gather(rows.tensor, index, axis=rows.axis)
+        return result
+
+    def places(self, rows: Rows) -> int | None:
+        found = self.g.shape(rows.tensor)[rows.axis]
+        return found if isinstance(found, int) else None
+
+
+Handler: TypeAlias = "Callable[[Evaluation, gs.Node, list[Value]], Value | list[Value]]"
+HANDLERS: dict[str, Handler] = {}
+WATCHED = frozenset(
+    ["TopK", "Slice", "Gather", "GatherND", "GatherElements", "ScatterElements", "ScatterND", "Pad", "ArgMax", "ArgMin"]
+)
+"""Operators that tell why they could not be evaluated: those that detection heads end with."""
+
+
+def handles(*ops: str) -> Callable[[Handler], Handler]:
+    def register(handler: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(ops, handler))
+        return handler
+
+    return register
+
+
+def rank_of(g: Builder, value: Value) -> int:
+    return value.values.ndim if isinstance(value, Numbers) else len(g.shape(value.tensor))
+
+
+def axis_of(node: gs.Node, rank: int, default: int) -> int:
+    return int(node.attrs.get("axis", default)) % rank
+
+
+def product(sizes: Sequence[Any]) -> int:
+    if not all(isinstance(item, int) for item in sizes):
+        raise Declined("it depends on a dynamic size beside the number of rows")
+    return math.prod(sizes)
+
+
+def as_shape(work: Evaluation, entries: Sequence[Any], capacity: gs.Tensor | int) -> gs.Tensor:
+    """A shape, with the number of places in place of the number of rows."""
+    return shape_tensor(work.g, [capacity if isinstance(item, Count) else int(item) for item in entries])
+
+
+def capacity_of(work: Evaluation, count: Count) -> gs.Tensor | int:
+    """How many places a count stands for."""
+    selection = next(
+        item
+        for item in (*work.made.values(), *work.memory.values.values())
+        if isinstance(item, Rows) and item.count == Count(count.source)
+    )
+    places: Any = size(work.g, selection.tensor, selection.axis)
+    for op, number in count.plain().steps:
+        if isinstance(places, int):
+            places = places + number if op == "+" else min(places, number)
+        else:
+            places = (work.g.op.Add if op == "+" else work.g.op.Min)(as_tensor(work.g, places), np.array([number]))
+    return places  # type: ignore[no-any-return]
