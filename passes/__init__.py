@@ -63,16 +63,21 @@ def rewrite(
     float64_to_float32(graph, target, log)
     boundary_to_wider_types(graph, target, log)
     int64_boundary_to_int32(graph, target, log)
+    settled = False
     for _ in range(MAX_SWEEPS):
-        changed = refine_types(graph)
-        changed |= fold_constants(graph, log)
-        changed |= take_branches(graph, log)
-        changed |= remove_unused(graph, log)
-        changed |= run_rules(graph, rules, target, log)
-        changed = changed or expand_functions(graph, target, log)
+        learnt = refine_types(graph)
+        if learnt or not settled:  # what folding makes constant the rules see at once; else types have to tell
+            taught = fold_constants(graph, log)
+            taken = take_branches(graph, log)
+            remove_unused(graph, log)
+            applied = run_rules(graph, rules, target, log)
+            settled = not (taught or taken or applied)
+            continue
+        changed = expand_functions(graph, target, log)
         changed = changed or lower(graph, rules, target, log)
         if not changed:
             drop_uncalled(graph)
             return log
+        settled = False
     busy = ", ".join(sorted(log.nodes))
     raise PassError(f"the passes do not come to rest after {MAX_SWEEPS} sweeps; they applied: {busy}")

@@ -236,15 +236,16 @@ def refine_types(graph: gs.Graph) -> bool:
     learnt = False
     for scope in scopes(graph):
         for node in scope.nodes:
-            seen = tuple(_seen(tensor) for tensor in node.inputs)
+            seen = [_seen(tensor) for tensor in node.inputs]
             before = node.__dict__.get("inferred_from")
             node.inferred_from = seen
-            complete = all(
-                not tensor.name or (tensor.dtype is not None and tensor.shape is not None) for tensor in node.outputs
-            )
-            if before != seen and not (before is None and complete):
+            if before != seen and not (before is None and _complete(node)):
                 learnt |= infer(node, scope.opset)
     return learnt
+
+
+def _complete(node: gs.Node) -> bool:
+    return all(not tensor.name or (tensor.dtype is not None and tensor.shape is not None) for tensor in node.outputs)
 
 
 def _seen(tensor: gs.Tensor) -> object:

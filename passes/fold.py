@@ -43,17 +43,17 @@ BRANCH_REASON = "An If whose condition is a constant is replaced by the branch t
 
 
 def fold_constants(graph: gs.Graph, log: Log) -> bool:
-    """Computes what depends on constants alone, in every body; True if anything changed."""
-    changed = False
+    """Computes what depends on constants alone, in every body; True if that taught it types which allow more."""
+    taught = False
     for scope in list(scopes(graph)):
-        changed |= _lift_constant_nodes(scope)
-        changed |= _fold_shapes(scope, log)
+        _lift_constant_nodes(scope)
+        _fold_shapes(scope, log)
         while _fold_scope(scope, log):
-            changed = True
-    return changed
+            taught = True
+    return taught
 
 
-def _lift_constant_nodes(scope: gs.Graph) -> bool:
+def _lift_constant_nodes(scope: gs.Graph) -> None:
     """Constant nodes become constants; their readers then see a value."""
     outputs = {id(tensor) for tensor in scope.outputs}
     kept = []
@@ -65,9 +65,7 @@ def _lift_constant_nodes(scope: gs.Graph) -> bool:
         output = node.outputs[0]
         node.outputs.clear()
         _make_constant(output, values)
-    changed = len(kept) != len(scope.nodes)
     scope.nodes = kept
-    return changed
 
 
 def _constant_node_values(node: gs.Node) -> Any:
@@ -102,7 +100,7 @@ Known = dict[int, Sizes]
 """By the tensor's id."""
 
 
-def _fold_shapes(scope: gs.Graph, log: Log) -> bool:
+def _fold_shapes(scope: gs.Graph, log: Log) -> None:
     """Follows what is known of shapes (``x.shape[1]`` of a model whose first axis is dynamic) to constants."""
     known: Known = {}
     outputs = {id(tensor) for tensor in scope.outputs}
@@ -123,12 +121,11 @@ def _fold_shapes(scope: gs.Graph, log: Log) -> bool:
             node.outputs.clear()
             _make_constant(output, values.astype(output.dtype or np.int64))
     if not folded:
-        return False
+        return
     origins = list(map(describe, folded))
     log.add("fold_constants", FOLD_REASON, origins)
     _record(log, scope, constants, origins)
     _drop(scope, folded)
-    return True
 
 
 def _sizes(tensor: gs.Tensor, known: Known) -> Sizes | None:
@@ -248,14 +245,14 @@ def _fold_scope(scope: gs.Graph, log: Log) -> bool:
     origins = [describe(tensor.inputs[0]) for tensor in folded]
     for tensor in folded:
         _make_constant(tensor, values[id(tensor)])
-    for consumer in {id(node): node for tensor in folded for node in tensor.outputs}.values():
-        infer(consumer, scope.opset)  # its shape may depend on these values
+    consumers = {id(node): node for tensor in folded for node in tensor.outputs}.values()
+    taught = [infer(consumer, scope.opset) for consumer in consumers]  # its shape may depend on these values
     dead = _dead(list(foldable.values()))
     _drop(scope, dead)
     if folded:
         log.add("fold_constants", FOLD_REASON, origins)
         _record(log, scope, folded, origins)
-    return bool(folded)
+    return any(taught)
 
 
 def _record(log: Log, scope: gs.Graph, folded: Sequence[gs.Tensor], origins: Sequence[str]) -> None:
@@ -265,16 +262,12 @@ def _record(log: Log, scope: gs.Graph, folded: Sequence[gs.Tensor], origins: Seq
 
 
 def _foldable(node: gs.Node, made: set[int]) -> bool:
+    if any(tensor.name and id(tensor) not in made and not isinstance(tensor, gs.Constant) for tensor in node.inputs):
+        return False
     if node.domain or node.op in NEVER or node.op.startswith(("Sequence", "Optional")) or not node.outputs:
         return False
-    size = 0
-    for tensor in node.inputs:
-        if tensor.is_empty():
-            continue
-        if isinstance(tensor, gs.Constant):
-            size += math.prod(tensor.shape) * tensor.dtype.itemsize
-        elif id(tensor) not in made:
-            return False
+    constants = [tensor for tensor in node.inputs if isinstance(tensor, gs.Constant)]
+    size = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in constants)
     if size > LARGEST or not onnx.defs.has(node.op) or _referring(node):
         return False
     if node.op in SHAPED_BY_VALUES:

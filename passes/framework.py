@@ -450,9 +450,11 @@ def _apply(
     node: gs.Node, rules: Iterable[Rule], scope: gs.Graph, graph: gs.Graph, names: Names, target: Target, log: Log
 ) -> list[gs.Node] | None:
     """The nodes that replace ``node``, or None where no rule applied."""
+    builder: Builder | None = None
     for item in rules:
-        stem = f"{node.name or node.op}/{item.name}"
-        builder = Builder(names, scope.opset, stem, target, scope, graph.functions)
+        if builder is None or builder.made:
+            builder = Builder(names, scope.opset, "", target, scope, graph.functions)
+        builder.stem = f"{node.name or node.op}/{item.name}"
         try:
             if any(isinstance(value, gs.Node.AttributeRef) for value in node.attrs.values()):
                 builder.decline("its attributes are those of the function that it is in")

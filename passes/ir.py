@@ -7,6 +7,7 @@ values where they are, in the parsed file or mapped from an external one, until 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import math
 from collections.abc import Iterator
@@ -95,10 +96,8 @@ def scopes(graph: gs.Graph, *, functions: bool = True) -> Iterator[gs.Graph]:
     What a plugin computes is left out (``is_reference``).
     """
     yield graph
-    for node in graph.nodes:
-        for value in node.attrs.values():
-            if isinstance(value, gs.Graph):
-                yield from scopes(value, functions=False)
+    for body in [value for node in graph.nodes for value in node.attrs.values() if isinstance(value, gs.Graph)]:
+        yield from scopes(body, functions=False)
     if functions:
         for function in getattr(graph, "functions", ()):
             if is_reference(function):
@@ -128,14 +127,20 @@ class Names:
     """Names that are used nowhere in a model, its bodies and functions included."""
 
     def __init__(self, graph: gs.Graph | None = None) -> None:
-        self.taken: set[str] = {""}
+        self.graph = graph
         self.counters: dict[str, int] = {}
-        for scope in scopes(graph) if graph is not None else ():
+
+    @functools.cached_property
+    def taken(self) -> set[str]:
+        """Looked for when the first name is asked for, which may be never."""
+        taken = {""}
+        for scope in scopes(self.graph) if self.graph is not None else ():
             for node in scope.nodes:
-                self.taken.add(node.name)
-                self.taken.update([tensor.name for tensor in node.inputs])
-                self.taken.update([tensor.name for tensor in node.outputs])
-            self.taken.update([tensor.name for tensor in (*scope.inputs, *scope.outputs)])
+                taken.add(node.name)
+                taken.update([tensor.name for tensor in node.inputs])
+                taken.update([tensor.name for tensor in node.outputs])
+            taken.update([tensor.name for tensor in (*scope.inputs, *scope.outputs)])
+        return taken
 
     def new(self, stem: str) -> str:
         """``stem``, with the first number that makes it new where it is taken."""
