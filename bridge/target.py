@@ -90,6 +90,11 @@ class Target:
         """The opset to ask the exporter for; None leaves it to the exporter."""
         return None
 
+    @property
+    def reads_functions(self) -> bool:
+        """Whether its parser reads local functions."""
+        return self.flavour == "tensorrt-rtx" or self.version >= (9,)
+
     def takes(self, operator: str) -> bool:
         """Whether the parser has an importer for ``operator`` that needs no plugin."""
         return operator in self.operators and not (operator in self._plugin_only and not self.has_plugin(operator))

@@ -21,7 +21,7 @@ from .framework import RULES, Log, PassError, Rule, run_rules
 from .ir import ModelError, collector_paused
 from .lower import lower
 from .matches import Recorder
-from .narrow import float64_to_float32, int64_boundary_to_int32
+from .narrow import bfloat16_to_float32, check_int64_range, float64_to_float32, int64_boundary_to_int32
 from .plugins import PLUGINS, Plugin, drop_uncalled
 from .reading import read
 from .writing import write
@@ -61,6 +61,7 @@ def rewrite(
     pinned = pin_inputs(graph, shapes or {})
     infer_types(graph, afresh=pinned)
     float64_to_float32(graph, target, log)
+    bfloat16_to_float32(graph, target, log)
     boundary_to_wider_types(graph, target, log)
     int64_boundary_to_int32(graph, target, log)
     settled = False
@@ -77,6 +78,7 @@ def rewrite(
         changed = changed or lower(graph, rules, target, log)
         if not changed:
             drop_uncalled(graph)
+            check_int64_range(graph, target, log)
             return log
         settled = False
     busy = ", ".join(sorted(log.nodes))

@@ -91,6 +91,8 @@ class _Wanted:
             return None
         if is_plugin_call(node):  # of a model that was rewritten for another target, perhaps
             return None if self.target.has_plugin(node.op, node.attrs.get("plugin_version")) else function
+        if not self.target.reads_functions:
+            return function
         if key not in self.known:
             self.known[key] = False  # ends the search in functions that call themselves
             inner = [item for scope in scopes(function, functions=False) for item in scope.nodes]

@@ -395,10 +395,12 @@ def test_int64_inputs_and_outputs_become_int32_where_the_target_has_no_int64() -
     assert any("input 'i' is int64 in the source" in note for note in done.log.notes), done.log.notes
 
 
-def test_a_constant_beyond_int32_is_told() -> None:
-    source = model("main (int64[1] i) => (int64[1] j) <int64[1] w = {4294967296}> { j = Min (i, w) }")
+def test_a_constant_beyond_int32_is_told_unless_the_last_int32_stands_in_for_it() -> None:
+    source = model("""main (int64[1] i) => (int64[1] j, int64[1] k) <int64[1] w = {4294967296}> {
+        j = Min (i, w)  k = Add (i, w) }""")
     log = rewrite(from_proto(source), OLD)
-    assert any("beyond int32" in note for note in log.notes), log.notes
+    told = [(where, reason) for (rule, _), (where, reason) in log.declined.items() if rule == "int64_range"]
+    assert len(told) == 1 and told[0][0].startswith("Add") and "4294967296" in told[0][1], told
 
 
 # --- expanding ---------------------------------------------------------------------------------------------------
