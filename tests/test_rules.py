@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
+from onnx.reference import ReferenceEvaluator
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from bridge import target as targets
 from passes import all_rules, read, rewrite
@@ -30,6 +32,15 @@ def test_every_rule_has_an_example_and_a_reason(rule) -> None:
     assert rule.reason.endswith("."), f"{rule.name}: its docstring's first line is no sentence: {rule.reason!r}"
 
 
+def outputs(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """In ONNX Runtime, or in ONNX's reference evaluator where ONNX Runtime lacks an operator."""
+    try:
+        return run_onnx(model, feeds)
+    except (ort_state.NotImplemented, ort_state.InvalidGraph, ort_state.Fail):
+        names = [info.name for info in model.graph.output]
+        return dict(zip(names, ReferenceEvaluator(model).run(None, feeds), strict=True))
+
+
 @pytest.mark.parametrize("target", [targets.resolve(name) for name in TARGETS], ids=TARGETS)
 @pytest.mark.parametrize(("rule", "build"), EXAMPLES)
 def test_a_rule_changes_its_example_and_not_what_it_computes(
@@ -45,7 +56,7 @@ def test_a_rule_changes_its_example_and_not_what_it_computes(
         names = [output.name for output in original.graph.output]
         expected = dict(zip(names, rule.references[build.__name__](feeds), strict=True))
     else:
-        expected = run_onnx(original, feeds)
+        expected = outputs(original, feeds)
 
     write(before, tmp_path / "before.onnx")
     after = read(tmp_path / "before.onnx")
