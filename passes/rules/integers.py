@@ -27,7 +27,6 @@ CARRIERS = {
 MOVES = {
     "Compress": 1,
     "Concat": None,
-    "DepthToSpace": 1,
     "Expand": 1,
     "Flatten": 1,
     "Gather": 1,
@@ -37,7 +36,6 @@ MOVES = {
     "Reshape": 1,
     "ReverseSequence": 1,
     "Slice": 1,
-    "SpaceToDepth": 1,
     "Split": 1,
     "Squeeze": 1,
     "Tile": 1,

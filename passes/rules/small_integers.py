@@ -61,7 +61,8 @@ def compute_in_wider_integers(node: gs.Node, g: Builder) -> Replacement:
         if x.is_empty():
             inputs.append(None)
         elif np.dtype(x.dtype).name in kinds:
-            inputs.append(_order_of_uint64(g, carried(g, x)) if moved else carried(g, x))
+            wide = carried(g, x) if node.op != "OneHot" else g.cast(x, np.int64)  # ONNX Runtime's has no int32
+            inputs.append(_order_of_uint64(g, wide) if moved else wide)
         else:
             inputs.append(x)
     if node.op in ("Max", "Min", "Clip") and inputs[0] is not None and g.dtype(inputs[0]) == np.int64:

@@ -1,0 +1,255 @@
+"""Operators that TensorRT has, but not for this type: bool, integers, or floats where it takes integers alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from passes.framework import Builder, Replacement, example, lacks, rule
+from passes.model import onnx_dtype
+from passes.rules.integers import carried, is_integer, is_unsigned, wrapped
+from passes.rules.shapes import check_intermediate
+
+FLOATS = ("float16", "bfloat16", "float32")
+
+
+@rule("Mod")
+def float_mod_with_the_divisors_sign(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT's Mod of floats has the sign of the dividend; where that is not the divisor's, one divisor is added."""
+    x, y = node.inputs
+    if g.dtype(x).name not in FLOATS or node.attrs.get("fmod", 0):
+        return None
+    rest = g.op.Mod(x, y, fmod=1)
+    zero = g.constant(0, g.dtype(x))
+    apart = g.op.Less(g.op.Mul(g.op.Sign(rest), g.op.Sign(y)), zero)
+    return g.op.Where(apart, g.op.Add(rest, y), rest)
+
+
+@float_mod_with_the_divisors_sign.example
+def python_remainder() -> gs.Graph:
+    return example(
+        {"x": ("float32", ["n", 4]), "y": ("float32", [4])},
+        lambda g, x, y: g.op.Mod(g.op.Mul(x, g.constant(5.0)), y),
+        opset=26,
+    )
+
+
+@rule("Relu", "PRelu")
+def rectify_integers(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT rectifies floats; of integers it takes the larger, or chooses."""
+    x = node.inputs[0]
+    if g.dtype(x) not in (np.int32, np.int64):
+        return None
+    zero = g.constant(0, g.dtype(x))
+    if node.op == "Relu":
+        return g.op.Max(x, zero)
+    return g.op.Where(g.op.Less(x, zero), g.op.Mul(x, node.inputs[1]), x)
+
+
+@rectify_integers.example
+def relu_and_prelu_of_int32() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor, y: gs.Tensor) -> list[gs.Tensor]:
+        x = g.op.Sub(x, g.constant(1, np.int32))
+        return [g.op.Relu(x), g.op.PRelu(x, y)]
+
+    return example({"x": ("int32", ["n", 4]), "y": ("int32", [4])}, build)
+
+
+@rule("ReduceL2", "ReduceLogSum", "ReduceLogSumExp")
+def reduce_integers_as_floats(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT takes roots and logarithms of floats alone; of integers the result is cut off."""
+    x = node.inputs[0]
+    if g.dtype(x) not in (np.int32, np.int64):
+        return None
+    reduced = g.node(node.op, [g.cast(x, np.float32), *node.inputs[1:]], node.attrs)
+    return g.cast(reduced, g.dtype(x))
+
+
+@reduce_integers_as_floats.example
+def length_of_an_integer_vector() -> gs.Graph:
+    return example({"x": ("int32", ["n", 4])}, lambda g, x: g.op.ReduceL2(x, [1]))
+
+
+@rule("DepthToSpace", "SpaceToDepth")
+def blocks_of_small_types(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT moves no blocks of bool and of small integers; float32 holds each of their values."""
+    kind = g.dtype(node.inputs[0])
+    if kind not in (np.bool_, np.uint8, np.int16, np.uint16):
+        return None
+    wide = g.cast(node.inputs[0], np.float32)
+    return g.cast(g.node(node.op, [wide], node.attrs), kind)
+
+
+@blocks_of_small_types.example
+def mask_to_blocks_and_back() -> gs.Graph:
+    return example(
+        {"x": ("bool", ["n", 1, 4, 4])},
+        lambda g, x: g.op.DepthToSpace(g.op.Not(g.op.SpaceToDepth(x, blocksize=2)), blocksize=2, mode="CRD"),
+    )
+
+
+@rule("Pow")
+def pow_of_one_type(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT's Pow wants base and exponent of one type; ONNX computes in the wider one and gives the base's."""
+    x, y = node.inputs
+    base, exponent = g.dtype(x), g.dtype(y)
+    if base == exponent:
+        return None
+    if is_integer(base) and not is_integer(exponent):
+        wide: np.dtype[Any] = np.dtype(np.float32)
+    elif is_integer(base):
+        wide = np.dtype(np.int64)
+    else:
+        wide = base if is_integer(exponent) or base == np.float32 else np.dtype(np.float32)
+    if isinstance(y, gs.Constant):
+        y = g.constant(np.asarray(y.values).astype(wide))
+    return _cast(g, g.op.Pow(g.cast(x, wide), g.cast(y, wide)), base)
+
+
+def _cast(g: Builder, x: gs.Tensor, dtype: np.dtype[Any]) -> gs.Tensor:
+    return x if g.dtype(x) == dtype else g.cast(x, dtype)
+
+
+@pow_of_one_type.example
+def powers_of_other_types() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor, y: gs.Tensor) -> list[gs.Tensor]:
+        return [g.op.Pow(x, y), g.op.Pow(x, g.constant(3)), g.op.Pow(y, g.constant(2.0)), g.op.Pow(y, g.constant(2))]
+
+    return example({"x": ("float32", ["n", 4]), "y": ("int32", [4])}, build)
+
+
+@rule("MatMul", "Gemm")
+def integer_product_as_sums(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT multiplies matrices of floats alone; of integers each product is taken and summed."""
+    if g.dtype(node.inputs[0]) not in (np.int32, np.int64):
+        return None
+    a, b = node.inputs[:2]
+    if node.op == "Gemm":
+        return _integer_gemm(node, g)
+    rank_a, rank_b = len(g.shape(a)), len(g.shape(b))
+    a = g.unsqueeze(a, [0]) if rank_a == 1 else a
+    b = g.unsqueeze(b, [1]) if rank_b == 1 else b
+    y = _sums(g, a, g.moveaxis(b, -1, -2))
+    rank = len(g.shape(y))
+    dropped = ([rank - 2] if rank_a == 1 else []) + ([rank - 1] if rank_b == 1 else [])
+    return g.squeeze(y, dropped) if dropped else y
+
+
+def _sums(g: Builder, a: gs.Tensor, b: gs.Tensor) -> gs.Tensor:
+    """[…, m, n]: the products of the rows of ``a`` […, m, k] and ``b`` […, n, k]."""
+    rank_a, rank_b = len(g.shape(a)), len(g.shape(b))
+    longer = g.shape(a if rank_a >= rank_b else b)
+    check_intermediate(g, [*longer[:-2], g.shape(a)[-2], *g.shape(b)[-2:]], "every row times every column")
+    products = g.op.Mul(g.unsqueeze(a, [rank_a - 1]), g.unsqueeze(b, [rank_b - 2]))
+    return g.reduce("ReduceSum", products, [max(rank_a, rank_b)])
+
+
+def _integer_gemm(node: gs.Node, g: Builder) -> gs.Tensor:
+    a, b = node.inputs[:2]
+    kind = g.dtype(a)
+    a = g.op.Transpose(a, perm=[1, 0]) if node.attrs.get("transA", 0) else a
+    b = b if node.attrs.get("transB", 0) else g.op.Transpose(b, perm=[1, 0])
+    alpha, beta = (float(node.attrs.get(name, 1.0)) for name in ("alpha", "beta"))
+    if not (alpha.is_integer() and beta.is_integer()):
+        g.decline(f"alpha {alpha} and beta {beta} of a product of integers")
+    y = _sums(g, a, b)
+    y = y if alpha == 1 else g.op.Mul(y, g.constant(int(alpha), kind))
+    c = g.input(node, 2)
+    if c is None:
+        return y
+    result: gs.Tensor = g.op.Add(y, c if beta == 1 else g.op.Mul(c, g.constant(int(beta), kind)))
+    return result
+
+
+@integer_product_as_sums.example
+def stacks_of_integer_matrices() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor, y: gs.Tensor, v: gs.Tensor) -> list[gs.Tensor]:
+        return [g.op.MatMul(x, y), g.op.MatMul(x, v), g.op.MatMul(v, y), g.op.MatMul(v, v)]
+
+    return example({"x": ("int32", ["n", 2, 3, 4]), "y": ("int32", [2, 4, 4]), "v": ("int32", [4])}, build)
+
+
+@integer_product_as_sums.example
+def gemm_of_int64() -> gs.Graph:
+    return example(
+        {"x": ("int64", [4, "n"]), "y": ("int64", [3, 4]), "c": ("int64", [3])},
+        lambda g, x, y, c: g.op.Gemm(x, y, c, transA=1, transB=1, alpha=2.0, beta=3.0),
+    )
+
+
+@rule("Resize")
+def resize_integers_as_floats(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT resizes floats alone; float32 holds integers of 24 bits, and of longer ones each half."""
+    x = node.inputs[0]
+    kind = g.dtype(x)
+    if not is_integer(kind) and kind != np.bool_:
+        return None
+    if kind == np.int8 and node.attrs.get("mode", "nearest") == "nearest":
+        return None
+    rest = node.inputs[1:]
+    nearest = node.attrs.get("mode", "nearest") == "nearest"
+    if kind.itemsize < 4 or not nearest:
+        wide = g.cast(x, np.float32)
+        return g.op.Cast(_by_way_of_int32(g, g.node("Resize", [wide, *rest], node.attrs), kind), to=onnx_dtype(kind))
+    if kind not in (np.int32, np.int64):
+        g.decline(f"{kind} of values that float32 does not hold")
+    count, part = g.constant(1 << 21, kind), x
+    pieces = 2 if kind == np.int32 else 3
+    total: gs.Tensor | None = None
+    for place in range(pieces):
+        low = g.op.Mod(part, count)
+        last = place == pieces - 1
+        piece = g.cast(g.node("Resize", [g.cast(part if last else low, np.float32), *rest], node.attrs), kind)
+        piece = piece if place == 0 else g.op.Mul(piece, g.constant(1 << (21 * place), kind))
+        total = piece if total is None else g.op.Add(total, piece)
+        part = g.op.Div(g.op.Sub(part, low), count)
+    return total
+
+
+def _by_way_of_int32(g: Builder, x: gs.Tensor, kind: np.dtype[Any]) -> gs.Tensor:
+    return g.cast(x, np.int32) if is_integer(kind) and kind.itemsize < 4 else x
+
+
+def _resized(kind: str, mode: str) -> gs.Graph:
+    scales = np.array([1, 1, 2, 2], np.float32)
+    return example(
+        {"x": (kind, ["n", 2, 3, 3])}, lambda g, x: g.op.Resize(x, None, g.constant(scales), mode=mode), opset=18
+    )
+
+
+@resize_integers_as_floats.example
+def uint8_image_to_the_nearest() -> gs.Graph:
+    return _resized("uint8", "nearest")
+
+
+@resize_integers_as_floats.example
+def labels_of_int32_to_the_nearest() -> gs.Graph:
+    return _resized("int32", "nearest")
+
+
+@rule("BitCast", when=lacks("BitCast"))
+def bits_of_another_integer(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT has no BitCast; between integers of one size it is a Cast that wraps around."""
+    x, to = node.inputs[0], np.dtype(node.outputs[0].dtype)
+    given = g.dtype(x)
+    if given == to:
+        return g.op.Identity(x)
+    if not (is_integer(given) or given == np.bool_) or not (is_integer(to) or to == np.bool_):
+        g.decline(f"the bits of {given} as {to} are no arithmetic on integers")
+    wide = carried(g, x) if given != np.bool_ else g.cast(x, np.int32)
+    if given.itemsize == 8 or is_unsigned(to) == is_unsigned(given) or given == np.bool_:
+        return g.op.Cast(wide, to=onnx_dtype(to))
+    if to == np.int32:
+        wide = g.cast(wide, np.int64)
+    return g.op.Cast(wide if g.dtype(wide) == to else wrapped(g, wide, to), to=onnx_dtype(to))
+
+
+@bits_of_another_integer.example
+def int8_as_uint8_and_back() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> list[gs.Tensor]:
+        unsigned = g.op.BitCast(g.op.Neg(x), to=onnx_dtype(np.uint8))
+        return [unsigned, g.op.BitCast(unsigned, to=onnx_dtype(np.int8))]
+
+    return example({"x": ("int8", ["n", 4])}, build, opset=26)
