@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from .ir import Array, Names, Node, node_metadata, scopes, set_type, tensor_proto, type_proto
+from .ir import Array, Names, Node, node_metadata, scopes, set_type, tensor_proto, type_known, type_proto
 from .matches import Match, Recorder, part
 from .provenance import describe
 from .writing import node_proto
@@ -363,7 +363,7 @@ def infer(node: gs.Node, opset: int, *, strict: bool = False) -> bool:
     for tensor in node.inputs:
         if tensor.is_empty():
             continue
-        if tensor.dtype is None:
+        if not type_known(tensor):
             return False
         types[tensor.name] = type_proto(tensor)
         if isinstance(tensor, gs.Constant) and np.prod(tensor.shape, dtype=np.int64) <= INFERENCE_DATA:
@@ -388,7 +388,10 @@ def merge_type(tensor: gs.Variable, proto: onnx.TypeProto) -> bool:
     new = gs.Variable(tensor.name)
     set_type(new, proto)
     if new.dtype is None:
-        return False
+        if type_known(tensor) or not type_known(new):
+            return False
+        set_type(tensor, proto)  # a container
+        return True
     changed = tensor.dtype is None
     tensor.dtype = tensor.dtype if tensor.dtype is not None else new.dtype
     if new.shape is None:
