@@ -10,7 +10,11 @@ from passes.framework import Builder
 from . import Case, Sketch, Tensors, strategy
 
 
-@strategy("antialiased_resize_as_matmul")
+@strategy("resize_as_matmul")
+def refused(s: Sketch) -> Case:
+    return s.pick(antialiased, unusual, unusual)(s)
+
+
 def antialiased(s: Sketch) -> Case:
     mode = s.pick("linear", "cubic")
     rank = s.integer(1, 4) if mode == "linear" else s.pick(2, 4)
@@ -37,10 +41,73 @@ def antialiased(s: Sketch) -> Case:
     if s.flag():
         s.constants["sizes"] = np.array(targets, np.int64)
     else:
-        exact = [t / sizes[axis] for t, axis in zip(targets, resized, strict=True)]
-        s.constants["scales"] = np.array(exact if s.flag() else [round(f + 0.03, 2) for f in exact], np.float32)
+        more = 0.4 if s.flag() else 1e-4  # of what is not resized, ONNX Runtime ignores the scale
+        scales = [(t + more) / sizes[i] if t != sizes[i] else 1.0 for t, i in zip(targets, resized, strict=True)]
+        s.constants["scales"] = np.array(scales, np.float32)
 
     def build(g: Builder, t: Tensors) -> gs.Tensor:
         return g.op.Resize(t["x"], None, t.get("scales"), t.get("sizes"), **attrs)
 
     return s.model(build, opset=opset)
+
+
+def wanted(s: Sketch, sizes: list[int], resized: list[int], changing: list[int], by_size: bool = False) -> None:
+    """Scales or sizes of the axes ``resized``, some of which keep their sizes."""
+    targets = [s.integer(1, 12) if axis in changing else sizes[axis] for axis in resized]
+    if by_size or s.flag():
+        s.constants["sizes"] = np.array(targets, np.int64)
+    else:
+        exact = [t / sizes[axis] for t, axis in zip(targets, resized, strict=True)]
+        s.constants["scales"] = np.array(exact if s.flag() else [round(f + 0.03, 2) for f in exact], np.float32)
+
+
+def unusual(s: Sketch) -> Case:
+    """What is not antialiased: cropped, symmetric, of integers, to a kept aspect ratio, of any axes."""
+    mode = s.pick("nearest", "linear", "linear", "cubic")
+    rank = 4 if mode == "cubic" else s.integer(1, 4)
+    sizes = [s.integer(2, 9) for _ in range(rank)]
+    axes, resized = None, list(range(rank))
+    if s.flag():
+        resized = sorted({axis % rank for axis in s.axes(rank)}) or [rank - 1]
+        axes = resized
+    changing = resized[-2:] if mode == "cubic" else resized[-3:]
+    how = s.pick("half_pixel_symmetric", "tf_crop_and_resize", "half_pixel", "asymmetric", "pytorch_half_pixel")
+    attrs = {
+        "mode": mode,
+        "axes": axes,
+        "coordinate_transformation_mode": how,
+        "exclude_outside": s.pick(None, 0, 1) if mode == "cubic" else None,
+        "cubic_coeff_a": s.pick(None, -0.5) if mode == "cubic" else None,
+        "extrapolation_value": s.pick(None, 1.5),
+        "nearest_mode": s.pick(None, "floor", "ceil", "round_prefer_ceil") if mode == "nearest" else None,
+    }
+    crops = how == "tf_crop_and_resize"  # to sizes that are scales times sizes: else ONNX and TensorFlow differ
+    wanted(s, sizes, resized, changing, by_size=crops)
+    if "sizes" in s.constants and not crops:
+        attrs["keep_aspect_ratio_policy"] = s.pick(None, "not_larger", "not_smaller")
+    if crops:
+        starts = [s.random.uniform(-0.2, 0.4) if axis in changing else 0.0 for axis in resized]
+        ends = [s.random.uniform(0.6, 1.2) if axis in changing else 1.0 for axis in resized]
+        s.constants["roi"] = np.array(starts + ends, np.float32)
+    dtype = s.pick("int32", "uint8", "int8", "float32") if mode == "nearest" else "float32"
+    s.input("x", dtype, sizes)
+
+    def build(g: Builder, t: Tensors) -> gs.Tensor:
+        return g.op.Resize(t["x"], t.get("roi"), t.get("scales"), t.get("sizes"), **attrs)
+
+    return s.model(build, opset=s.pick(19, 20))
+
+
+@strategy("resize_of_chosen_axes")
+def chosen(s: Sketch) -> Case:
+    mode = s.pick("nearest", "linear", "cubic")
+    sizes = [s.integer(1, 3), s.integer(1, 3), s.integer(2, 7), s.integer(2, 7)]
+    resized = s.pick([2, 3], [3, 2], [3], [-2, -1], [-1])
+    wanted(s, sizes, resized, resized)
+    s.input("x", s.pick("float32", "float32", "float16"), sizes)
+    attrs = {"mode": mode, "axes": resized}
+
+    def build(g: Builder, t: Tensors) -> gs.Tensor:
+        return g.op.Resize(t["x"], None, t.get("scales"), t.get("sizes"), **attrs)
+
+    return s.model(build, opset=s.pick(18, 20))
