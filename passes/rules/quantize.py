@@ -35,10 +35,11 @@ def dequantize_in_float(node: gs.Node, g: Builder) -> Replacement:
         steps = (np.asarray(x.values).astype(np.int64) - offset).astype(np.float64)
         weights = steps * g.value(scale_).astype(np.float64)
         return g.op.Identity(g.constant(weights.astype(target)))
-    wide = g.cast(x, target) if narrow.name in ("uint8", "int8", "int32") else g.cast(g.cast(x, np.int32), target)
+    wide = x if narrow.name in ("uint8", "int8", "int32") else g.cast(x, np.int32)
+    steps = g.cast(wide, np.float32)
     if zero_ is not None:
-        wide = g.op.Sub(wide, _as_float(g, zero_, target))
-    return g.op.Mul(wide, _as_float(g, scale_, target))
+        steps = g.op.Sub(steps, _as_float(g, zero_, np.dtype(np.float32)))
+    return g.cast(g.op.Mul(steps, _as_float(g, scale_, np.dtype(np.float32))), target)
 
 
 @rule("QuantizeLinear")
@@ -49,7 +50,7 @@ def quantize_in_float(node: gs.Node, g: Builder) -> Replacement:
     readers = node.outputs[0].outputs
     if _is_native(narrow, zero) or (readers and all(_takes_over(g, reader, node) for reader in readers)):
         return None
-    x = node.inputs[0]
+    x = _single(g, node.inputs[0])
     rank = len(g.shape(x))
     scale, zero_ = (_along(g, node, item, x, rank) for item in (node.inputs[1], g.input(node, 2)))
     y = g.op.Round(g.op.Div(x, _as_float(g, scale, g.dtype(x))))
@@ -90,6 +91,8 @@ def _rounded(g: Builder, quantize: gs.Node, dequantize: gs.Node) -> gs.Tensor:
         stored = g.node("QuantizeLinear", [x, scale, around_zero], attrs)
         result: gs.Tensor = g.node("DequantizeLinear", [stored, scale, around_zero], attrs)
         return result
+    kept = g.dtype(dequantize.inputs[1])
+    x = _single(g, x)
     dtype, rank = g.dtype(x), len(g.shape(x))
     step = _as_float(g, _along(g, quantize, scale, x, rank), dtype)
     steps = g.op.Round(g.op.Div(x, step))
@@ -99,11 +102,11 @@ def _rounded(g: Builder, quantize: gs.Node, dequantize: gs.Node) -> gs.Tensor:
         offset = np.zeros((), np.int64) if zero_ is None else np.asarray(zero_.values).astype(np.int64)
         if offset.size == 1:
             least, most = (g.constant(np.asarray(limit - offset.item(), dtype)) for limit in (low, high))
-            return g.op.Mul(g.op.Clip(steps, least, most), step)
+            return g.cast(g.op.Mul(g.op.Clip(steps, least, most), step), kept)
         below, above = (g.constant((limit - offset).astype(dtype)) for limit in (low, high))
     else:
         below, above = (g.op.Sub(g.constant(limit, dtype), _as_float(g, zero_, dtype)) for limit in (low, high))
-    return g.op.Mul(g.op.Min(g.op.Max(steps, below), above), step)
+    return g.cast(g.op.Mul(g.op.Min(g.op.Max(steps, below), above), step), kept)
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
@@ -148,6 +151,11 @@ def _along(g: Builder, node: gs.Node, item: gs.Tensor | None, x: gs.Tensor, rank
         return g.constant(np.asarray(item.values).reshape(shape))
     reshaped: gs.Tensor = g.op.Reshape(item, shape)
     return reshaped
+
+
+def _single(g: Builder, x: gs.Tensor) -> gs.Tensor:
+    """``x`` in float32: half precision has no room for the steps of 16 bits, and integers do not divide."""
+    return g.cast(x, np.float32)
 
 
 def _as_float(g: Builder, item: gs.Tensor, dtype: np.dtype[Any]) -> gs.Tensor:
@@ -221,6 +229,19 @@ def stored_as_uint8() -> gs.Graph:
     return example(
         {"x": ("float32", ["n", 4])},
         lambda g, x: g.op.QuantizeLinear(x, g.constant(np.float32(0.05)), g.constant(np.uint8(30))),
+    )
+
+
+@quantize_in_float.example
+def half_precision_in_steps_of_16_bits() -> gs.Graph:
+    return example(
+        {"x": ("float16", ["n", 4])},
+        lambda g, x: g.op.DequantizeLinear(
+            g.op.Identity(g.op.QuantizeLinear(x, g.constant(np.float16(0.277)), g.constant(np.uint16(59576)))),
+            g.constant(np.float16(0.277)),
+            g.constant(np.uint16(59576)),
+        ),
+        opset=21,
     )
 
 
