@@ -30,7 +30,8 @@ def scatter_elements_with_reduction(node: gs.Node, g: Builder) -> Replacement:
     rank = len(g.shape(data))
     axis = int(node.attrs.get("axis", 0)) % rank
     if isinstance(indices, gs.Constant) and isinstance(g.shape(data)[axis], int) and _distinct(g, indices, data, axis):
-        combined = _combine(g, reduction, g.op.GatherElements(data, indices, axis=axis), updates)
+        old = _widened(g, g.op.GatherElements(data, indices, axis=axis))
+        combined = g.cast(_combine(g, reduction, old, _widened(g, updates)), g.dtype(data))
         return g.op.ScatterElements(data, indices, combined, axis=axis)
 
     kept = g.dtype(data)
@@ -60,7 +61,8 @@ def scatter_nd_with_reduction(node: gs.Node, g: Builder) -> Replacement:
     rank = len(g.shape(data))
     depth = g.static_dim(indices, -1)
     if isinstance(indices, gs.Constant) and _distinct_rows(g, indices, data, depth):
-        combined = _combine(g, reduction, g.op.GatherND(data, indices), updates)
+        old = _widened(g, g.op.GatherND(data, indices))
+        combined = g.cast(_combine(g, reduction, old, _widened(g, updates)), g.dtype(data))
         return g.op.ScatterND(data, indices, combined)
 
     kept = g.dtype(data)
@@ -229,6 +231,15 @@ def scatter_add_at_distinct_constants() -> gs.Graph:
     return example(
         {"x": ("float32", ["n", 6]), "u": ("float32", [1, 3])},
         lambda g, x, u: g.op.ScatterElements(x, g.constant([[4, 0, -1]]), u, axis=1, reduction="add"),
+    )
+
+
+@scatter_elements_with_reduction.example
+def scatter_any_at_distinct_constants() -> gs.Graph:
+    return example(
+        {"x": ("bool", ["n", 6]), "u": ("bool", [1, 3])},
+        lambda g, x, u: g.op.ScatterElements(x, g.constant([[4, 0, -1]]), u, axis=1, reduction="max"),
+        opset=18,
     )
 
 
