@@ -214,6 +214,8 @@ def _split_dimension_names(graph: gs.Graph, log: Log) -> None:
         if not isinstance(tensor, gs.Variable) or tensor.shape is None:
             continue
         for axis, size in enumerate(tensor.shape):
+            if size is None and not any(tensor is item for item in graph.inputs):
+                continue  # an output's: it has no name to share, and more may be learnt of it
             unnamed = size is None or (isinstance(size, str) and size.strip() in UNNAMED_DIMS)
             if not unnamed and not (isinstance(size, int) and size < 0):
                 continue
