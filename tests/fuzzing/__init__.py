@@ -47,6 +47,8 @@ class Case:
     """What gives the true outputs, where ONNX Runtime does not."""
     tolerance: float | None = None
     """Of the largest value of an output; None: as its type has it."""
+    builds: bool = True
+    """Whether TensorRT-RTX has to accept what comes out."""
 
     def __repr__(self) -> str:
         feeds = "\n".join(f"{name}: {array!r}" for name, array in self.feeds.items())
@@ -66,6 +68,8 @@ class Sketch:
         self.feeds: Arrays = {}
         self.constants: Arrays = {}
         self.inputs: dict[str, tuple[str, list[int | str]]] = {}
+        self.builds = True
+        """To be set to False by a strategy that draws what TensorRT cannot do by any rule."""
         self._random: np.random.Generator | None = None
 
     # plain choices
@@ -174,7 +178,7 @@ class Sketch:
             graph = example(self.inputs, body, opset)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, onnx.defs.SchemaError, Declined):
             hypothesis.reject()
-        return Case(graph, self.feeds, reference, tolerance)
+        return Case(graph, self.feeds, reference, tolerance, self.builds)
 
 
 STRATEGIES: dict[str, Callable[[Sketch], Case]] = {}

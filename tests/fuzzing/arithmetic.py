@@ -18,7 +18,8 @@ def reductions(s: Sketch) -> Case:
     op = s.pick("ReduceMax", "ReduceMin")
     s.input("x", s.pick("bool", "bool", "bool", "int32", "float32"), sizes)
     if axes and s.flag():
-        s.operand("axes", np.array(axes, np.int64))
+        s.operand("axes", np.array(axes, np.int64), static=True)
+        s.builds = "axes" in s.constants  # its reductions are along axes known when it builds
     elif axes:
         s.constants["axes"] = np.array(axes, np.int64)
 
@@ -61,7 +62,11 @@ def products_of_vectors(s: Sketch) -> Case:
     if s.rarely():
         stack = [n]
     dtype = s.pick("float32", "float32", "float16", "float64", "int32")
-    a, b = (s.values(dtype, [n]), s.values(dtype, stack)) if left else (s.values(dtype, stack), s.values(dtype, [n]))
+    s.builds = dtype != "int32"  # of which it multiplies no matrices
+    a, b = (s.values(dtype, sizes) for sizes in ([n], stack))
+    if dtype == "int32":  # sums beyond the type differ
+        a, b = a % 100, b % 100
+    a, b = (a, b) if left else (b, a)
     s.input("x", dtype, a) if left else s.operand("x", a)
     s.operand("y", b) if left else s.input("y", dtype, b)
     return s.model(lambda g, t: g.op.MatMul(t["x"], t["y"]), opset=s.pick(9, 13, 20))

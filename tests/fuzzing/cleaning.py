@@ -50,7 +50,7 @@ def casts(s: Sketch) -> Case:
 def dropouts(s: Sketch) -> Case:
     s.input("x", dtype := s.pick("float32", "float16", "float64"), s.values(dtype, s.sizes(0, 4, empty=True)))
     opset = s.pick(7, 10, 12, 13, 20)
-    mask, training = s.flag() and opset >= 10, s.pick(None, False, False, True)
+    mask, training = s.flag() and opset >= 12, s.pick(None, False, False, True)  # before, the mask is not defined
     ratio = s.pick(None, 0.0, 0.5)
     if training and ratio != 0:
         ratio, training = 0.0, s.flag()  # what is drawn at random cannot be compared
