@@ -6,10 +6,13 @@ combining and scattering back is the same; else each place compares its own numb
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.framework import Builder, Replacement, example, rule
+from passes.model import Array
 from passes.rules.shapes import Size, as_tensor, check_intermediate, iota, product, reshape, shape_tensor, size, times
 
 COMBINE = {"add": "Add", "mul": "Mul", "max": "Max", "min": "Min"}
@@ -234,8 +237,15 @@ def scatter_add_at_distinct_constants() -> gs.Graph:
     )
 
 
-@scatter_elements_with_reduction.example
+def _any_in_first_row(feeds: Mapping[str, Array]) -> list[Array]:
+    whole = feeds["x"].copy()
+    whole[:1, [4, 0, 5]] |= feeds["u"]
+    return [whole]
+
+
+@scatter_elements_with_reduction.example_against(_any_in_first_row)
 def scatter_any_at_distinct_constants() -> gs.Graph:
+    """For which ONNX Runtime has no kernel."""
     return example(
         {"x": ("bool", ["n", 6]), "u": ("bool", [1, 3])},
         lambda g, x, u: g.op.ScatterElements(x, g.constant([[4, 0, -1]]), u, axis=1, reduction="max"),
