@@ -23,6 +23,7 @@ from passes.provenance import origin_of
 
 from .errors import BuildError, Refusal
 from .inputs import Profile
+from .plugins.loading import NeededPlugin, check_files
 from .result import ConversionResult
 from .target import Target
 from .workspace import write_text
@@ -44,6 +45,10 @@ class BuildJob:
     profiles: dict[str, dict[str, list[int]]]
     compute_capabilities: list[list[int]] = field(default_factory=list)
     """For TensorRT-RTX: (major, minor) of the GPUs to build for; empty for its default."""
+    plugins: list[dict[str, Any]] = field(default_factory=list)
+    """The fields of each NeededPlugin."""
+    paths: list[str] = field(default_factory=list)
+    """Where the parent imports modules from, those of plugins among them."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +74,23 @@ def build(
     compute_capabilities: Sequence[tuple[int, int]] | None = None,
     timeout: float | None = None,
     hints: Mapping[str, str] | None = None,
+    plugins: Sequence[NeededPlugin] = (),
 ) -> BuildOutcome:
     """Builds ``model`` into ``engine`` and writes TensorRT's messages to ``log``.
 
     ``hints`` says, by node or operator, what could help where the parser refuses it. Raises BuildError where the parser
-    or builder refuses, crashes (with the signal's name) or takes longer than ``timeout`` seconds.
+    or builder refuses, crashes (with the signal's name) or takes longer than ``timeout`` seconds, and PluginError where
+    a plugin's library is not there.
     """
+    check_files(plugins)
     job = BuildJob(
         target.flavour,
         str(model),
         str(engine),
         {name: {key: list(value) for key, value in asdict(profile).items()} for name, profile in profiles.items()},
         [list(pair) for pair in compute_capabilities or ()],
+        [asdict(plugin) for plugin in plugins],
+        [path for path in sys.path if path] if plugins else [],
     )
     reply, messages, code = _run_child(job, timeout)
     kept = [line for line in messages.splitlines() if not any(word in line for word in NOISE)]
@@ -201,8 +211,15 @@ def _collect(graph: onnx.GraphProto, into: dict[str, onnx.NodeProto]) -> None:
                 _collect(attribute.g, into)
 
 
-def write_sidecar(path: Path, outcome: BuildOutcome, result: ConversionResult, target: Target, engine: Path) -> None:
-    """Writes what the engine is, and what it was made of, beside it."""
+def write_sidecar(
+    path: Path,
+    outcome: BuildOutcome,
+    result: ConversionResult,
+    target: Target,
+    engine: Path,
+    plugins: Sequence[NeededPlugin] = (),
+) -> None:
+    """Writes what the engine is, what it was made of, and which plugins it needs, beside it."""
     assert result.onnx is not None
     sidecar = {
         "target": asdict(target.info),
@@ -211,6 +228,7 @@ def write_sidecar(path: Path, outcome: BuildOutcome, result: ConversionResult, t
         "outputs": [asdict(item) for item in result.outputs],
         "engine_inputs": outcome.inputs,
         "engine_outputs": outcome.outputs,
+        "plugins": [plugin.record() for plugin in plugins],
         "tensorrt_seconds": outcome.seconds,
         "onnx_sha256": _sha256(result.onnx),
         "engine_sha256": _sha256(engine),

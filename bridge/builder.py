@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .build import BuildJob, BuildOutcome
+from .plugins.loading import NeededPlugin, PluginError, add_import_paths, load_plugins
 from .target import MODULES
 
 
@@ -50,6 +51,11 @@ def run(job: BuildJob) -> BuildOutcome:
     polygraphy_trt.TRT_LOGGER = logger  # the first logger of a process stays, so there is one
     if hasattr(trt, "init_libnvinfer_plugins"):
         trt.init_libnvinfer_plugins(logger, "")
+    try:
+        add_import_paths(job.paths)
+        load_plugins([NeededPlugin(**plugin) for plugin in job.plugins], trt)
+    except PluginError as error:
+        return BuildOutcome(error=str(error))
     builder, network = CreateNetwork()()[:2]
     parser = trt.OnnxParser(network, logger)
     began = time.perf_counter()

@@ -15,6 +15,7 @@ from .compare import Tolerances, compare_stages, disagreement, onnx_runner, run_
 from .errors import BridgeError, BuildError, CompareError, ExportError, RewriteError, RunError, Stage, UsageError
 from .inputs import Array, Case, Profile, make_cases, make_profiles
 from .onnx_source import INT_RANGE
+from .plugins.loading import NeededPlugin, needed_plugins
 from .result import Comparison, ConversionResult, Decline, Rewrite, TaskCheck, TensorInfo
 from .settings import Run, Settings, check_kept, read_capabilities, source_path
 from .target import Target, resolve
@@ -133,6 +134,8 @@ class Conversion:
     cases: list[Case] = field(default_factory=list)
     source_types: dict[str, np.dtype[Any]] = field(default_factory=dict)
     """dtype of each input and output in the source."""
+    plugins: list[NeededPlugin] = field(default_factory=list)
+    """What has to be loaded where the engine is built, and where it runs."""
 
     def run(self, source: Any, inputs: Any) -> None:
         """Runs every stage and writes ``result.json``. Raises UsageError alone."""
@@ -314,6 +317,8 @@ class Conversion:
         ]
         result.declined = [Decline(rule, where, reason) for (rule, _), (where, reason) in log.declined.items()]
         result.notes.extend(log.notes)
+        self.plugins = needed_plugins(graph, target)
+        result.notes.extend(f"the engine needs {plugin} wherever it runs: {plugin.source}" for plugin in self.plugins)
         result.inputs = [self._info(tensor, self.profiles.get(tensor.name)) for tensor in graph.inputs]
         result.outputs = [self._info(tensor, None) for tensor in graph.outputs]
         self._prove(log)
@@ -393,8 +398,9 @@ class Conversion:
                 compute_capabilities=settings.compute_capabilities,
                 timeout=settings.build_timeout,
                 hints=hints,
+                plugins=self.plugins,
             )
-        write_sidecar(partial / SIDECAR, outcome, result, settings.target, partial / ENGINE)
+        write_sidecar(partial / SIDECAR, outcome, result, settings.target, partial / ENGINE, self.plugins)
         self.workspace.publish(SIDECAR, ENGINE)
         result.engine = self.workspace.path(ENGINE)
         return result.engine
@@ -404,7 +410,9 @@ class Conversion:
 
         with self.clock("run"):
             outputs = run_stage(
-                "engine", lambda: engine_runner(engine, self.settings.target), [case.feeds for case in self.cases]
+                "engine",
+                lambda: engine_runner(engine, self.settings.target, self.plugins),
+                [case.feeds for case in self.cases],
             )
         comparisons = self._compare(("rewritten", "engine"), rewritten, outputs)
         if not all(item.agreed for item in comparisons):
@@ -431,7 +439,8 @@ class Conversion:
         path = self.result.onnx
         assert path is not None
         where = "engine" if engine is not None else "rewritten"
-        runner = engine_runner(engine, self.settings.target) if engine is not None else onnx_runner(path, where)
+        target = self.settings.target
+        runner = engine_runner(engine, target, self.plugins) if engine is not None else onnx_runner(path, where)
 
         def run(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
             from polygraphy.comparator.data_loader import coerce_feed_dict

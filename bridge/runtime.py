@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import RunError
+from .plugins.loading import NeededPlugin, PluginError, load_plugins
 from .target import Target
 
 
-def engine_runner(engine: Path, target: Target) -> Any:
-    """A Polygraphy TrtRunner of the engine file. Raises RunError where Polygraphy already drives the other flavour."""
+def engine_runner(engine: Path, target: Target, plugins: Sequence[NeededPlugin] = ()) -> Any:
+    """A Polygraphy TrtRunner of the engine file, which needs ``plugins``.
+
+    Raises RunError where Polygraphy already drives the other flavour, or a plugin does not load.
+    """
     import sys
 
     from polygraphy import config
@@ -22,5 +27,9 @@ def engine_runner(engine: Path, target: Target) -> Any:
     from polygraphy.backend.common import BytesFromPath
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
+    try:
+        load_plugins(plugins, target.module())
+    except PluginError as error:
+        raise RunError(str(error)) from error
     # EngineFromPath reads as a stream, which TensorRT before 10 has not.
     return TrtRunner(EngineFromBytes(BytesFromPath(str(engine))), name="engine")

@@ -96,8 +96,12 @@ class Target:
         return self.flavour == "tensorrt-rtx" or self.version >= (9,)
 
     def takes(self, operator: str) -> bool:
-        """Whether the parser has an importer for ``operator`` that needs no plugin."""
-        return operator in self.operators and not (operator in self._plugin_only and not self.has_plugin(operator))
+        """Whether the parser takes ``operator``: by itself, or by asking for a plugin that is there."""
+        return operator in self.operators and not (self.only_by_plugin(operator) and not self.has_plugin(operator))
+
+    def only_by_plugin(self, operator: str) -> bool:
+        """Whether its parser knows ``operator`` and looks for a plugin of that name to do it."""
+        return self.flavour == "tensorrt-rtx" and operator in _RTX_PLUGIN_ONLY
 
     def has_plugin(self, name: str, version: str | None = None) -> bool:
         """Whether its registry has a plugin of this name, or one that is known to the passes loads into it."""
@@ -111,11 +115,6 @@ class Target:
         """Whether its ONNX parser takes plugins that are written in Python (IPluginV3)."""
         return self.flavour == "tensorrt-rtx" or self.version >= (10,)
 
-    @property
-    def _plugin_only(self) -> frozenset[str]:
-        """Operators whose importer is a plugin that this TensorRT does not bring along."""
-        return frozenset(_RTX_PLUGIN_ONLY if self.flavour == "tensorrt-rtx" else ())
-
     def refuses(self, node: gs.Node) -> bool:
         """Whether the parser is known to refuse this very node: the operator, or this form of it."""
         if not self.takes(node.op):
@@ -127,7 +126,7 @@ class Target:
         """What can be done about an operator that no pass rewrites; empty where nothing is known."""
         if domain:
             return f"It is an operator of the domain {domain!r}: register a TensorRT plugin named {operator!r} for it."
-        if operator in self._plugin_only:
+        if self.only_by_plugin(operator) and not self.has_plugin(operator):
             return (
                 f"{self} takes {operator} through a plugin of that name alone, and none is registered. Where the size "
                 "of the result has a bound, write it without one: torch.where or a multiplication in place of a mask."
@@ -208,6 +207,11 @@ def resolve(name: str = "auto") -> Target:
         return here
     operators, plugins = _known_operators(flavour, version), _known_plugins(flavour, version)
     return Target(flavour, version, installed=False, operators=operators, plugins=plugins)
+
+
+def known_targets() -> list[Target]:
+    """A target of each version that there is a table of; the installed one where it is of that version."""
+    return [resolve(f"{flavour}-{version}") for flavour in MODULES for version in _known_versions(flavour)]
 
 
 def _automatic() -> Target:

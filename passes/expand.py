@@ -6,6 +6,7 @@ is slower, and in half precision less accurate).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from .ir import (
     calls,
     function_key,
     is_plugin_call,
+    is_reference,
     node_metadata,
     scopes,
     set_type,
@@ -45,7 +47,7 @@ def expand_functions(graph: gs.Graph, target: Target, log: Log) -> bool:
     changed: list[str] = []
     names: Names | None = None
     wanted = _Wanted(graph, target, log)
-    inner_first = list(scopes(graph))[::-1]
+    inner_first = list(scopes(graph, references=True))[::-1]
     for scope in inner_first:
         kept: list[gs.Node] = []
         for node in scope.nodes:
@@ -112,6 +114,19 @@ class _Wanted:
         return limit is None or onnx.defs.has(operator, limit, "")
 
 
+    def too_new(self, node: gs.Node) -> bool:
+        """Whether the opset that the target reads has no such operator. What a plugin computes is of that opset too."""
+        if self.target.opset is None or node.domain or not onnx.defs.has(node.op):
+            return False
+        first: int = min(schema.since_version for schema in _versions(node.op))
+        return first > self.target.opset
+
+
+@functools.cache
+def _versions(op: str) -> list[Any]:
+    return [schema for schema in onnx.defs.get_all_schemas_with_history() if schema.name == op and not schema.domain]
+
+
 @dataclass(frozen=True)
 class Meaning:
     """What a node stands for: a graph, and what the node puts in place of that graph's inputs and outputs."""
@@ -129,7 +144,10 @@ def _meaning(node: gs.Node, scope: gs.Graph, wanted: _Wanted) -> Meaning | None:
     if function is not None:
         proto = function_proto(function, wanted.ir_version)
         return _called(node, proto, {item.name: item for item in proto.attribute_proto}, scope.opset)
-    if isinstance(scope, gs.Function) or not wanted.operator(node):
+    if isinstance(scope, gs.Function):
+        if not (is_reference(scope) and wanted.too_new(node)):
+            return None
+    elif not wanted.operator(node):
         return None
     schema: Any = onnx.defs.get_schema(node.op, scope.opset, "")
     definition = _definition(node, schema, scope.opset)

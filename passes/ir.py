@@ -90,17 +90,17 @@ def _of_plugins(domain: str | None) -> bool:
     return bool(domain) and (domain == PLUGIN_DOMAIN or str(domain).startswith(f"{PLUGIN_DOMAIN}."))
 
 
-def scopes(graph: gs.Graph, *, functions: bool = True) -> Iterator[gs.Graph]:
+def scopes(graph: gs.Graph, *, functions: bool = True, references: bool = False) -> Iterator[gs.Graph]:
     """The graph, the bodies of its control flow at any depth, and its local functions with theirs.
 
-    What a plugin computes is left out (``is_reference``).
+    What a plugin computes (``is_reference``) is left out unless ``references``.
     """
     yield graph
     for body in [value for node in graph.nodes for value in node.attrs.values() if isinstance(value, gs.Graph)]:
         yield from scopes(body, functions=False)
     if functions:
         for function in getattr(graph, "functions", ()):
-            if is_reference(function):
+            if is_reference(function) and not references:
                 continue
             yield from scopes(function, functions=False)
 

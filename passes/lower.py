@@ -20,7 +20,7 @@ from .clean import oldest_ir_version
 from .framework import Builder, Declined, Log, PassError, Rule, match_of, replace
 from .ir import Names, bodies, elem_type, node_metadata, onnx_dtype, scopes
 from .provenance import describe
-from .restate import restate
+from .restate import not_restated, restate, restated
 from .writing import node_proto
 
 if TYPE_CHECKING:
@@ -57,31 +57,35 @@ def lower(graph: gs.Graph, rules: Iterable[Rule], target: Target, log: Log) -> b
     lacks, they have replaced, and operators with a function body are inlined.
     """
     limit = target.opset
-    if limit is None or all(scope.opset <= limit for scope in scopes(graph)):
+    if limit is None or all(scope.opset <= limit for scope in scopes(graph, references=True)):
         return False
     by_op: dict[str, list[Rule]] = {}
     for item in rules:
         if item.since is not None and item.when(target):
             for op in item.ops:
                 by_op.setdefault(op, []).append(item)
-    plan = _planned(graph, by_op, target, limit)
+    plugins = restated(graph, limit)
+    every = [*scopes(graph), *(s for item in not_restated(graph, plugins) for s in scopes(item, functions=False))]
+    plan = _planned(graph, every, by_op, target, limit)
     if plan.misfits:
         _discard(plan, graph, target, log)
         return False
     _carry_out(plan, log)
     before = graph.opset
-    for scope in scopes(graph):
+    for scope in every:
         scope.opset = min(scope.opset, limit)
-    restate(graph, limit)
+    restate(graph, plugins)
     graph.ir_version = oldest_ir_version(graph)
     log.add(KEPT, REASON, [f"the model: opset {before} -> {limit}"])
     return True
 
 
-def _planned(graph: gs.Graph, by_op: dict[str, list[Rule]], target: Target, limit: int) -> _Plan:
+def _planned(
+    graph: gs.Graph, every: Iterable[gs.Graph], by_op: dict[str, list[Rule]], target: Target, limit: int
+) -> _Plan:
     plan = _Plan(limit)
     names = Names(graph)
-    for scope in scopes(graph):
+    for scope in every:
         for node in scope.nodes:
             if scope.opset <= limit or _unchanged(node, scope.opset, limit):
                 continue

@@ -215,6 +215,53 @@ def _text(function: gs.Function) -> bytes:
     return text
 
 
+# --- the bridge's own --------------------------------------------------------------------------------------------
+
+
+def _non_max_suppression(g: Builder, *inputs: gs.Tensor, center_point_box: int, most: int) -> Any:
+    chosen = g.op.NonMaxSuppression(*inputs, center_point_box=center_point_box)
+    return chosen, g.cast(g.squeeze(g.slice(g.op.Shape(chosen), [0], [1], [0], [1]), [0]), np.int32)
+
+
+def _deform_conv(g: Builder, *inputs: gs.Tensor, bias: int, mask: int, **attributes: Any) -> Any:
+    rest = list(inputs[3:])
+    given = [rest.pop(0) if there else None for there in (bias, mask)]
+    return g.op.DeformConv(*inputs[:3], *given, **attributes)
+
+
+NON_ZERO = register(Plugin("NonZero", reference=lambda g, x: g.op.NonZero(x), module="bridge.plugins.nonzero"))
+"""TensorRT-RTX's parser asks for it by itself; no node of a model names it."""
+NON_MAX_SUPPRESSION = register(
+    Plugin(
+        "NonMaxSuppression",
+        namespace="bridge",
+        attributes={"center_point_box": 0, "most": -1},
+        outputs=2,
+        reference=_non_max_suppression,
+        module="bridge.plugins.nms",
+    )
+)
+"""``most``: what is known of the largest number of boxes in a class, or -1. Its second output counts the rows."""
+DEFORM_CONV = register(
+    Plugin(
+        "DeformConv",
+        namespace="bridge",
+        attributes={
+            "strides": [1, 1],
+            "pads": [0, 0, 0, 0],
+            "dilations": [1, 1],
+            "group": 1,
+            "offset_group": 1,
+            "bias": 0,
+            "mask": 0,
+        },
+        reference=_deform_conv,
+        module="bridge.plugins.deform_conv",
+    )
+)
+"""``bias`` and ``mask``: which of them follow the offset."""
+
+
 # --- models ------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +63,20 @@ def fitted(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np
     return {name: array.astype(onnx.helper.tensor_dtype_to_np_dtype(declared[name])) for name, array in feeds.items()}
 
 
-def parse(path: Path) -> list[str]:
-    """What TensorRT-RTX's parser and builder refuse of the model; empty where an engine comes out."""
+def load_needed_plugins(path: Path, trt: Any) -> None:
+    """Loads what the model's nodes need beyond what TensorRT brings along."""
+    from bridge.plugins.loading import load_plugins, needed_plugins
+    from bridge.target import resolve
+    from passes import read
+
+    load_plugins(needed_plugins(read(path), resolve(RTX)), trt)
+
+
+def parse(path: Path, values: Mapping[str, np.ndarray] | None = None) -> list[str]:
+    """What TensorRT-RTX's parser and builder refuse of the model; empty where an engine comes out.
+
+    ``values`` by name: of inputs that sizes depend on, which a profile gives the values of.
+    """
     import tensorrt_rtx as trt
 
     messages: list[str] = []
@@ -77,6 +90,7 @@ def parse(path: Path) -> list[str]:
                 messages.append(message)
 
     logger = Logger()
+    load_needed_plugins(path, trt)
     builder = trt.Builder(logger)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, logger)
@@ -92,6 +106,9 @@ def parse(path: Path) -> list[str]:
             dynamic = True
             shapes = [tuple(size if axis == -1 else axis for axis in tensor.shape) for size in (1, 3, 5)]
             profile.set_shape(tensor.name, *shapes)
+        elif tensor.is_shape_tensor and values is not None:
+            dynamic = True
+            profile.set_shape_input(tensor.name, *[np.asarray(values[tensor.name]).reshape(-1).tolist()] * 3)
     if dynamic:
         config.add_optimization_profile(profile)
     return [] if builder.build_serialized_network(network, config) is not None else (messages or ["no engine"])

@@ -85,10 +85,25 @@ def test_calls_that_mean_the_same_share_a_body_and_others_have_their_own() -> No
 def test_passes_leave_calls_alone_where_the_target_has_the_plugin(tmp_path: Path) -> None:
     before = saved(one_call({"factor": 3.0}), tmp_path / "before.onnx")
     graph = read(tmp_path / "before.onnx")
-    assert not rewrite(graph, OLD).changes
+    assert rewrite(graph, OLD).nodes.keys() == {"lower_opset"}
     after = saved(graph, tmp_path / "after.onnx")
     assert [node.op_type for node in after.graph.node] == ["Scale"]
     assert [list(item.node) for item in after.functions] == [list(item.node) for item in before.functions]
+
+
+def test_a_reference_body_is_brought_down_to_the_opset_of_the_target_with_the_model(tmp_path: Path) -> None:
+    def reference(g: Any, x: gs.Tensor) -> gs.Tensor:
+        return g.op.Mul(g.op.Gelu(x), g.op.ReduceMax(x, g.constant([1]), keepdims=1))
+
+    plugin = register(scale_plugin(attributes={}, reference=reference))
+    graph = example({"x": ("float32", [2, 3])}, lambda g, x: g.plugin(plugin, [g.op.Neg(x)]))
+    before = saved(graph, tmp_path / "before.onnx")
+    rewrite(graph, OLD)
+    after = saved(graph, tmp_path / "after.onnx")
+    assert {item.version for item in after.functions[0].opset_import} == {16}
+    feeds = example_inputs(before)
+    found, expected = (next(iter(run_onnx(model, feeds).values())) for model in (after, before))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_call_becomes_its_reference_body_where_the_target_lacks_the_plugin(tmp_path: Path) -> None:
@@ -140,7 +155,7 @@ def test_a_rule_may_match_an_operator_of_another_domain(tmp_path: Path) -> None:
     nodes = [gs.Node("triple", "a", {}, [x], [y], domain="mylib")]
     graph = gs.Graph(nodes, [x], [y], opset=20, ir_version=10)
     log = rewrite(graph, OLD)
-    assert log.nodes.keys() == {"triple"} and [node.op for node in plugin_calls(graph)] == ["Scale"]
+    assert log.nodes.keys() == {"triple", "lower_opset"} and [node.op for node in plugin_calls(graph)] == ["Scale"]
     assert all(is_reference(function) for function in graph.functions)
     (found,) = run_onnx(saved(graph, tmp_path / "m.onnx"), {"x": np.ones((2, 2), np.float32)}).values()
     np.testing.assert_array_equal(found, np.full((2, 2), 3, np.float32))

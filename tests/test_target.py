@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import onnx
@@ -104,8 +105,11 @@ def test_an_engine_runs_where_a_gpu_of_its_kind_is(machine: Any) -> None:
 
 
 def test_an_operator_that_only_a_plugin_implements_is_taken_where_that_is_registered() -> None:
-    assert not SMALL.takes("NonZero") and "plugin of that name" in SMALL.advice("NonZero")
-    assert described("tensorrt-rtx", (1, 7), plugins=frozenset((("NonZero", "1"),))).takes("NonZero")
+    lacking = described("tensorrt-rtx", (1, 7), operators=frozenset(("LinearAttention", "NonZero")))
+    assert not lacking.takes("LinearAttention") and "plugin of that name" in lacking.advice("LinearAttention")
+    registered = dataclasses.replace(lacking, plugins=frozenset((("LinearAttention", "1"),)))
+    assert registered.takes("LinearAttention") and registered.advice("LinearAttention") == ""
+    assert lacking.takes("NonZero"), "the bridge has a plugin of its own for it"
     assert FULL.takes("NonZero") and FULL.advice("NonZero") == ""
     assert "'my.dom'" in FULL.advice("Frobnicate", "my.dom")
 
