@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 
 from passes.framework import Builder, Replacement, example, rule
 from passes.model import Array, numpy_dtype, onnx_dtype
+from passes.rules.shapes import iota, size
 
 BY_NAME = {"uint4": (0, 15), "int4": (-8, 7), "uint2": (0, 3), "int2": (-2, 1)}
 
@@ -57,7 +58,7 @@ def quantize_in_float(node: gs.Node, g: Builder) -> Replacement:
     if zero_ is not None:
         y = g.op.Add(y, _as_float(g, zero_, g.dtype(x)))
     low, high = _limits(narrow)
-    clipped = g.op.Clip(y, g.constant(low, g.dtype(x)), g.constant(high, g.dtype(x)))
+    clipped = clipped_to(g, y, low, high)
     return g.op.Cast(g.op.Cast(clipped, to=onnx_dtype(np.int32)), to=onnx_dtype(narrow))
 
 
@@ -102,7 +103,7 @@ def _rounded(g: Builder, quantize: gs.Node, dequantize: gs.Node) -> gs.Tensor:
         offset = np.zeros((), np.int64) if zero_ is None else np.asarray(zero_.values).astype(np.int64)
         if offset.size == 1:
             least, most = (g.constant(np.asarray(limit - offset.item(), dtype)) for limit in (low, high))
-            return g.cast(g.op.Mul(g.op.Clip(steps, least, most), step), kept)
+            return g.cast(g.op.Mul(g.op.Min(g.op.Max(steps, least), most), step), kept)
         below, above = (g.constant((limit - offset).astype(dtype)) for limit in (low, high))
     else:
         below, above = (g.op.Sub(g.constant(limit, dtype), _as_float(g, zero_, dtype)) for limit in (low, high))
@@ -110,6 +111,15 @@ def _rounded(g: Builder, quantize: gs.Node, dequantize: gs.Node) -> gs.Tensor:
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
+
+
+def clipped_to(g: Builder, y: gs.Tensor, low: float, high: float) -> gs.Tensor:
+    """``y`` between two numbers; Clip takes them as inputs from opset 11 on alone."""
+    if g.opset >= 11:
+        result: gs.Tensor = g.op.Clip(y, g.constant(low, g.dtype(y)), g.constant(high, g.dtype(y)))
+        return result
+    result = g.op.Clip(y, min=float(low), max=float(high))
+    return result
 
 
 def _quantized_type(node: gs.Node) -> np.dtype[Any]:
@@ -143,8 +153,15 @@ def _along(g: Builder, node: gs.Node, item: gs.Tensor | None, x: gs.Tensor, rank
     axis = int(node.attrs.get("axis", 1)) % rank
     block = int(node.attrs.get("block_size", 0))
     if block and len(g.shape(item)) == rank:
-        values = np.repeat(g.value(item), block, axis)
-        return g.constant(np.take(values, range(g.static_dim(x, axis)), axis))
+        places = iota(g, size(g, x, axis))
+        if isinstance(places, gs.Constant):
+            places = g.constant(np.asarray(places.values) // block)
+            if isinstance(item, gs.Constant):
+                return g.constant(np.take(np.asarray(item.values), np.asarray(places.values), axis))
+        else:
+            places = g.op.Div(places, g.constant(block))
+        spread: gs.Tensor = g.op.Gather(item, places, axis=axis)
+        return spread
     one = g.shape(item) == [1]
     shape = [-1 if i == axis and not one else 1 for i in range(rank)]
     if isinstance(item, gs.Constant):
