@@ -277,19 +277,23 @@ def _by_dynamo(
 ) -> None:
     import torch
 
+    from . import translations
+
     options: dict[str, Any] = {
+        "custom_translation_table": translations.table(),
         "input_names": list(source.call.tensors),
         "output_names": source.output_names,
         "opset_version": opset,
         "dynamo": True,
         "verbose": False,
     }
-    if source.program is not None:
-        program = torch.onnx.export(source.program, **options)
-    else:
-        dynamic = torch.export.Dim.DYNAMIC
-        shapes = tuple(dict.fromkeys(profiles[name].dynamic_axes, dynamic) for name in source.call.tensors)
-        program = torch.onnx.export(_wrapped(source), tensors, dynamic_shapes=(shapes,), **options)
+    with translations.installed():
+        if source.program is not None:
+            program = torch.onnx.export(source.program, **options)
+        else:
+            dynamic = torch.export.Dim.DYNAMIC
+            shapes = tuple(dict.fromkeys(profiles[name].dynamic_axes, dynamic) for name in source.call.tensors)
+            program = torch.onnx.export(_wrapped(source), tensors, dynamic_shapes=(shapes,), **options)
     assert program is not None
     initializers = program.model.graph.initializers.values()
     weights = sum(item.const_value.nbytes for item in initializers if item.const_value is not None)
