@@ -1,7 +1,8 @@
 """Deformable attention over several feature maps (Deformable DETR and its kin) by TensorRT's own plugin.
 
 In PyTorch: for each level ``grid_sample`` of the values there, then
-``(stack(sampled, -2).flatten(-2) * weights).sum(-1)``. Written so, each sampled value of each point goes to memory before the sum; the plugin adds as it samples.
+``(stack(sampled, -2).flatten(-2) * weights).sum(-1)``. Written so, each sampled value of each point goes to memory
+before the sum; the plugin adds as it samples.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _attention(
         summed = g.reduce("ReduceSum", g.op.Mul(g.op.GridSample(image, grid), share), [3])  # [b * heads, d, q]
         total = summed if total is None else g.op.Add(total, summed)
     result = reshape(g, total, [batch, heads, depth, queries])
-    return g.op.Transpose(result, perm=[0, 3, 1, 2])  # type: ignore[no-any-return]
+    return g.op.Transpose(result, perm=[0, 3, 1, 2])
 
 
 DEFORMABLE = register(
@@ -200,7 +201,7 @@ def _traced(g: Builder, maps: Sequence[gs.Tensor]) -> gs.Tensor | None:
     shape = g.static_shape(origin)
     if len(shape) != 4 or math.prod(shape) != total:
         return None
-    batch, length, heads, depth = shape
+    length, depth = shape[1], shape[3]
     numbers = np.arange(total, dtype=np.int32).reshape(shape)
     known: dict[int, Array] = {id(origin): numbers}
     start = 0
@@ -237,12 +238,13 @@ def _moved(g: Builder, tensor: gs.Tensor, known: dict[int, Array]) -> Array | No
     source = _moved(g, node.inputs[0], known) if node is not None else None
     if node is None or source is None:
         return None
+    result: Array
     if node.op == "Transpose":
         result = source.transpose(node.attrs.get("perm"))
     elif node.op == "Split":
         axis = int(node.attrs.get("axis", 0))
-        sizes = [g.shape(item)[axis] for item in node.outputs]
-        if not all(isinstance(item, int) for item in sizes):
+        sizes = [length for item in node.outputs if isinstance(length := g.shape(item)[axis], int)]
+        if len(sizes) != len(node.outputs):
             return None
         for output, part in zip(node.outputs, np.split(source, np.cumsum(sizes)[:-1], axis), strict=True):
             known[id(output)] = part
@@ -290,7 +292,7 @@ def attention_model(levels: Sequence[tuple[int, int]], batch: int | str, stack: 
             joined = g.op.Reshape(joined, np.array([0, 0, 0, -1]))
         shares = g.op.Reshape(g.op.Transpose(weights, perm=[0, 2, 1, 3, 4]), np.array([-1, 1, 5, len(levels) * points]))
         summed = g.reduce("ReduceSum", g.op.Mul(joined, shares), [-1])
-        return g.op.Transpose(g.op.Reshape(summed, np.array([-1, heads * depth, 5])), perm=[0, 2, 1])  # type: ignore[no-any-return]
+        return g.op.Transpose(g.op.Reshape(summed, np.array([-1, heads * depth, 5])), perm=[0, 2, 1])
 
     inputs: dict[str, Any] = {
         "value": ("float32", [batch, length, heads, depth]),

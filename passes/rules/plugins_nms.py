@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from passes.framework import Builder, Replacement, has_plugin, lacks, rule
 from passes.plugins import Plugin, register
 from passes.rules.plugins_rows import Result, mark, replaced
-from passes.rules.plugins_rows_operators import EXITS
+from passes.rules.plugins_rows_parts import EXITS
 from passes.rules.shapes import Size, as_tensor, check_intermediate, iota, reshape, shape_tensor, size, times
 
 MOST_CANDIDATES = 4096

@@ -14,7 +14,9 @@ FLOAT = np.float32
 def kept_boxes(g: Builder, boxes: gs.Tensor, scores: gs.Tensor, iou: float, **attrs: int) -> gs.Tensor:
     """``torchvision.ops.nms``: the indices of the kept boxes, best first."""
     batch = (g.unsqueeze(boxes, [0]), g.unsqueeze(scores, [0, 1]))
-    chosen = g.op.NonMaxSuppression(*batch, g.constant([np.iinfo(np.int64).max]), g.constant(FLOAT([iou])), **attrs)
+    chosen = g.op.NonMaxSuppression(
+        *batch, g.constant([np.iinfo(np.int64).max]), g.constant(np.array([iou], FLOAT)), **attrs
+    )
     return g.squeeze(g.op.Gather(chosen, [2], axis=1), [1])
 
 
@@ -59,7 +61,7 @@ def best_of_all_classes_of_each_image() -> gs.Graph:
 
     def build(g: Builder, boxes: gs.Tensor, scores: gs.Tensor) -> list[gs.Tensor]:
         chosen = g.op.NonMaxSuppression(
-            boxes, scores, g.constant([5]), g.constant(FLOAT([0.5])), g.constant(FLOAT([0.05]))
+            boxes, scores, g.constant([5]), g.constant(np.array([0.5], FLOAT)), g.constant(np.array([0.05], FLOAT))
         )
         image, label, box = (g.op.Gather(chosen, np.array(index), axis=1) for index in range(3))
         score = g.op.GatherND(scores, g.op.Concat(*(g.unsqueeze(item, [1]) for item in (image, label, box)), axis=1))
@@ -82,7 +84,9 @@ def mask_of_the_kept_of_any_number_of_images() -> gs.Graph:
     """``mask[kept] = 1``, then the best of ``scores * mask``: without a trace of how many were kept."""
 
     def build(g: Builder, boxes: gs.Tensor, scores: gs.Tensor) -> list[gs.Tensor]:
-        chosen = g.op.NonMaxSuppression(boxes, scores, g.constant([4]), g.constant(FLOAT([0.4])), center_point_box=1)
+        chosen = g.op.NonMaxSuppression(
+            boxes, scores, g.constant([4]), g.constant(np.array([0.4], FLOAT)), center_point_box=1
+        )
         number = g.slice(g.op.Shape(chosen), [0], [1], [0], [1])
         ones = g.op.ConstantOfShape(number, value=gs.Constant("", np.ones(1, FLOAT)))
         mask = g.op.ScatterND(g.op.Mul(scores, FLOAT(0)), chosen, ones)

@@ -18,9 +18,8 @@ def _roi_align(g: Builder, x: gs.Tensor, boxes: gs.Tensor, images: gs.Tensor, **
     options = {name: attrs[name] for name in ("output_height", "output_width", "sampling_ratio", "spatial_scale")}
     for name, words in (("mode", MODES), ("coordinate_transformation_mode", ALIGNMENTS)):
         options[name] = next(word for word, number in words.items() if number == attrs[name])
-    if g.opset < 16:  # knows the older alignment alone
-        if options.pop("coordinate_transformation_mode") == "half_pixel":
-            raise ValueError("RoiAlign has half_pixel from opset 16 on")
+    if g.opset < 16 and options.pop("coordinate_transformation_mode") == "half_pixel":
+        raise ValueError("RoiAlign has half_pixel from opset 16 on")
     result: gs.Tensor = g.node("RoiAlign", [x, boxes, g.cast(images, np.int64)], options)
     return result
 

@@ -337,4 +337,4 @@ def capacity_of(work: Evaluation, count: Count) -> gs.Tensor | int:
             places = places + number if op == "+" else min(places, number)
         else:
             places = (work.g.op.Add if op == "+" else work.g.op.Min)(as_tensor(work.g, places), np.array([number]))
-    return places  # type: ignore[no-any-return]
+    return places
