@@ -4,9 +4,9 @@
 
 A test counts where its rewritten model gives the expected outputs in ONNX Runtime (or, where ONNX Runtime lacks an
 operator, in ONNX's reference evaluator), and TensorRT-RTX builds an engine from it. A test that does not build as it
-is, is tried again with its integer inputs (axes, shapes, indices) as constants, as a model in practice has them; the
-table says how many needed that. Tests whose inputs TensorRT's types cannot hold are left out. ``--plain`` builds with
-no pass.
+is, is tried again with its parameters (PARAMETERS, else all integers: axes, shapes, indices) as constants, as a model in
+practice has them; the table says how many needed that. Inputs that sizes depend on have the test's values in the
+profile. Tests whose inputs TensorRT's types cannot hold are left out. ``--plain`` builds with no pass.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ FLOAT_NOISE = 1e-5
 """Tolerance beside the test's own relative one, in units of the largest output: double is computed in float."""
 
 
+PARAMETERS = {"Dropout": (1, 2), "OneHot": (1, 2), "Resize": (1, 2, 3), "Upsample": (1,)}
+"""By operator: which inputs say what is to be done, where that is not just all integers."""
+
+
 def held(model: onnx.ModelProto) -> bool:
     """Whether every input is a tensor of a type that TensorRT can hold."""
     kinds = [info.type for info in model.graph.input]
@@ -49,9 +53,12 @@ def held(model: onnx.ModelProto) -> bool:
 
 
 def with_constants(model: onnx.ModelProto, inputs: list[Any]) -> tuple[onnx.ModelProto, list[Any]] | None:
-    """The model with its int32 and int64 inputs as initialisers; None where it has none, or no other inputs."""
+    """The model with its parameters as initialisers; None where it has none, or no other inputs."""
     fixed = {TensorProto.INT32, TensorProto.INT64}
-    integers = [info.type.tensor_type.elem_type in fixed for info in model.graph.input]
+    named = {
+        node.input[i] for node in model.graph.node for i in PARAMETERS.get(node.op_type, ()) if i < len(node.input)
+    }
+    integers = [info.name in named if named else info.type.tensor_type.elem_type in fixed for info in model.graph.input]
     if not any(integers) or all(integers):
         return None
     made = onnx.ModelProto()
@@ -88,7 +95,8 @@ def attempt(model: onnx.ModelProto, inputs: list[Any], expected: list[Any], rtol
             wrong = differs(onnx.load(str(result)), inputs, expected, rtol)
             if wrong:
                 return {**row, "stage": "outputs", "error": wrong}
-        refused = parse(result)
+        named = dict(zip((info.name for info in model.graph.input), inputs, strict=True))
+        refused = parse(result, named)
     return {**row, "stage": "build", "error": "; ".join(refused)} if refused else {**row, "stage": "built"}
 
 

@@ -182,28 +182,42 @@ def a_long_inverse_fft_in_two_steps() -> gs.Graph:
 @rule("STFT", when=lacks("STFT"))
 def stft_as_convolution(node: gs.Node, g: Builder) -> Replacement:
     """TensorRT before 10 has no STFT; it is a strided convolution with the windowed cosines and sines."""
+    return _stft(node, g)
+
+
+@rule("STFT", when=~lacks("STFT"))
+def stft_of_other_forms(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT's STFT is of real signals, with a window that is known; as a convolution it can be of any."""
+    window = g.input(node, 2)
+    real = len(g.shape(node.inputs[0])) == 2 or g.shape(node.inputs[0])[2] == 1
+    return None if real and (window is None or isinstance(window, gs.Constant)) else _stft(node, g)
+
+
+def _stft(node: gs.Node, g: Builder) -> gs.Tensor:
     signal = node.inputs[0]
+    window_input, length_input = g.input(node, 2), g.input(node, 3)
+    constant = window_input is None or isinstance(window_input, gs.Constant)
     if len(g.shape(signal)) == 2:
         signal = g.unsqueeze(signal, [2])
     parts = g.static_dim(signal, 2)
     step = int(g.value(node.inputs[1]).reshape(-1)[0])
-    window_input, length_input = g.input(node, 2), g.input(node, 3)
-    window = g.value(window_input).astype(np.float64) if window_input is not None else None
+    window = g.value(window_input).astype(np.float64) if window_input is not None and constant else None
     if length_input is not None:
         frame = int(g.value(length_input).reshape(-1)[0])
     else:
-        frame = window.size if window is not None else g.static_dim(signal, 1)
+        frame = g.static_dim(window_input, 0) if window_input is not None else g.static_dim(signal, 1)
     bins = frame // 2 + 1 if node.attrs.get("onesided", 1) else frame
     basis = dft_basis(frame, frame, bins, parts, False).reshape(frame, parts, 2 * bins)
     if window is not None:
         basis = basis * window[:, None, None]
     if basis.size > LARGEST_MATRIX:
         g.decline(f"a filter bank of {basis.size:,} elements is needed, more than {LARGEST_MATRIX:,}")
-    filters = np.ascontiguousarray(basis.transpose(2, 1, 0)).astype(g.dtype(signal))
-    frames = g.op.Conv(
-        g.op.Transpose(signal, perm=[0, 2, 1]), g.constant(filters), kernel_shape=[frame], strides=[step]
-    )
-    return g.op.Transpose(g.op.Reshape(frames, [0, bins, 2, -1]), perm=[0, 3, 1, 2])
+    filters = g.constant(np.ascontiguousarray(basis.transpose(2, 1, 0)).astype(g.dtype(signal)))
+    if not constant:
+        filters = g.op.Mul(filters, window_input)
+    frames = g.op.Conv(g.op.Transpose(signal, perm=[0, 2, 1]), filters, kernel_shape=[frame], strides=[step])
+    result: gs.Tensor = g.op.Transpose(g.op.Reshape(frames, [0, bins, 2, -1]), perm=[0, 3, 1, 2])
+    return result
 
 
 @stft_as_convolution.example
@@ -222,3 +236,16 @@ def two_sided_stft_of_a_complex_signal() -> gs.Graph:
         lambda g, x: g.op.STFT(x, g.constant(5), None, g.constant(12), onesided=0),
         opset=17,
     )
+
+
+@stft_of_other_forms.example
+def stft_with_a_window_of_run_time() -> gs.Graph:
+    return example(
+        {"x": ("float32", ["n", 40, 1]), "window": ("float32", [16])},
+        lambda g, x, window: g.op.STFT(x, g.constant(8), window, g.constant(16), onesided=1),
+    )
+
+
+@stft_of_other_forms.example
+def stft_of_a_complex_signal() -> gs.Graph:
+    return example({"x": ("float32", ["n", 50, 2])}, lambda g, x: g.op.STFT(x, 5, None, 12, onesided=0), opset=17)

@@ -54,7 +54,7 @@ def transforms(s: Sketch) -> Case:
     return s.model(build, opset=opset, reference=true)
 
 
-@strategy("stft_as_convolution")
+@strategy("stft_as_convolution", "stft_of_other_forms")
 def spectrograms(s: Sketch) -> Case:
     batch, parts = s.integer(1, 3), s.pick(1, 1, 2)
     frame, step = s.integer(2, 9), s.integer(1, 5)
@@ -65,7 +65,7 @@ def spectrograms(s: Sketch) -> Case:
     s.input("x", dtype, [batch, length, parts] if parts == 2 or s.flag() else [batch, length, 1])
     s.constants["step"] = np.array(step, np.int64)
     if window is not None:
-        s.constants["window"] = window
+        s.operand("window", window)
     if window is None or s.flag():
         s.constants["length"] = np.array(frame, np.int64)
 
