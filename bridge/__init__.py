@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .errors import BridgeError
+    from .explanation import Explanation, explain
     from .pipeline import convert
     from .result import ConversionResult, Tolerance
     from .target import Target
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
 _HOME = {
     "BridgeError": "errors",
     "ConversionResult": "result",
+    "Explanation": "explanation",
     "Target": "target",
     "Tolerance": "result",
     "convert": "pipeline",
+    "register_plugin": "plugins.register",
+    "explain": "explanation",
 }
 
-__all__ = ["BridgeError", "ConversionResult", "Target", "Tolerance", "convert"]
+__all__ = ["BridgeError", "ConversionResult", "Explanation", "Target", "Tolerance", "convert", "explain"]
 
 
 def __getattr__(name: str) -> Any:

@@ -42,6 +42,7 @@ class BuildJob:
     flavour: str
     onnx: str
     engine: str
+    """Empty where the parser alone is to be asked."""
     profiles: dict[str, dict[str, list[int]]]
     compute_capabilities: list[list[int]] = field(default_factory=list)
     """For TensorRT-RTX: (major, minor) of the GPUs to build for; empty for its default."""
@@ -66,7 +67,7 @@ class BuildOutcome:
 
 def build(
     model: Path,
-    engine: Path,
+    engine: Path | None,
     log: Path,
     *,
     target: Target,
@@ -76,7 +77,7 @@ def build(
     hints: Mapping[str, str] | None = None,
     plugins: Sequence[NeededPlugin] = (),
 ) -> BuildOutcome:
-    """Builds ``model`` into ``engine`` and writes TensorRT's messages to ``log``.
+    """Builds ``model`` into ``engine``, or without that parses it alone, and writes TensorRT's messages to ``log``.
 
     ``hints`` says, by node or operator, what could help where the parser refuses it. Raises BuildError where the parser
     or builder refuses, crashes (with the signal's name) or takes longer than ``timeout`` seconds, and PluginError where
@@ -86,7 +87,7 @@ def build(
     job = BuildJob(
         target.flavour,
         str(model),
-        str(engine),
+        str(engine) if engine is not None else "",
         {name: {key: list(value) for key, value in asdict(profile).items()} for name, profile in profiles.items()},
         [list(pair) for pair in compute_capabilities or ()],
         [asdict(plugin) for plugin in plugins],

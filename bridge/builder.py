@@ -68,6 +68,8 @@ def run(job: BuildJob) -> BuildOutcome:
         "inputs": [_tensor(item) for item in inputs],
         "outputs": [_tensor(item) for item in outputs],
     }
+    if not job.engine:
+        return BuildOutcome(**described)
     try:
         engine = EngineBytesFromNetwork((builder, network, parser), config=_config(job, inputs))()
     except PolygraphyException as error:

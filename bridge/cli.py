@@ -1,13 +1,14 @@
-"""The command line: ``bridge convert SOURCE… -o DIR``.
+"""The command line: ``bridge convert SOURCE… -o DIR``, ``bridge explain MODEL`` and ``bridge passes``.
 
-Exit status: 0 where every model was verified, built or rewritten; 2 for a wrong call, and where every model that
-failed was wrongly described (an unknown input, a source that is not there); 1 for any other failure, a file of the run
-that could not be written, and Ctrl-C.
+Exit status of ``convert``: 0 where every model was verified, built or rewritten; 2 for a wrong call, and where every
+model that failed was wrongly described (an unknown input, a source that is not there); 1 for any other failure, a file
+of the run that could not be written, and Ctrl-C. Of ``explain``: 0 where nothing is refused; 2 for a wrong call; or 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,21 @@ failed was wrongly described; 1 for any other failure.
 """
 
 
+_TARGET = "tensorrt or tensorrt-rtx, with a version where it is not the installed one (default: auto)"
+_SHAPES = (
+    "the shapes of an input, such as x=1x3x224x224:8x3x224x224:16x3x224x224; "
+    "one shape alone makes it static; repeat for more inputs"
+)
+_EXPLAIN = """\
+MODEL is an .onnx file or package.module:function, as for `bridge convert`, or a manifest with --only NAME.
+
+The model is rewritten for the target; then the target's parser, and where that takes all its builder, is asked about
+the rest. Of a target that is not installed here, a table of its operators is all that is known.
+
+Exit status: 0 where nothing is refused; 2 for a wrong call; 1 where something is, and for any other failure.
+"""
+
+
 def main(argv: Sequence[str] | None = None, prog: str = "bridge") -> int:
     """The console script ``bridge``."""
     parser = argparse.ArgumentParser(prog=prog, description=sys.modules[__package__].__doc__)
@@ -48,6 +64,22 @@ def main(argv: Sequence[str] | None = None, prog: str = "bridge") -> int:
             description="Converts models to TensorRT engines, and reports how far every step moved the outputs.",
             epilog=_SOURCES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    _describe_explain(
+        commands.add_parser(
+            "explain",
+            help="list what a target refuses of a model, and what would help",
+            description="Lists each node that a target refuses, in its own words, and what would help.",
+            epilog=_EXPLAIN,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    _describe_passes(
+        commands.add_parser(
+            "passes",
+            help="list the rules and passes that rewrite models",
+            description="Lists the rules: what each replaces, why, and for which targets.",
         )
     )
     return _run(parser, argv)
@@ -95,7 +127,7 @@ def _describe_convert(parser: argparse.ArgumentParser) -> None:
     add("--only", action="append", metavar="NAME", help="of all models, this one alone; repeat for more")
     options = parser.add_argument_group("options of the conversion")
     add = options.add_argument
-    add("--target", help="tensorrt or tensorrt-rtx, with a version where it is not the installed one (default: auto)")
+    add("--target", help=_TARGET)
     add("--precision", help="of the engine (default: fp32)")
     add("--inputs", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns the inputs to compare with")
     add(
@@ -104,8 +136,7 @@ def _describe_convert(parser: argparse.ArgumentParser) -> None:
         type=_shapes,
         action="append",
         metavar="INPUT=MIN:OPT:MAX",
-        help="the shapes of an input, such as x=1x3x224x224:8x3x224x224:16x3x224x224; "
-        "one shape alone makes it static; repeat for more inputs",
+        help=_SHAPES,
     )
     add(
         "--tolerance",
@@ -127,6 +158,25 @@ def _describe_convert(parser: argparse.ArgumentParser) -> None:
     add("--no-build", dest="build", action="store_false", default=None, help="stop at the model for the parser")
     add("--seed", type=int, help="of the inputs that are made up")
     add("--prove", action="store_true", default=None, help="run each match of the passes before and after, by itself")
+
+
+def _describe_explain(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_explain)
+    add = parser.add_argument
+    add("source", metavar="MODEL", help="an ONNX file, or package.module:function (see below)")
+    add("--target", help=_TARGET)
+    add("--shapes", dest="profiles", type=_shapes, action="append", metavar="INPUT=MIN:OPT:MAX", help=_SHAPES)
+    add("--inputs", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns example inputs")
+    add("--only", metavar="NAME", help="of a manifest, the model to explain")
+    add("--build-timeout", type=float, metavar="SECONDS", help="for each question to the parser or builder")
+    add("--no-build", dest="build", action="store_false", default=None, help="ask the parser alone")
+    add("--json", action="store_true", help="for programs: all that is known of each node")
+
+
+def _describe_passes(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_passes)
+    parser.add_argument("--target", help="only what applies to this one, such as tensorrt-8.5")
+    parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def _count(text: str) -> int:
@@ -198,6 +248,38 @@ def _convert(arguments: argparse.Namespace) -> int:
         raise
     print_results(results, arguments.output)
     return exit_status(results)
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from .manifest import read_sources
+
+    specs = read_sources([arguments.source], _overrides(arguments))
+    if arguments.only:
+        specs = _only(specs, [arguments.only])
+    if len(specs) != 1:
+        raise UsageError(f"{arguments.source}: holds {len(specs)} models; choose one with --only NAME")
+    sys.path.insert(0, str(Path.cwd()))
+    from .explanation import explain
+    from .worker import load_model
+
+    spec = specs[0]
+    keys = ("target", "profiles", "input_names", "output_names", "build", "build_timeout")
+    options = {key: getattr(spec, key) for key in keys if getattr(spec, key) is not None}
+    with contextlib.redirect_stdout(sys.stderr):  # what an exporter prints is no part of the answer
+        source, inputs = load_model(spec)
+        found = explain(source, inputs, name=spec.name, **options)
+    sys.stdout.write(found.to_json() if arguments.json else str(found))
+    return 0 if found.ok else 1
+
+
+def _passes(arguments: argparse.Namespace) -> int:
+    from .listing import as_json, as_text, library
+    from .target import resolve
+
+    target = resolve(arguments.target) if arguments.target is not None else None
+    entries = library(target)
+    sys.stdout.write(as_json(entries) if arguments.json else as_text(entries, target))
+    return 0
 
 
 def _only(specs: Sequence[ModelSpec], names: Sequence[str]) -> list[ModelSpec]:

@@ -46,14 +46,14 @@ def prepare(
     for tensor in graph.inputs:
         _check_type(tensor)
     given = known_profiles(given, input_names(graph))
-    example = _given(graph, inputs)
+    example = given_inputs(graph, inputs)
     shapes: dict[str, Sequence[int]] = {name: array.shape for name, array in example.items()}
     for tensor in graph.inputs:
         if tensor.name not in shapes:
             shapes[tensor.name] = _shape(tensor, given.get(tensor.name))
     profiles = make_profiles(given, shapes)
     for tensor in graph.inputs:
-        _check_static_axes(tensor, profiles[tensor.name])
+        check_static_axes(tensor, profiles[tensor.name])
     missing = [tensor for tensor in graph.inputs if tensor.name not in example]
     notes = []
     if missing:
@@ -65,7 +65,28 @@ def prepare(
     return {name: example[name] for name in input_names(graph)}, profiles, notes
 
 
-def _given(graph: gs.Graph, inputs: Any) -> dict[str, Array]:
+def pinned_shapes(graph: gs.Graph, profiles: Mapping[str, Profile]) -> dict[str, list[int | str]]:
+    """The inputs' shapes under the profiles: numbers where they are static, names of their own where not."""
+    ranges: dict[str, tuple[int, int, int]] = {}
+    shapes: dict[str, list[int | str]] = {}
+    for tensor in graph.inputs:
+        profile = profiles.get(tensor.name)
+        if profile is None:
+            continue
+        shape: list[int | str] = list(profile.opt)
+        for axis in profile.dynamic_axes:
+            known = tensor.shape[axis] if tensor.shape is not None else None
+            label = known if isinstance(known, str) and known else f"{tensor.name}_{axis}"
+            span = (profile.min[axis], profile.opt[axis], profile.max[axis])
+            if ranges.setdefault(label, span) != span:  # one name, two ranges: not the same axis after all
+                label = f"{tensor.name}_{axis}"
+            shape[axis] = label
+        shapes[tensor.name] = shape
+    return shapes
+
+
+def given_inputs(graph: gs.Graph, inputs: Any) -> dict[str, Array]:
+    """The inputs that were given, by name. Raises UsageError where they do not fit the model."""
     names = input_names(graph)
     if inputs is None:
         return {}
@@ -106,7 +127,8 @@ def _check(tensor: gs.Variable, array: Array) -> None:
         raise UsageError(f"input {tensor.name!r}: has the shape {list(array.shape)}; the model takes {list(expected)}.")
 
 
-def _check_static_axes(tensor: gs.Variable, profile: Profile) -> None:
+def check_static_axes(tensor: gs.Variable, profile: Profile) -> None:
+    """Raises UsageError where a profile asks for other sizes than the model's constant ones."""
     for axis, size in enumerate(tensor.shape or ()):
         if isinstance(size, int) and size >= 0 and not profile.min[axis] == profile.max[axis] == size:
             raise UsageError(

@@ -14,7 +14,7 @@ from .clock import Clock
 from .compare import Tolerances, compare_stages, disagreement, onnx_runner, run_stage
 from .errors import BridgeError, BuildError, CompareError, ExportError, RewriteError, RunError, Stage, UsageError
 from .inputs import Array, Case, Profile, make_cases, make_profiles
-from .onnx_source import INT_RANGE
+from .onnx_source import INT_RANGE, pinned_shapes
 from .plugins.loading import NeededPlugin, needed_plugins
 from .result import Comparison, ConversionResult, Decline, Rewrite, TaskCheck, TensorInfo
 from .settings import Run, Settings, check_kept, read_capabilities, source_path
@@ -306,7 +306,7 @@ class Conversion:
         with self.clock("rewrite"):
             graph = read(result.exported_onnx)
             try:
-                log = rewrite(graph, target, self._shapes(graph), record=self.settings.prove)
+                log = rewrite(graph, target, pinned_shapes(graph, self.profiles), record=self.settings.prove)
             except PassError as error:
                 raise RewriteError(str(error)) from error
             files = write(graph, self.workspace.partial / REWRITTEN, beside=self.workspace.folder)
@@ -356,23 +356,6 @@ class Conversion:
         if not self.settings.prove:
             return "prove=True (--prove) names the match that did it"
         return culprit(self.result.proofs)
-
-    def _shapes(self, graph: Any) -> dict[str, list[int | str]]:
-        """The inputs' shapes under the profiles: numbers where they are static, names of their own where not."""
-        ranges: dict[str, tuple[int, int, int]] = {}
-        shapes: dict[str, list[int | str]] = {}
-        for tensor in graph.inputs:
-            profile = self.profiles[tensor.name]
-            shape: list[int | str] = list(profile.opt)
-            for axis in profile.dynamic_axes:
-                known = tensor.shape[axis] if tensor.shape is not None else None
-                label = known if isinstance(known, str) and known else f"{tensor.name}_{axis}"
-                span = (profile.min[axis], profile.opt[axis], profile.max[axis])
-                if ranges.setdefault(label, span) != span:  # one name, two ranges: not the same axis after all
-                    label = f"{tensor.name}_{axis}"
-                shape[axis] = label
-            shapes[tensor.name] = shape
-        return shapes
 
     def _info(self, tensor: Any, profile: Profile | None) -> TensorInfo:
         dtype = np.dtype(tensor.dtype)

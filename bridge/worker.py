@@ -186,9 +186,7 @@ def _convert(values: dict[str, Any], folder: Path, on_stage: Callable[[str], Non
     from .spec import ModelSpec
 
     spec = ModelSpec.model_validate(values)
-    source, inputs = _load_source(spec.source)
-    if spec.inputs is not None:
-        inputs = call(spec.inputs) if isinstance(spec.inputs, str) else _load_arrays(spec.inputs)
+    source, inputs = load_model(spec)
     options = {
         key: value
         for key, value in spec.model_dump(exclude={"source", "inputs", "tolerance", "task_check", "timeout"}).items()
@@ -206,6 +204,14 @@ def _convert(values: dict[str, Any], folder: Path, on_stage: Callable[[str], Non
     from . import convert
 
     convert(source, inputs, workdir=folder, on_stage=on_stage, **options)
+
+
+def load_model(spec: ModelSpec) -> tuple[Any, Any]:
+    """The source and the inputs that ``bridge.convert`` takes."""
+    source, inputs = _load_source(spec.source)
+    if spec.inputs is not None:
+        inputs = call(spec.inputs) if isinstance(spec.inputs, str) else _load_arrays(spec.inputs)
+    return source, inputs
 
 
 def _load_source(source: str) -> tuple[Any, Any]:

@@ -87,25 +87,31 @@ def part(nodes: Sequence[gs.Node], opset: int, results: Iterable[gs.Tensor] = ()
     """The nodes as they are now, with all that they and their bodies, and ``results``, take from outside."""
     writer = Writer(bare=True)
     found = Part(opset, [writer.node(node) for node in nodes])
-    made: set[int] = set()
-    read: dict[int, gs.Tensor] = {}
     for node in nodes:
-        for scope_node, inner in _with_bodies(node):
-            made.update(map(id, scope_node.outputs))
-            made.update(id(tensor) for body in inner for tensor in body.inputs)
-            read.update((id(tensor), tensor) for tensor in scope_node.inputs)
-            read.update((id(tensor), tensor) for body in inner for tensor in body.outputs)
         for tensor in node.outputs:
             if tensor.name:
                 found.types[tensor.name] = type_proto(tensor)
-    read.update((id(tensor), tensor) for tensor in results)
-    for key, tensor in read.items():
+    for tensor in taken_tensors(nodes, results):
         if isinstance(tensor, gs.Constant):
             _keep(tensor, found)
-        elif key not in made and not tensor.is_empty():
+        else:
             found.reads.append(tensor.name)
             found.types[tensor.name] = type_proto(tensor)
     return found
+
+
+def taken_tensors(nodes: Iterable[gs.Node], results: Iterable[gs.Tensor] = ()) -> list[gs.Tensor]:
+    """The tensors that ``nodes`` and their bodies, and ``results``, take from outside; constants among them."""
+    made: set[int] = set()
+    read: dict[int, gs.Tensor] = {}
+    for node in nodes:
+        for item, inner in _with_bodies(node):
+            made.update(map(id, item.outputs))
+            made.update(id(tensor) for body in inner for tensor in body.inputs)
+            read.update((id(tensor), tensor) for tensor in item.inputs)
+            read.update((id(tensor), tensor) for body in inner for tensor in body.outputs)
+    read.update((id(tensor), tensor) for tensor in results)
+    return [tensor for key, tensor in read.items() if key not in made and not tensor.is_empty()]
 
 
 def _with_bodies(node: gs.Node) -> Iterator[tuple[gs.Node, list[gs.Graph]]]:

@@ -131,7 +131,16 @@ def test_options_reach_the_conversion_and_win_over_the_manifest(zoo: Path) -> No
     (zoo / "nets.yaml").write_text(
         "defaults: {precision: fp16, seed: 3}\nmodels: [{name: net, source: zoo:good, precision: bf16}]\n"
     )
-    options = ["--precision", "fp32", "--shapes", "x:0=1x3:2x3:4x3", "--tolerance", "y=1e-3,1e-4", "--no-build"]
+    options = [
+        "--precision",
+        "fp32",
+        "--shapes",
+        "x:0=1x3:2x3:4x3",
+        "--tolerance",
+        "y=1e-3,1e-4",
+        "--no-build",
+        "--prove",
+    ]
     done = run_cli("convert", "nets.yaml", "-o", "out", *options, cwd=zoo)
     assert done.returncode == 0, done.stdout
     received = json.loads((zoo / "out/net/result.json").read_text())["source"]
@@ -139,6 +148,7 @@ def test_options_reach_the_conversion_and_win_over_the_manifest(zoo: Path) -> No
         "'precision': 'fp32'",
         "'seed': 3",
         "'build': False",
+        "'prove': True",
         "'profiles': {'x:0': ((1, 3), (2, 3), (4, 3))}",
         "'tolerance': {'y': Tolerance(rtol=0.001, atol=0.0001)}",
     ):
@@ -203,14 +213,18 @@ def test_a_disk_without_any_room_is_told_with_the_files_and_leaves_none_half_wri
     assert everything(zoo / "out") <= {"good", "good/convert.log"}
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
-    code = "import sys; from bridge import cli; sys.argv = ['bridge', 'convert', '--help']\n"
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("convert", "package.module:function"), ("explain", "Exit status: 0 where nothing is refused"), ("passes", "why")],
+)
+def test_help_is_quick_and_imports_nothing_heavy(command: str, words: str) -> None:
+    code = f"import sys; from bridge import cli; sys.argv = ['bridge', {command!r}, '--help']\n"
     code += "try: cli.main()\nexcept SystemExit: print([m for m in sys.modules if m in HEAVY])"
     heavy = {"torch", "onnx", "onnxruntime", "tensorrt", "numpy", "pydantic", "ruamel.yaml", "rich", "jinja2"}
     done = subprocess.run(
         [sys.executable, "-c", f"HEAVY = {heavy!r}\n{code}"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert "package.module:function" in done.stdout
+    assert words in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -223,6 +237,16 @@ def test_the_script_is_the_same_command_from_a_checkout(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr == f"convert.py: no such file: {tmp_path}/none.onnx\n"
+
+
+def test_the_library_and_an_explanation_are_printed_by_the_same_command(zoo: Path) -> None:
+    listed = run_cli("passes", "--target", "tensorrt-8.5", cwd=zoo)
+    assert listed.returncode == 0 and "rules for TensorRT 8.5" in listed.stdout, listed.stderr
+    refused = run_cli("passes", "--target", "tensorflow", cwd=zoo)
+    assert refused.returncode == 2 and "'tensorflow': not one of" in refused.stderr
+    missing = run_cli("explain", "nothing.onnx", cwd=zoo)
+    assert missing.returncode == 2 and "no such file" in missing.stderr and missing.stdout == ""
+    assert "Traceback" not in listed.stderr + refused.stderr + missing.stderr
 
 
 def test_one_model_of_a_manifest_can_be_converted_alone(zoo: Path) -> None:

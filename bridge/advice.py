@@ -1,0 +1,106 @@
+"""What can be done about a node that a target refuses. The words are here alone; who needs them asks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from .target import Target
+
+Kind = Literal["declined", "plugin", "restriction", "none"]
+
+STANDARD = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One thing that would help, or that nothing is known that would."""
+
+    kind: Kind
+    """``declined``: a rule that could not; ``plugin``: one that could be registered; ``restriction``: a limit of the
+    target, with the way around it; ``none``: no known way."""
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+NO_WAY = Advice("none", "No way is known to write it for this target: keep it outside of the engine.")
+
+UNBOUNDED = (
+    "Where the size of the result has a bound, write it without one: "
+    "torch.where or a multiplication in place of a mask."
+)
+
+RESTRICTIONS = {
+    "TopK": "TensorRT's TopK returns at most 3840 elements: ask for fewer.",
+    "MaxPool": "TensorRT's MaxPool gives no indices and knows no dilation.",
+    "LpPool": "TensorRT's LpPool is of p = 1 or p = 2.",
+    "BatchNormalization": "TensorRT has only its inference form: call module.eval() before the export.",
+    "Dropout": "TensorRT has only its inference form, which does nothing: call module.eval() before the export.",
+    "NonZero": f"The size of its result depends on the data. {UNBOUNDED}",
+    "Compress": f"The size of its result depends on the data. {UNBOUNDED}",
+    "Unique": f"The size of its result depends on the data. {UNBOUNDED}",
+    "NonMaxSuppression": "The size of its result depends on the data. Let the engine give boxes and scores, and select "
+    "among them after it.",
+}
+"""By operator: what every TensorRT that was measured is known to lack of it, and what to do instead."""
+
+_SEQUENCES = ("ConcatFromSequence", "SplitToSequence")
+_TEXT = ("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer")
+
+
+def advise(
+    target: Target,
+    operator: str,
+    domain: str = "",
+    *,
+    declined: Sequence[tuple[str, str]] = (),
+    types: Collection[str] = (),
+) -> list[Advice]:
+    """What would help where ``target`` refuses a node of this operator; never empty.
+
+    ``declined`` has each rule that looked at the node, with the reason why it left it; ``types`` the NumPy names of the
+    types that the node reads and makes.
+    """
+    found = [Advice("declined", f"The rule {rule} rewrites such nodes, and declined: {why}.") for rule, why in declined]
+    missing = sorted(set(types) - target.types - {"int64"})  # where there is no int64, parsers narrow it themselves
+    if missing:
+        words = f"{target} has no tensors of {' or '.join(missing)} here: cast to another type before it."
+        found.append(Advice("restriction", words))
+    restriction = _restriction(operator, domain)
+    if restriction:
+        found.append(Advice("restriction", restriction))
+    plugin = hint(target, operator, domain)
+    if plugin or (domain in STANDARD and not target.takes(operator) and not restriction):
+        found.append(Advice("plugin", plugin or _plugin(operator, domain)))
+    return found or [NO_WAY]
+
+
+def hint(target: Target, operator: str, domain: str = "") -> str:
+    """The advice that concerns plugins; empty where the operator needs none."""
+    if domain not in STANDARD:
+        return f"It is an operator of the domain {domain!r}. {_plugin(operator, domain)}"
+    if target.only_by_plugin(operator) and not target.has_plugin(operator):
+        return f"{target} takes {operator} through a plugin of that name alone, and none is registered. {UNBOUNDED}"
+    return ""
+
+
+def _restriction(operator: str, domain: str) -> str:
+    if domain == "ai.onnx.ml" or operator in _TEXT:
+        return "TensorRT has no text and no classical machine learning: compute it before or after the engine."
+    if operator.startswith("Sequence") or operator in _SEQUENCES:
+        return "TensorRT has no sequences of tensors: write torch.stack, torch.cat or a fixed number of tensors."
+    if operator.startswith("Optional"):
+        return "TensorRT has no optional values: give the model the tensor, or another model."
+    return RESTRICTIONS.get(operator, "") if domain in STANDARD else ""
+
+
+def _plugin(operator: str, domain: str) -> str:
+    pattern = f"{domain}::{operator}" if domain not in STANDARD else operator
+    return (
+        f"A TensorRT plugin named {operator!r} would serve: bridge.register_plugin({operator!r}, op={pattern!r}, "
+        f"library='lib{operator.lower()}.so', reference=...)."
+    )
