@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import cProfile
 import functools
+import inspect
 import platform
 import pstats
 import sys
@@ -40,8 +41,12 @@ BARS = {"ResNet-50": 0.5, "20,000 nodes": 5.0}
 """Seconds."""
 RUNS = 3
 WIDTH, HEADS = 64, 4
-STEPS = ("sanitise", "pin_inputs", "infer_types", "float64_to_float32", "int64_boundary_to_int32", "refine_types")
-STEPS += ("fold_constants", "take_branches", "remove_unused", "run_rules", "expand_functions")
+STEPS = [
+    name
+    for name, item in vars(passes).items()
+    if inspect.isfunction(item) and item.__module__.startswith("passes.") and name not in ("read", "write")
+]
+"""What ``passes.rewrite`` calls."""
 
 
 # --- the large model ---------------------------------------------------------------------------------------------
