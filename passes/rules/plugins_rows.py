@@ -129,8 +129,8 @@ def mark(node: gs.Node, g: Builder, source: Source) -> None:
             memory.sources.update(known.sources)
         tensor.__dict__[MARK] = memory
         waiting.extend(output for consumer in tensor.outputs for output in consumer.outputs)
-    shown = g.scope.outputs if g.scope is not None else ()
-    for tensor in shown:
+    Evaluation(g, memory).value(node.outputs[0])  # tells why it cannot be made, if it cannot
+    for tensor in _shown(g):
         if id(tensor) in seen and not all(isinstance(item, int) for item in tensor.shape or ["?"]):
             try:
                 value = Evaluation(g, memory).value(tensor)
