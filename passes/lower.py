@@ -114,6 +114,9 @@ def _change(node: gs.Node, scope: gs.Graph, rules: Iterable[Rule], builder: Buil
             result = item.function(node, builder)
         except Declined:
             raise
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            words = str(error).strip().splitlines()[0]
+            raise Declined(f"opset {builder.opset} has {node.op} in another form: {words}") from error
         except Exception as error:  # a defect of one rule, reported as one
             where = describe(node)
             raise PassError(f"rule {item.name} broke on {where}: {type(error).__name__}: {error}") from error
