@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from passes.framework import Builder, Replacement, example, lacks, rule
 from passes.ir import Node
 from passes.rules.integers import limits
-from passes.rules.quantize import clipped_to
+from passes.rules.quantize import clipped_to, to_nearest
 
 EXACT = 1 << 24
 """Up to here, float32 holds every integer."""
@@ -50,8 +50,8 @@ def dynamic_quantize_in_float(node: gs.Node, g: Builder) -> Replacement:
     most, least = g.op.Max(highest, zero), g.op.Min(lowest, zero)
     steps = g.op.Div(g.op.Sub(most, least), g.constant(255, np.float32))
     scale = g.op.Where(g.op.Equal(steps, zero), g.constant(1, np.float32), steps)
-    offset = g.op.Round(clipped_to(g, g.op.Neg(g.op.Div(least, scale)), 0, 255))
-    stored = clipped_to(g, g.op.Add(g.op.Round(g.op.Div(x, scale)), offset), 0, 255)
+    offset = to_nearest(g, clipped_to(g, g.op.Neg(g.op.Div(least, scale)), 0, 255))
+    stored = clipped_to(g, g.op.Add(to_nearest(g, g.op.Div(x, scale)), offset), 0, 255)
     return [g.cast(g.cast(stored, np.int32), np.uint8), scale, g.cast(g.cast(offset, np.int32), np.uint8)]
 
 
@@ -152,7 +152,7 @@ def quantised(g: Builder, y: gs.Tensor, scale: gs.Tensor, zero: gs.Tensor | None
         result: gs.Tensor = g.node("QuantizeLinear", [y, scale, zero], {})
         return result
     kind = np.dtype(np.uint8) if zero is None else g.dtype(zero)
-    steps = g.op.Round(g.op.Div(y, _along(g, scale, y, axis)))
+    steps = to_nearest(g, g.op.Div(y, _along(g, scale, y, axis)))
     if zero is not None:
         steps = g.op.Add(steps, g.cast(_along(g, _wide(g, zero), y, axis), g.dtype(y)))
     low, high = limits(kind)
@@ -233,7 +233,7 @@ def _on_grid_of(g: Builder, y: gs.Tensor, scale: gs.Tensor, zero: gs.Tensor | No
 def qlinear_concat_in_float(node: gs.Node, g: Builder) -> Replacement:
     """Only ONNX Runtime has QLinearConcat; it is a Concat between DequantizeLinear and QuantizeLinear."""
     scale, zero, *rest = node.inputs
-    floats = [dequantised(g, *rest[index : index + 3], 1) for index in range(0, len(rest), 3)]
+    floats = [dequantised(g, x, step, offset, 1) for x, step, offset in zip(*[iter(rest)] * 3, strict=True)]
     return quantised(g, g.op.Concat(*floats, axis=int(node.attrs["axis"])), scale, zero)
 
 

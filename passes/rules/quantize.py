@@ -54,7 +54,7 @@ def quantize_in_float(node: gs.Node, g: Builder) -> Replacement:
     x = _single(g, node.inputs[0])
     rank = len(g.shape(x))
     scale, zero_ = (_along(g, node, item, x, rank) for item in (node.inputs[1], g.input(node, 2)))
-    y = g.op.Round(g.op.Div(x, _as_float(g, scale, g.dtype(x))))
+    y = to_nearest(g, g.op.Div(x, _as_float(g, scale, g.dtype(x))))
     if zero_ is not None:
         y = g.op.Add(y, _as_float(g, zero_, g.dtype(x)))
     low, high = _limits(narrow)
@@ -96,7 +96,7 @@ def _rounded(g: Builder, quantize: gs.Node, dequantize: gs.Node) -> gs.Tensor:
     x = _single(g, x)
     dtype, rank = g.dtype(x), len(g.shape(x))
     step = _as_float(g, _along(g, quantize, scale, x, rank), dtype)
-    steps = g.op.Round(g.op.Div(x, step))
+    steps = to_nearest(g, g.op.Div(x, step))
     low, high = _limits(narrow)
     zero_ = _along(g, quantize, zero, x, rank)
     if zero_ is None or isinstance(zero_, gs.Constant):
@@ -111,6 +111,20 @@ def _rounded(g: Builder, quantize: gs.Node, dequantize: gs.Node) -> gs.Tensor:
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
+
+
+def to_nearest(g: Builder, y: gs.Tensor) -> gs.Tensor:
+    """``y`` rounded half to even; before opset 11 there is no Round."""
+    if g.opset >= 11:
+        result: gs.Tensor = g.op.Round(y)
+        return result
+    one, half = g.constant(1, g.dtype(y)), g.constant(0.5, g.dtype(y))
+    below = g.op.Floor(y)
+    rest = g.op.Sub(y, below)
+    odd = g.op.Greater(g.op.Sub(g.op.Mul(below, half), g.op.Floor(g.op.Mul(below, half))), g.constant(0, g.dtype(y)))
+    up = g.op.Or(g.op.Greater(rest, half), g.op.And(odd, g.op.Not(g.op.Less(rest, half))))
+    result = g.op.Where(up, g.op.Add(below, one), below)
+    return result
 
 
 def clipped_to(g: Builder, y: gs.Tensor, low: float, high: float) -> gs.Tensor:

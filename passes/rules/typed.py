@@ -36,25 +36,16 @@ def python_remainder() -> gs.Graph:
     )
 
 
-@rule("Relu", "PRelu")
+@rule("Relu")
 def rectify_integers(node: gs.Node, g: Builder) -> Replacement:
-    """TensorRT rectifies floats; of integers it takes the larger, or chooses."""
+    """TensorRT rectifies floats; of integers it takes the larger."""
     x = node.inputs[0]
-    if g.dtype(x) not in (np.int32, np.int64):
-        return None
-    zero = g.constant(0, g.dtype(x))
-    if node.op == "Relu":
-        return g.op.Max(x, zero)
-    return g.op.Where(g.op.Less(x, zero), g.op.Mul(x, node.inputs[1]), x)
+    return g.op.Max(x, g.constant(0, g.dtype(x))) if g.dtype(x) in (np.int32, np.int64) else None
 
 
 @rectify_integers.example
-def relu_and_prelu_of_int32() -> gs.Graph:
-    def build(g: Builder, x: gs.Tensor, y: gs.Tensor) -> list[gs.Tensor]:
-        x = g.op.Sub(x, g.constant(1, np.int32))
-        return [g.op.Relu(x), g.op.PRelu(x, y)]
-
-    return example({"x": ("int32", ["n", 4]), "y": ("int32", [4])}, build)
+def relu_of_int32() -> gs.Graph:
+    return example({"x": ("int32", ["n", 4])}, lambda g, x: g.op.Relu(g.op.Sub(x, g.constant(1, np.int32))))
 
 
 @rule("ReduceL2", "ReduceLogSum", "ReduceLogSumExp")
@@ -179,56 +170,6 @@ def gemm_of_int64() -> gs.Graph:
     )
 
 
-@rule("Resize")
-def resize_integers_as_floats(node: gs.Node, g: Builder) -> Replacement:
-    """TensorRT resizes floats alone; float32 holds integers of 24 bits, and of longer ones each half."""
-    x = node.inputs[0]
-    kind = g.dtype(x)
-    if not is_integer(kind) and kind != np.bool_:
-        return None
-    if kind == np.int8 and node.attrs.get("mode", "nearest") == "nearest":
-        return None
-    rest = node.inputs[1:]
-    nearest = node.attrs.get("mode", "nearest") == "nearest"
-    if kind.itemsize < 4 or not nearest:
-        wide = g.cast(x, np.float32)
-        return g.op.Cast(_by_way_of_int32(g, g.node("Resize", [wide, *rest], node.attrs), kind), to=onnx_dtype(kind))
-    if kind not in (np.int32, np.int64):
-        g.decline(f"{kind} of values that float32 does not hold")
-    count, part = g.constant(1 << 21, kind), x
-    pieces = 2 if kind == np.int32 else 3
-    total: gs.Tensor | None = None
-    for place in range(pieces):
-        low = g.op.Mod(part, count)
-        last = place == pieces - 1
-        piece = g.cast(g.node("Resize", [g.cast(part if last else low, np.float32), *rest], node.attrs), kind)
-        piece = piece if place == 0 else g.op.Mul(piece, g.constant(1 << (21 * place), kind))
-        total = piece if total is None else g.op.Add(total, piece)
-        part = g.op.Div(g.op.Sub(part, low), count)
-    return total
-
-
-def _by_way_of_int32(g: Builder, x: gs.Tensor, kind: np.dtype[Any]) -> gs.Tensor:
-    return g.cast(x, np.int32) if is_integer(kind) and kind.itemsize < 4 else x
-
-
-def _resized(kind: str, mode: str) -> gs.Graph:
-    scales = np.array([1, 1, 2, 2], np.float32)
-    return example(
-        {"x": (kind, ["n", 2, 3, 3])}, lambda g, x: g.op.Resize(x, None, g.constant(scales), mode=mode), opset=18
-    )
-
-
-@resize_integers_as_floats.example
-def uint8_image_to_the_nearest() -> gs.Graph:
-    return _resized("uint8", "nearest")
-
-
-@resize_integers_as_floats.example
-def labels_of_int32_to_the_nearest() -> gs.Graph:
-    return _resized("int32", "nearest")
-
-
 @rule("BitCast", when=lacks("BitCast"))
 def bits_of_another_integer(node: gs.Node, g: Builder) -> Replacement:
     """TensorRT has no BitCast; between integers of one size it is a Cast that wraps around."""
@@ -241,7 +182,7 @@ def bits_of_another_integer(node: gs.Node, g: Builder) -> Replacement:
     wide = carried(g, x) if given != np.bool_ else g.cast(x, np.int32)
     if given.itemsize == 8 or is_unsigned(to) == is_unsigned(given) or given == np.bool_:
         return g.op.Cast(wide, to=onnx_dtype(to))
-    if to == np.int32:
+    if np.int32 in (to, given):
         wide = g.cast(wide, np.int64)
     return g.op.Cast(wide if g.dtype(wide) == to else wrapped(g, wide, to), to=onnx_dtype(to))
 
