@@ -66,6 +66,10 @@ def node_metadata(node: gs.Node) -> dict[str, str]:
     return metadata
 
 
+CONTROL_FLOW = frozenset(("If", "Loop", "Scan", "SequenceMap"))
+"""The operators of the standard that have bodies."""
+
+
 def bodies(node: gs.Node) -> Iterator[gs.Graph]:
     """The graphs that an If, Loop or Scan runs."""
     for value in node.attrs.values():
@@ -96,7 +100,8 @@ def scopes(graph: gs.Graph, *, functions: bool = True, references: bool = False)
     What a plugin computes (``is_reference``) is left out unless ``references``.
     """
     yield graph
-    for body in [value for node in graph.nodes for value in node.attrs.values() if isinstance(value, gs.Graph)]:
+    holders = [node for node in graph.nodes if node.op in CONTROL_FLOW or node.domain]
+    for body in [value for node in holders for value in node.attrs.values() if isinstance(value, gs.Graph)]:
         yield from scopes(body, functions=False)
     if functions:
         for function in getattr(graph, "functions", ()):
@@ -180,6 +185,12 @@ def name_tensors(graph: gs.Graph, *, constants_only: bool = False) -> Names:
 def numpy_dtype(elem_type: int) -> np.dtype[Any]:
     """The NumPy (or ml_dtypes) type of an ONNX element type."""
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
+
+
+@functools.cache
+def type_name(dtype: npt.DTypeLike) -> str:
+    """The name of a type, which NumPy puts together anew each time that it is asked."""
+    return np.dtype(dtype).name
 
 
 def onnx_dtype(dtype: npt.DTypeLike) -> int:

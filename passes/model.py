@@ -18,6 +18,7 @@ from .ir import (
     set_type,
     tensor_proto,
     type_known,
+    type_name,
     type_proto,
 )
 from .reading import from_proto, read, read_proto
@@ -40,6 +41,7 @@ __all__ = [
     "tensor_proto",
     "to_proto",
     "type_known",
+    "type_name",
     "type_proto",
     "write",
 ]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from passes.framework import Builder, Replacement, example, rule
-from passes.model import numpy_dtype, onnx_dtype
+from passes.model import numpy_dtype, onnx_dtype, type_name
 from passes.rules.small_floats import FORMATS, rounded
 
 CARRIERS = {
@@ -55,11 +55,11 @@ def bits(dtype: npt.DTypeLike) -> int:
 
 def is_integer(dtype: npt.DTypeLike) -> bool:
     """Whether it is a type of integers; NumPy's ``kind`` does not say it of those of 4 bits and fewer."""
-    return str(np.dtype(dtype).name).removeprefix("u").startswith("int")
+    return type_name(dtype).removeprefix("u").startswith("int")
 
 
 def is_unsigned(dtype: npt.DTypeLike) -> bool:
-    return str(np.dtype(dtype).name).startswith("uint")
+    return type_name(dtype).startswith("uint")
 
 
 def limits(dtype: npt.DTypeLike) -> tuple[int, int]:
@@ -70,7 +70,7 @@ def limits(dtype: npt.DTypeLike) -> tuple[int, int]:
 
 def carrier(dtype: npt.DTypeLike) -> np.dtype[Any]:
     """The type that values of ``dtype`` are computed in."""
-    name = np.dtype(dtype).name
+    name = type_name(dtype)
     return np.dtype(CARRIERS.get(name, np.int32 if name == "int8" else name))
 
 
@@ -86,7 +86,7 @@ def carried(g: Builder, x: gs.Tensor) -> gs.Tensor:
 def move_wider_integers(node: gs.Node, g: Builder) -> Replacement:
     """TensorRT moves no tensors of this type; it moves a wider one."""
     data = node.inputs[: MOVES[node.op]]
-    if any(x.dtype is None or np.dtype(x.dtype).name not in CARRIERS for x in data):
+    if any(x.dtype is None or type_name(x.dtype) not in CARRIERS for x in data):
         return None
     narrow = g.dtype(data[0])
     others = node.inputs[len(data) :]

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.framework import Builder, Replacement, example, rule
-from passes.model import onnx_dtype
+from passes.model import onnx_dtype, type_name
 from passes.rules.integers import CARRIERS, carried, is_integer, is_unsigned, wrapped
 
 
@@ -46,7 +46,7 @@ OF_INT8 = frozenset(
 @rule(*OPERATORS)
 def compute_in_wider_integers(node: gs.Node, g: Builder) -> Replacement:
     """TensorRT does not compute with this integer type; the result in a wider one, wrapped, is the same."""
-    kinds = {np.dtype(x.dtype).name for x in node.inputs if not x.is_empty() and x.dtype is not None}
+    kinds = {type_name(x.dtype) for x in node.inputs if not x.is_empty() and x.dtype is not None}
     kinds &= {*CARRIERS, *(("int8",) if node.op in OF_INT8 else ())}
     if not kinds:
         return None
@@ -60,7 +60,7 @@ def compute_in_wider_integers(node: gs.Node, g: Builder) -> Replacement:
     for x in node.inputs:
         if x.is_empty():
             inputs.append(None)
-        elif np.dtype(x.dtype).name in kinds:
+        elif type_name(x.dtype) in kinds:
             wide = carried(g, x) if node.op != "OneHot" else g.cast(x, np.int64)  # ONNX Runtime's has no int32
             inputs.append(_order_of_uint64(g, wide) if moved else wide)
         else:
