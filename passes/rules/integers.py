@@ -55,11 +55,11 @@ def bits(dtype: npt.DTypeLike) -> int:
 
 def is_integer(dtype: npt.DTypeLike) -> bool:
     """Whether it is a type of integers; NumPy's ``kind`` does not say it of those of 4 bits and fewer."""
-    return type_name(dtype).removeprefix("u").startswith("int")
+    return type_name(np.dtype(dtype)).removeprefix("u").startswith("int")
 
 
 def is_unsigned(dtype: npt.DTypeLike) -> bool:
-    return type_name(dtype).startswith("uint")
+    return type_name(np.dtype(dtype)).startswith("uint")
 
 
 def limits(dtype: npt.DTypeLike) -> tuple[int, int]:
@@ -70,7 +70,7 @@ def limits(dtype: npt.DTypeLike) -> tuple[int, int]:
 
 def carrier(dtype: npt.DTypeLike) -> np.dtype[Any]:
     """The type that values of ``dtype`` are computed in."""
-    name = type_name(dtype)
+    name = type_name(np.dtype(dtype))
     return np.dtype(CARRIERS.get(name, np.int32 if name == "int8" else name))
 
 
