@@ -190,7 +190,7 @@ def numpy_dtype(elem_type: int) -> np.dtype[Any]:
 @functools.cache
 def type_name(dtype: npt.DTypeLike) -> str:
     """The name of a type, which NumPy puts together anew each time that it is asked."""
-    return np.dtype(dtype).name
+    return str(np.dtype(dtype).name)
 
 
 def onnx_dtype(dtype: npt.DTypeLike) -> int:
