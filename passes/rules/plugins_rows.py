@@ -39,6 +39,8 @@ class Count:
     """A number of rows: ``sign`` times (the selection's, changed by ``steps`` in turn) plus ``offset``."""
 
     source: int
+    places: int | None = None
+    """Of the selection; None where they are as many as a dynamic number of images has."""
     steps: tuple[tuple[str, int], ...] = ()
     sign: int = 1
     offset: int = 0
@@ -64,7 +66,8 @@ class Count:
         return moved.plain() if self.sign > 0 else moved
 
     def limited(self, value: int) -> Count:
-        return self._step("min", value)
+        most = self.most
+        return self.plain() if most is not None and most <= value else self._step("min", value)
 
     def negative(self) -> Count:
         return replace(self, sign=-self.sign, offset=-self.offset)
@@ -72,7 +75,14 @@ class Count:
     @property
     def least(self) -> int:
         """How many rows there are at least."""
-        number = 0
+        return self._of(0)
+
+    @property
+    def most(self) -> int | None:
+        """How many rows, and places for them, there are at most."""
+        return None if self.places is None else self._of(self.places)
+
+    def _of(self, number: int) -> int:
         for op, value in self.plain().steps:
             number = number + value if op == "+" else min(number, value)
         return number
@@ -222,7 +232,8 @@ class Evaluation:
     def source(self, node: gs.Node) -> Value:
         result = self.memory.sources[id(node)](node, self.g)
         self.counts[id(node)] = result.count
-        return Rows(result.tensor, 0, Count(id(node)))
+        places = self.g.shape(result.tensor)[0]
+        return Rows(result.tensor, 0, Count(id(node), places if isinstance(places, int) else None))
 
     def results(self, node: gs.Node, given: Sequence[Value]) -> Sequence[Value]:
         handler = HANDLERS.get(node.op)
@@ -326,15 +337,14 @@ def as_shape(work: Evaluation, entries: Sequence[Any], capacity: gs.Tensor | int
 
 def capacity_of(work: Evaluation, count: Count) -> gs.Tensor | int:
     """How many places a count stands for."""
+    if count.most is not None:
+        return count.most
     selection = next(
         item
         for item in (*work.made.values(), *work.memory.values.values())
         if isinstance(item, Rows) and item.count == Count(count.source)
     )
-    places: Any = size(work.g, selection.tensor, selection.axis)
+    places = as_tensor(work.g, size(work.g, selection.tensor, selection.axis))
     for op, number in count.plain().steps:
-        if isinstance(places, int):
-            places = places + number if op == "+" else min(places, number)
-        else:
-            places = (work.g.op.Add if op == "+" else work.g.op.Min)(as_tensor(work.g, places), np.array([number]))
+        places = (work.g.op.Add if op == "+" else work.g.op.Min)(places, np.array([number]))
     return places

@@ -316,6 +316,8 @@ def squeeze(work: Evaluation, node: gs.Node, given: list[Value]) -> Value:
 
 @handles("Transpose")
 def transpose(work: Evaluation, node: gs.Node, given: list[Value]) -> Value:
+    if isinstance(given[0], Numbers):
+        return Numbers(given[0].values.transpose(node.attrs.get("perm")))
     rows = rows_of(given[0])
     order = node.attrs.get("perm") or list(range(rank_of(work.g, rows)))[::-1]
     return Rows(same_operator(work, node, [rows.tensor]), list(order).index(rows.axis), rows.count)

@@ -9,7 +9,18 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.framework import Declined
-from passes.rules.plugins_rows import Count, Evaluation, Numbers, Plain, Rows, Value, axis_of, handles, rank_of
+from passes.rules.plugins_rows import (
+    Count,
+    Evaluation,
+    Numbers,
+    Plain,
+    Rows,
+    Value,
+    axis_of,
+    capacity_of,
+    handles,
+    rank_of,
+)
 from passes.rules.plugins_rows_operators import axes_of, left_out, plain_of, rows_of, same_operator, tensors_of
 from passes.rules.shapes import as_tensor, iota, size
 
@@ -27,8 +38,9 @@ EXITS = (
 @handles("Slice")
 def slice_rows(work: Evaluation, node: gs.Node, given: list[Value]) -> Value:
     if isinstance(given[0], Numbers):
-        first = [int(np.ravel(work.numbers(item))[0]) for item in given[1:] if not left_out(item)]
-        return Numbers(given[0].values[first[0] : first[1] : first[3] if len(first) > 3 else 1])
+        return _part_of_numbers(work, given[0], given[1:])
+    if isinstance(given[0], Plain):
+        return _first_of_plain(work, given[0].tensor, given[1:])
     rows = rows_of(given[0])
     rank = rank_of(work.g, rows)
     parts = [None if left_out(item) else list(np.ravel(work.numbers(item))) for item in given[1:]]
@@ -63,6 +75,29 @@ def slice_rows(work: Evaluation, node: gs.Node, given: list[Value]) -> Value:
     if whole is not None and end >= whole:
         return Rows(cut, rows.axis, rows.count)
     return Rows(cut, rows.axis, count if count != rows.count else rows.count.limited(int(end)))
+
+
+def _part_of_numbers(work: Evaluation, numbers: Numbers, given: Sequence[Value]) -> Value:
+    starts, ends, *rest = ([int(item) for item in np.ravel(work.numbers(value))] for value in given)
+    axes, steps = [*rest, list(range(len(starts)))][0], rest[1] if len(rest) > 1 else [1] * len(starts)
+    cut = [slice(None)] * numbers.values.ndim
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        cut[axis] = slice(start, None if step < 0 and end < -numbers.values.shape[axis] else end, step)
+    return Numbers(numbers.values[tuple(cut)])
+
+
+def _first_of_plain(work: Evaluation, x: gs.Tensor, given: Sequence[Value]) -> Value:
+    """As many of the first elements as there are rows."""
+    starts, ends, *rest = (list(np.ravel(work.numbers(value))) for value in given)
+    if len(ends) != 1 or starts != [0] or (len(rest) > 1 and rest[1] != [1]) or not isinstance(ends[0], Count):
+        raise Declined("a Slice up to the number of rows that does not count from the first")
+    axis = int(rest[0][0]) % len(work.g.shape(x)) if rest else 0
+    length, count = work.g.static_dim(x, axis), ends[0].plain()
+    places = capacity_of(work, count)
+    if not isinstance(places, int):
+        raise Declined("a Slice up to the number of rows of a dynamic number of images")
+    cut = work.g.slice(x, [0], [min(places, length)], [axis], [1])
+    return Rows(cut, axis, count if places <= length else count.limited(length))
 
 
 @handles("Gather")
