@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from passes.framework import Builder, Replacement, example, lowering, rule
 from passes.model import Array
-from passes.rules.shapes import iota, size
+from passes.rules.shapes import iota, reshape, size
 
 if TYPE_CHECKING:
     from bridge.target import Target
@@ -160,3 +161,31 @@ def one_size() -> gs.Graph:
 @part_of_a_shape_as_slice.example
 def the_sizes_from_one_on() -> gs.Graph:
     return example({"x": ("float32", ["n", "c", 4])}, lambda g, x: [g.op.Shape(x, start=1), g.op.Shape(x, start=-9)])
+
+
+@lowering("SpaceToDepth", since=28)
+def space_to_depth_in_either_order(node: gs.Node, g: Builder) -> Replacement:
+    """Before opset 28, SpaceToDepth knows one order of what it moves; a Reshape and a Transpose know the other."""
+    x, block = node.inputs[0], int(node.attrs["blocksize"])
+    if node.attrs.get("mode", "DCR") == "DCR":
+        return g.op.SpaceToDepth(x, blocksize=block)
+    batch, channels = size(g, x, 0), g.static_dim(x, 1)
+    height, width = (g.static_dim(x, axis) // block for axis in (2, 3))
+    apart = reshape(g, x, [batch, channels, height, block, width, block])
+    moved = g.op.Transpose(apart, perm=[0, 1, 3, 5, 2, 4])
+    return reshape(g, moved, [batch, channels * block * block, height, width])
+
+
+def _in_blocks(feeds: Mapping[str, Array]) -> list[Array]:
+    n, c, h, w = feeds["x"].shape
+    apart = feeds["x"].reshape(n, c, h // 2, 2, w // 2, 2)
+    orders = (apart.transpose(0, 3, 5, 1, 2, 4), apart.transpose(0, 1, 3, 5, 2, 4))
+    return [item.reshape(n, c * 4, h // 2, w // 2) for item in orders]
+
+
+@space_to_depth_in_either_order.example_against(_in_blocks)
+def blocks_in_both_orders() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> list[gs.Tensor]:
+        return [g.op.SpaceToDepth(x, blocksize=2, mode=mode) for mode in ("DCR", "CRD")]
+
+    return example({"x": ("float32", ["n", 3, 4, 6])}, build, 28)
