@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from .target import Target
@@ -59,48 +59,60 @@ def advise(
     *,
     declined: Sequence[tuple[str, str]] = (),
     types: Collection[str] = (),
+    attributes: Mapping[str, Any] | None = None,
+    outputs: int = 1,
 ) -> list[Advice]:
     """What would help where ``target`` refuses a node of this operator; never empty.
 
     ``declined`` has each rule that looked at the node, with the reason why it left it; ``types`` the NumPy names of the
-    types that the node reads and makes.
+    types that the node reads and makes; ``attributes`` and ``outputs`` are the node's own, for a plugin to have.
     """
     found = [Advice("declined", f"The rule {rule} rewrites such nodes, and declined: {why}.") for rule, why in declined]
     missing = sorted(set(types) - target.types - {"int64"})  # where there is no int64, parsers narrow it themselves
     if missing:
         words = f"{target} has no tensors of {' or '.join(missing)} here: cast to another type before it."
         found.append(Advice("restriction", words))
-    restriction = _restriction(operator, domain)
+    foreign = _foreign(operator, domain)
+    restriction = foreign or (RESTRICTIONS.get(operator, "") if domain in STANDARD else "")
     if restriction:
         found.append(Advice("restriction", restriction))
-    plugin = hint(target, operator, domain)
-    if plugin or (domain in STANDARD and not target.takes(operator) and not restriction):
-        found.append(Advice("plugin", plugin or _plugin(operator, domain)))
+    if foreign:  # of types that no plugin could take either
+        return found
+    call = _call(operator, domain, attributes or {}, outputs)
+    if domain not in STANDARD:
+        found.append(Advice("plugin", f"It is an operator of the domain {domain!r}. {call}"))
+    elif not target.takes(operator):
+        found.append(Advice("plugin", " ".join(filter(None, (hint(target, operator), call)))))
     return found or [NO_WAY]
 
 
 def hint(target: Target, operator: str, domain: str = "") -> str:
     """The advice that concerns plugins; empty where the operator needs none."""
     if domain not in STANDARD:
-        return f"It is an operator of the domain {domain!r}. {_plugin(operator, domain)}"
+        return f"It is an operator of the domain {domain!r}. {_call(operator, domain, {}, 1)}"
     if target.only_by_plugin(operator) and not target.has_plugin(operator):
         return f"{target} takes {operator} through a plugin of that name alone, and none is registered. {UNBOUNDED}"
     return ""
 
 
-def _restriction(operator: str, domain: str) -> str:
-    if domain == "ai.onnx.ml" or operator in _TEXT:
+def _foreign(operator: str, domain: str) -> str:
+    """What to do about an operator of values that no TensorRT has; empty where it is of tensors."""
+    if domain == "ai.onnx.ml" or (domain in STANDARD and operator in _TEXT):
         return "TensorRT has no text and no classical machine learning: compute it before or after the engine."
+    if domain not in STANDARD:
+        return ""
     if operator.startswith("Sequence") or operator in _SEQUENCES:
         return "TensorRT has no sequences of tensors: write torch.stack, torch.cat or a fixed number of tensors."
     if operator.startswith("Optional"):
         return "TensorRT has no optional values: give the model the tensor, or another model."
-    return RESTRICTIONS.get(operator, "") if domain in STANDARD else ""
+    return ""
 
 
-def _plugin(operator: str, domain: str) -> str:
-    pattern = f"{domain}::{operator}" if domain not in STANDARD else operator
-    return (
-        f"A TensorRT plugin named {operator!r} would serve: bridge.register_plugin({operator!r}, op={pattern!r}, "
-        f"library='lib{operator.lower()}.so', reference=...)."
-    )
+def _call(operator: str, domain: str, attributes: Mapping[str, Any], outputs: int) -> str:
+    """How a plugin for the operator is made known."""
+    values = {name: value for name, value in attributes.items() if isinstance(value, (bool, int, float, str, list))}
+    parts = [f"{operator!r}", f"replaces={(domain, operator)!r}"]
+    parts += [f"attributes={values!r}"] if values else []
+    parts += [f"outputs={outputs}"] if outputs != 1 else []
+    parts += [f"library='lib{operator.lower()}.so'", "reference=..."]
+    return f"A TensorRT plugin named {operator!r} would serve: bridge.register_plugin({', '.join(parts)})."

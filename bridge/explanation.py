@@ -138,10 +138,10 @@ def explain(
             raise RewriteError(str(error)) from error
         write(graph, folder / "rewritten.onnx")
         graph = read(folder / "rewritten.onnx")  # whose weights then lie where every question can refer to them
-        nodes = {node.name: (node, inside, _types(node)) for node, _, inside in everywhere(graph)}
+        nodes = {node.name: _seen(node, inside) for node, _, inside in everywhere(graph)}
         asker = Asker(wanted, folder, known, tuple(needed_plugins(graph, wanted)), build, build_timeout)
         found, whole = asker.refused(graph)
-        refused = [_described(item, *nodes[item.node], log, wanted) for item in found]
+        refused = [_described(item, nodes[item.node], log, wanted) for item in found]
     return Explanation(
         name or (path.stem if path is not None else type(source).__name__),
         wanted.info,
@@ -223,26 +223,32 @@ def _usual(name: str, profile: Any) -> Sequence[int]:
 # --- words -------------------------------------------------------------------------------------------------------
 
 
-def _types(node: gs.Node) -> set[str]:
-    return {tensor.dtype.name for tensor in (*node.inputs, *node.outputs) if tensor.dtype is not None}
+@dataclass(frozen=True)
+class _Seen:
+    """A node as it was before any was taken out."""
+
+    node: gs.Node
+    inside: str
+    types: set[str]
+    outputs: int
 
 
-def _described(item: Found, node: gs.Node, inside: str, types: set[str], log: Log, target: Target) -> RefusedNode:
+def _seen(node: gs.Node, inside: str) -> _Seen:
+    types = {tensor.dtype.name for tensor in (*node.inputs, *node.outputs) if tensor.dtype is not None}
+    return _Seen(node, inside, types, len(node.outputs))
+
+
+def _described(item: Found, seen: _Seen, log: Log, target: Target) -> RefusedNode:
     from passes.provenance import origin
 
+    node, domain = seen.node, seen.node.domain or ""
     where = origin(node)
     declined = [(rule, reason) for (rule, name), (_, reason) in log.declined.items() if name == node.name]
-    domain = node.domain or ""
-    return RefusedNode(
-        f"{domain}::{node.op}" if domain else node.op,
-        item.node,
-        item.words,
-        item.said_by,
-        where.module,
-        where.source,
-        inside,
-        advise(target, node.op, domain, declined=declined, types=types),
+    advice = advise(
+        target, node.op, domain, declined=declined, types=seen.types, attributes=node.attrs, outputs=seen.outputs
     )
+    operator = f"{domain}::{node.op}" if domain else node.op
+    return RefusedNode(operator, item.node, item.words, item.said_by, where.module, where.source, seen.inside, advice)
 
 
 def _count(nodes: int) -> str:

@@ -355,7 +355,7 @@ class Conversion:
 
         if not self.settings.prove:
             return "prove=True (--prove) names the match that did it"
-        return culprit(self.result.proofs)
+        return culprit(self.result.proofs, [rewrite.name for rewrite in self.result.rewrites])
 
     def _info(self, tensor: Any, profile: Profile | None) -> TensorInfo:
         dtype = np.dtype(tensor.dtype)

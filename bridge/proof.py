@@ -60,8 +60,11 @@ def prove(recorder: Recorder, exported: Path, rewritten: Path, cases: Sequence[C
     return [max(proofs, key=_badness) for proofs in found]
 
 
-def culprit(proofs: Sequence[Proof]) -> str:
-    """What the proofs say of a model that computes something else than before, or does not run; in a sentence."""
+def culprit(proofs: Sequence[Proof], passes: Sequence[str] = ()) -> str:
+    """What the proofs say of a model that computes something else than before, or does not run; in a sentence.
+
+    ``passes`` names all that changed the model: those without a match to check are told where no match is to blame.
+    """
     for proof in proofs:
         if proof.status == "moved":
             return f"the first match that moved its outputs is {proof}"
@@ -69,8 +72,10 @@ def culprit(proofs: Sequence[Proof]) -> str:
     if broken is not None:
         return f"no match is seen to move its outputs, but one does not run: {broken}"
     missing = sum(proof.status == "not checked" for proof in proofs)
-    checked = f"of {len(proofs)} matches, {len(proofs) - missing} were checked, and none of them moved its own outputs"
-    return f"{checked}; {missing} could not be checked" if missing else checked
+    words = f"of {len(proofs)} matches, {len(proofs) - missing} were checked, and none of them moved its own outputs"
+    words += f"; {missing} could not be checked" if missing else ""
+    rest = [name for name in passes if name not in {proof.rule for proof in proofs}]
+    return f"{words}; what is not checked by match: {', '.join(rest)}" if rest else words
 
 
 def _badness(proof: Proof) -> tuple[int, float]:

@@ -124,14 +124,9 @@ class Target:
 
     def advice(self, operator: str, domain: str = "") -> str:
         """What can be done about an operator that no pass rewrites; empty where nothing is known."""
-        if domain:
-            return f"It is an operator of the domain {domain!r}: register a TensorRT plugin named {operator!r} for it."
-        if self.only_by_plugin(operator) and not self.has_plugin(operator):
-            return (
-                f"{self} takes {operator} through a plugin of that name alone, and none is registered. Where the size "
-                "of the result has a bound, write it without one: torch.where or a multiplication in place of a mask."
-            )
-        return ""
+        from .advice import hint
+
+        return hint(self, operator, domain)
 
     def module(self) -> Any:
         """The imported Python module of an installed target."""

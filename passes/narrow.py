@@ -16,6 +16,7 @@ from onnx import AttributeProto
 
 from .framework import Log
 from .ir import Names, Node, calls, function_key, numpy_dtype, onnx_dtype, scopes
+from .matches import Part, part
 from .provenance import describe
 
 if TYPE_CHECKING:
@@ -187,11 +188,12 @@ def int64_boundary_to_int32(graph: gs.Graph, target: Target, log: Log) -> bool:
     inner = graph.nodes
     graph.nodes = [node for node in casts if node.attrs["to"] == onnx.TensorProto.INT64]
     graph.nodes += [*inner, *(node for node in casts if node.attrs["to"] == onnx.TensorProto.INT32)]
-    log.add(
-        "int64_boundary_to_int32",
-        f"{target} has no int64: inputs and outputs are int32.",
-        [node.name for node in casts],
-    )
+    name = "int64_boundary_to_int32"
+    log.add(name, f"{target} has no int64: inputs and outputs are int32.", [node.name for node in casts])
+    for cast in casts if log.recorder is not None else ():
+        before, after = Part(graph.opset), part([cast], graph.opset)
+        made = {tensor.name: tensor.name for tensor in cast.outputs}
+        log.matches.append(log.recorder.match(name, describe(cast), graph, before, after, made))
     return True
 
 

@@ -76,7 +76,7 @@ def test_what_the_parser_and_the_builder_refuse_is_listed_to_the_last_node(tmp_p
     text = str(found)
     assert "the matrices are 50 by 50" in text and "checkDet" in text and "3840" in text
     assert "det_by_cofactors 1" in text and "Det, 2 nodes" in text
-    assert "bridge.register_plugin('Frobnicate', op='my.dom::Frobnicate'" in text
+    assert "bridge.register_plugin('Frobnicate', replaces=('my.dom', 'Frobnicate'), library=" in text
 
 
 @needs_rtx

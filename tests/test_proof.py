@@ -139,6 +139,8 @@ def test_a_change_by_no_match_is_told_as_such(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(passes, "rewrite", wrong)
     result = bridge.convert(Net(), (torch.ones(1, 4),), workdir=tmp_path, target=RTX, build=False, prove=True)
     assert "of 1 matches, 1 were checked, and none of them moved its own outputs" in str(result.error), result.error
+    assert "not checked by match" not in str(result.error)
+    assert "what is not checked by match: float64_to_float32" in culprit(result.proofs, ["float64_to_float32"])
 
 
 def test_the_files_are_the_same_with_and_without_proof(tmp_path: Path) -> None:
@@ -252,6 +254,17 @@ def test_types_that_the_target_lacks_are_narrowed_on_both_sides(tmp_path: Path, 
     feeds = {"x": X.astype(np.float64), "i": np.random.default_rng(1).integers(0, 6, (4, 6))}
     found = proofs_of(graph, feeds, tmp_path, target)
     assert set(status(found).values()) == {"proved"} and len(found) >= 2, found
+
+
+def test_a_number_beyond_int32_is_told_where_it_comes_in_and_goes_out(tmp_path: Path) -> None:
+    graph = example({"i": ("int64", [3])}, lambda g, i: g.op.Mul(i, g.constant(1 << 20)))
+    small = proofs_of(graph, {"i": np.array([1, 2, 3])}, tmp_path, "tensorrt-8.5")
+    assert [proof.status for proof in small] == ["proved"] * 2, small
+    large = proofs_of(read(tmp_path / "exported.onnx"), {"i": np.array([1, 1 << 20, 3])}, tmp_path, "tensorrt-8.5")
+    assert [(proof.rule, proof.node, proof.status) for proof in large] == [
+        ("int64_boundary_to_int32", "Cast input_cast", "proved"),
+        ("int64_boundary_to_int32", "Cast output_cast", "moved"),
+    ]
 
 
 def prelu_by_where(node: gs.Node, g: Builder) -> Any:
