@@ -21,7 +21,7 @@ import onnx
 
 from passes.provenance import origin_of
 
-from .errors import BuildError, Refusal
+from .errors import BuildError, BuildTimeout, Refusal
 from .inputs import Profile
 from .plugins.loading import NeededPlugin, check_files
 from .result import ConversionResult
@@ -99,7 +99,7 @@ def build(
     errors = [line for line in kept if line.startswith("[E]")]
     last = "\nTensorRT's last errors:\n" + "\n".join(errors[-5:]) if errors else ""
     if code is None:
-        raise BuildError(f"the build took longer than its time-out of {timeout:g} s and was stopped.{last}")
+        raise BuildTimeout(f"the build took longer than its time-out of {timeout:g} s and was stopped.{last}")
     if code < 0:
         name = signal.Signals(-code).name
         note = " (out of memory, perhaps)" if name == "SIGKILL" else ""

@@ -65,6 +65,10 @@ class BuildError(BridgeError):
         self.refusals = refusals
 
 
+class BuildTimeout(BuildError):
+    """The build was stopped, since it took longer than it was given."""
+
+
 class RunError(BridgeError):
     """A model on the way does not run."""
 

@@ -69,6 +69,14 @@ class Workspace:
         for name in names:
             (self.partial / name).replace(self.folder / name)
 
+    def adopt(self, other: Workspace) -> None:
+        """Takes the files of another conversion in place of its own; those that it has not are removed."""
+        for name in OUTPUT_FILES:
+            if other.path(name).exists():
+                other.path(name).replace(self.path(name))
+            elif name != "convert.log":
+                self.path(name).unlink(missing_ok=True)
+
     @contextmanager
     def opened(self) -> Iterator[Workspace]:
         """Removes what an earlier conversion left, and ``.partial`` whatever happens."""
