@@ -48,6 +48,8 @@ class BuildJob:
     """For TensorRT-RTX: (major, minor) of the GPUs to build for; empty for its default."""
     plugins: list[dict[str, Any]] = field(default_factory=list)
     """The fields of each NeededPlugin."""
+    strongly_typed: bool = False
+    """Whether types are what the graph says, and not what the builder is allowed."""
     paths: list[str] = field(default_factory=list)
     """Where the parent imports modules from, those of plugins among them."""
 
@@ -91,6 +93,7 @@ def build(
         {name: {key: list(value) for key, value in asdict(profile).items()} for name, profile in profiles.items()},
         [list(pair) for pair in compute_capabilities or ()],
         [asdict(plugin) for plugin in plugins],
+        target.strongly_typed,
         [path for path in sys.path if path] if plugins else [],
     )
     reply, messages, code = _run_child(job, timeout)

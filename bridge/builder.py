@@ -71,7 +71,9 @@ def run(job: BuildJob) -> BuildOutcome:
     if not job.engine:
         return BuildOutcome(**described)
     try:
-        engine = EngineBytesFromNetwork((builder, network, parser), config=_config(job, inputs))()
+        engine = EngineBytesFromNetwork(
+            (builder, network, parser), config=_config(job, inputs, not job.strongly_typed and _quantised(trt, network))
+        )()
     except PolygraphyException as error:
         # Polygraphy only knows that there is no engine; why, TensorRT has told its logger.
         return BuildOutcome(error=f"the builder refuses the model: {logger.last_error or error}", **described)
@@ -83,7 +85,13 @@ def run(job: BuildJob) -> BuildOutcome:
     return BuildOutcome(**described, compute_capabilities=job.compute_capabilities)
 
 
-def _config(job: BuildJob, inputs: list[Any]) -> Any:
+def _quantised(trt: Any, network: Any) -> bool:
+    """Whether the model itself quantises, which a weakly typed builder has to be allowed."""
+    kinds = {trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE}
+    return any(network.get_layer(index).type in kinds for index in range(network.num_layers))
+
+
+def _config(job: BuildJob, inputs: list[Any], int8: bool) -> Any:
     """The builder's configuration, through Polygraphy: fp32 is fp32, so TF32 is off."""
     from polygraphy.backend.trt import CreateConfig, Profile
 
@@ -100,7 +108,7 @@ def _config(job: BuildJob, inputs: list[Any]) -> Any:
 
         capabilities = [tuple(pair) for pair in job.compute_capabilities] or None
         return CreateConfigRTX(compute_capabilities=capabilities, **options)
-    return CreateConfig(tf32=False, **options)
+    return CreateConfig(tf32=False, int8=int8, **options)
 
 
 def _refusal(error: Any) -> dict[str, Any]:
