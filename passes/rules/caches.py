@@ -22,9 +22,8 @@ def cache_update_as_scatter(node: gs.Node, g: Builder) -> Replacement:
         places = g.op.Add(g.unsqueeze(starts, [1]), places)  # [batch, steps]
         if circular:
             places = g.op.Mod(places, as_tensor(g, size(g, cache, axis)))
-        places = g.unsqueeze(places, [other for other in range(1, rank) if other != axis])
-    else:
-        places = g.unsqueeze(places, [other for other in range(rank) if other != axis])
+    others = [other for other in range(0 if starts is None else 1, rank) if other != axis]
+    places = g.unsqueeze(places, others) if others else places
     spread = g.op.Expand(places, shape_tensor(g, [size(g, update, other) for other in range(rank)]))
     return g.op.ScatterElements(cache, spread, update, axis=axis)
 

@@ -1,132 +1,38 @@
-"""Resize, GridSample and pooling in forms that came after a parser's time.
-
-``F.interpolate`` (Resize of chosen axes, with a policy for the aspect ratio) and ``F.grid_sample``, whose modes have
-other names since opset 20.
-"""
+"""Resize, GridSample and pooling in forms that came after a parser's time: ``F.interpolate`` and ``F.grid_sample``."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.framework import Builder, Replacement, example, lowering
-from passes.model import Array
-from passes.rules.shapes import Size, shape_tensor, size
 
-SINCE_18 = ("antialias", "axes", "keep_aspect_ratio_policy")
+SINCE_18 = {"antialias": 0, "keep_aspect_ratio_policy": "stretch"}
+"""What Resize does where it is not told, and before opset 18 always."""
 
 
 @lowering("Resize", since=18)
-def resize_every_axis(node: gs.Node, g: Builder) -> Replacement:
-    """Before opset 18, Resize is given scales or sizes for every axis, and stretches."""
-    attrs = dict(node.attrs)
-    symmetric = attrs.get("coordinate_transformation_mode") == "half_pixel_symmetric"
-    if not symmetric and not any(name in attrs for name in SINCE_18):
-        return None
-    if attrs.pop("antialias", 0):
-        g.decline("antialiasing came with opset 18")
-    x = node.inputs[0]
-    rank = len(g.shape(x))
-    axes = [int(axis) % rank for axis in attrs.pop("axes", None) or range(rank)]
-    policy = attrs.pop("keep_aspect_ratio_policy", "stretch")
-    roi, scales, sizes = (g.input(node, index) for index in (1, 2, 3))
-    if policy != "stretch" and sizes is not None:
-        scales, sizes = _one_scale(g, x, axes, g.value(sizes).reshape(-1).tolist(), policy), None
-    if symmetric:
-        _check_symmetric(g, x, axes, scales)
-        attrs["coordinate_transformation_mode"] = "half_pixel"
-    if axes != list(range(rank)):
-        roi = None if roi is None else g.constant(_every(g.value(roi).reshape(2, -1), axes, rank))
-        scales = None if scales is None else _scales(g, scales, axes, rank)
-        sizes = None if sizes is None else _sizes(g, x, sizes, axes)
-    return g.op.Resize(x, roi, scales, sizes, **attrs)
+def resize_without_newer_attributes(node: gs.Node, g: Builder) -> Replacement:
+    """Before opset 18, Resize changes every axis, stretches, and has no antialiasing; other rules do what it lacks."""
+    attrs = {name: value for name, value in node.attrs.items() if SINCE_18.get(name) != value}
+    rank = len(g.shape(node.inputs[0]))
+    if "axes" in attrs and [int(axis) % rank for axis in attrs["axes"]] in ([], list(range(rank))):
+        del attrs["axes"]
+    newer = [name for name in (*SINCE_18, "axes") if name in attrs]
+    if newer or attrs.get("coordinate_transformation_mode") == "half_pixel_symmetric":
+        g.decline(f"Resize with {', '.join(newer) or 'half_pixel_symmetric coordinates'}")
+    return g.op.Resize(*node.inputs, **attrs) if attrs != node.attrs else None
 
 
-def _one_scale(g: Builder, x: gs.Tensor, axes: list[int], wanted: list[int], policy: str) -> gs.Tensor:
-    """The one scale of all axes that makes none larger than wanted, or none smaller (``not_smaller``)."""
-    lengths = [g.static_dim(x, axis) for axis in axes]
-    ratios = [size_ / length for size_, length in zip(wanted, lengths, strict=True)]
-    scale = min(ratios) if policy == "not_larger" else max(ratios)
-    single = np.float32(scale)
-    for length in lengths:  # sizes are rounded half up where a policy gives them, and down where scales do
-        if math.floor(length * scale + 0.5) != math.floor(np.float32(length) * single):
-            g.decline(f"the policy {policy!r} makes {length * scale:g} places of {length}, which rounds up")
-    return g.constant(np.full(len(axes), single))
-
-
-def _check_symmetric(g: Builder, x: gs.Tensor, axes: list[int], scales: gs.Tensor | None) -> None:
-    """Declines where half_pixel_symmetric is not half_pixel: where a size times its scale is no whole number."""
-    if scales is None:
-        return
-    for axis, scale in zip(axes, g.value(scales).reshape(-1).tolist(), strict=True):
-        if scale != int(scale) and (g.static_dim(x, axis) * scale) % 1:
-            g.decline(f"half_pixel_symmetric coordinates with the scale {scale} of {g.static_dim(x, axis)} places")
-
-
-def _every(roi: Array, axes: list[int], rank: int) -> Array:
-    full = np.stack([np.zeros(rank, roi.dtype), np.ones(rank, roi.dtype)])
-    full[:, axes] = roi
-    return full.reshape(-1)
-
-
-def _scales(g: Builder, scales: gs.Tensor, axes: list[int], rank: int) -> gs.Tensor:
-    if isinstance(scales, gs.Constant):
-        full = np.ones(rank, np.float32)
-        full[axes] = g.value(scales).reshape(-1)
-        return g.constant(full)
-    places = [axes.index(axis) if axis in axes else len(axes) for axis in range(rank)]
-    joined = g.op.Concat(scales, g.constant(np.ones(1, np.float32)), axis=0)
-    made: gs.Tensor = g.op.Gather(joined, places, axis=0)
-    return made
-
-
-def _sizes(g: Builder, x: gs.Tensor, sizes: gs.Tensor, axes: list[int]) -> gs.Tensor:
-    full: list[Size] = [size(g, x, axis) if axis not in axes else 0 for axis in range(len(g.shape(x)))]
-    for index, axis in enumerate(axes):
-        if isinstance(sizes, gs.Constant):
-            full[axis] = int(g.value(sizes).reshape(-1)[index])
-        else:
-            full[axis] = g.slice(sizes, [index], [index + 1], [0], [1])
-    return shape_tensor(g, full)
-
-
-def _resize(
-    shape: list[int | str],
-    scales: Sequence[float] | None = None,
-    sizes: Sequence[int] | None = None,
-    opset: int = 19,
-    **attrs: object,
-) -> gs.Graph:
+@resize_without_newer_attributes.example
+def stretched_without_antialiasing() -> gs.Graph:
     def build(g: Builder, x: gs.Tensor) -> gs.Tensor:
-        factors = None if scales is None else g.constant(np.array(scales, np.float32))
-        wanted = None if sizes is None else g.constant(list(sizes))
-        made: gs.Tensor = g.op.Resize(x, None, factors, wanted, **attrs)
+        scales = g.constant(np.array([1, 1, 2, 1.5], np.float32))
+        attrs = {"antialias": 0, "keep_aspect_ratio_policy": "stretch", "axes": [0, 1, 2, 3]}
+        made: gs.Tensor = g.op.Resize(x, None, scales, mode="linear", **attrs)
         return made
 
-    return example({"x": ("float32", shape)}, build, opset)
-
-
-@resize_every_axis.example
-def scales_of_two_axes() -> gs.Graph:
-    return _resize(["n", "c", 5, 6], [2.0, 1.5], axes=[2, 3], mode="linear")
-
-
-@resize_every_axis.example
-def sizes_of_two_axes_of_a_dynamic_batch() -> gs.Graph:
-    return _resize(["n", 3, 5, 6], None, [7, 4], axes=[-1, -2], mode="nearest", antialias=0)
-
-
-@resize_every_axis.example
-def not_larger_than() -> gs.Graph:
-    return _resize([1, 3, 6, 9], None, [9, 12], axes=[2, 3], mode="linear", keep_aspect_ratio_policy="not_larger")
-
-
-@resize_every_axis.example
-def symmetric_half_pixels_to_a_whole_size() -> gs.Graph:
-    return _resize([1, 1, 4, 6], [1, 1, 1.5, 0.5], mode="linear", coordinate_transformation_mode="half_pixel_symmetric")
+    return example({"x": ("float32", ["n", 3, 5, 6])}, build, 19)
 
 
 SAMPLE_MODES = {"linear": "bilinear", "cubic": "bicubic", "nearest": "nearest"}
