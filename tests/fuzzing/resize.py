@@ -86,8 +86,10 @@ def unusual(s: Sketch) -> Case:
     if "sizes" in s.constants and not crops:
         attrs["keep_aspect_ratio_policy"] = s.pick(None, "not_larger", "not_smaller")
     if crops:
-        starts = [s.random.uniform(-0.2, 0.4) if axis in changing else 0.0 for axis in resized]
-        ends = [s.random.uniform(0.6, 1.2) if axis in changing else 1.0 for axis in resized]
+        targets = s.constants["sizes"].tolist()  # where they are the lengths, ONNX Runtime does not crop
+        cropped = [axis in changing and to != sizes[axis] for axis, to in zip(resized, targets, strict=True)]
+        starts = [s.random.uniform(-0.2, 0.4) if item else 0.0 for item in cropped]
+        ends = [s.random.uniform(0.6, 1.2) if item else 1.0 for item in cropped]
         s.constants["roi"] = np.array(starts + ends, np.float32)
     dtype = s.pick("int32", "uint8", "int8", "float32") if mode == "nearest" else "float32"
     s.input("x", dtype, sizes)
