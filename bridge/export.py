@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from . import custom_ops
 from .errors import ExportError, UsageError
 from .inputs import Array, Call, Case, Profile, check_names, resized
 from .tensors import named_leaves, to_numpy, to_torch
@@ -210,7 +211,8 @@ def export(
             notes = [f"exported by torch.onnx's {age} exporter ({exporter}), since {item}" for item in reasons]
             return Exported(exporter, files, notes)
         reasons.append(f"{exporter}: {reason}")
-    raise ExportError("torch.onnx does not export the module.\n" + "\n".join(reasons))
+    advice = custom_ops.advice("\n".join(reasons))
+    raise ExportError("\n".join(["torch.onnx does not export the module.", *reasons, *filter(None, [advice])]))
 
 
 def _remove(path: Path) -> None:
@@ -287,6 +289,7 @@ def _by_dynamo(
         "dynamo": True,
         "verbose": False,
     }
+    options["custom_translation_table"] = {**options.get("custom_translation_table", {}), **custom_ops.translations()}
     with translations.installed():
         if source.program is not None:
             program = torch.onnx.export(source.program, **options)
@@ -298,6 +301,7 @@ def _by_dynamo(
     initializers = program.model.graph.initializers.values()
     weights = sum(item.const_value.nbytes for item in initializers if item.const_value is not None)
     program.save(str(path), external_data=weights > INLINE_LIMIT)
+    custom_ops.write_calls(path)
 
 
 def _by_torchscript(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import custom_ops
 from .clock import Clock
 from .compare import Tolerances, compare_stages, disagreement, onnx_runner, run_stage
 from .errors import BridgeError, BuildError, CompareError, ExportError, RewriteError, RunError, Stage, UsageError
@@ -271,21 +272,37 @@ class Conversion:
         return outputs
 
     def _run_mended(self, graph: Any, refusal: RunError) -> Outputs:
-        """Outputs of a file that ONNX Runtime refuses for its version, names or order, which the passes put right."""
+        """Outputs of a file that ONNX Runtime refuses for its version, names or order, which the passes put right.
+
+        Operators that a registered plugin replaces are run by its reference body.
+        """
         from passes import Log, ModelError, write
         from passes.clean import sanitise
+        from passes.plugins import PluginMisfit, call_plugins
 
         partial = self.workspace.partial / EXPORTED
+        replaced: list[str] = []
         try:
             sanitise(graph, self.settings.target, Log())
+            replaced = call_plugins(graph)
             files = write(graph, partial, beside=self.workspace.folder)
             outputs = self._run_onnx(partial, "exported")
-        except ModelError as error:
+        except (ModelError, PluginMisfit) as error:
             raise ExportError(f"{self.result.exported_onnx}: {error}") from error
-        except RunError:
-            raise refusal from None
+        except RunError as error:
+            if replaced:
+                raise error from None
+            advice = custom_ops.advice(str(refusal))
+            raise RunError(f"{refusal}. {advice}" if advice else str(refusal)) from None
         self.workspace.publish(*files)
-        self.result.notes.append(f"the file's version, names and order of nodes were put right first, since {refusal}")
+        if replaced:
+            self.result.notes.append(
+                f"what the file has of {', '.join(replaced)} is run by its plugin's reference body"
+            )
+        else:
+            self.result.notes.append(
+                f"the file's version, names and order of nodes were put right first, since {refusal}"
+            )
         self.result.exported_onnx = self.workspace.path(EXPORTED)
         return outputs
 

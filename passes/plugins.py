@@ -48,6 +48,10 @@ FIELDS = ("plugin_version", "plugin_namespace")
 """Attributes that TensorRT's parsers read themselves. With a namespace, the plugin goes before the local function."""
 
 
+class PluginMisfit(ValueError):
+    """A call that does not fit its plugin, or a reference body that does not fit the call."""
+
+
 @dataclass(frozen=True, eq=False)
 class Plugin:
     """A creator in TensorRT's plugin registry, and what it computes."""
@@ -120,14 +124,14 @@ def call(
 
 
 def _attributes(plugin: Plugin, attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the call's attributes, defaults included. Raises ValueError where they do not fit the plugin."""
+    """The values of the call's attributes, defaults included. Raises PluginMisfit where they do not fit the plugin."""
     unknown = attrs.keys() - plugin.attributes.keys()
     if unknown:
-        raise ValueError(f"plugin {plugin.name!r} has no attribute {sorted(unknown)[0]!r}")
+        raise PluginMisfit(f"plugin {plugin.name!r} has no attribute {sorted(unknown)[0]!r}")
     values: dict[str, Any] = {}
     for name, declared in plugin.attributes.items():
         if name not in attrs and isinstance(declared, type):
-            raise ValueError(f"plugin {plugin.name!r} needs the attribute {name!r}")
+            raise PluginMisfit(f"plugin {plugin.name!r} needs the attribute {name!r}")
         value = _coerced(attrs.get(name, declared), declared)
         if value is not None:
             values[name] = value
@@ -143,7 +147,7 @@ def _coerced(value: Any, declared: Any) -> Any:
         return gs.Constant("", value)
     if kind in (int, float) and isinstance(value, (bool, int, float)):
         if kind is int and value != int(value):
-            raise ValueError(f"{value!r} is given for an integer")
+            raise PluginMisfit(f"{value!r} is given for an integer")
         return kind(value)
     if isinstance(value, (list, tuple)):
         floats = isinstance(declared, (list, tuple)) and any(isinstance(item, float) for item in declared)
@@ -153,11 +157,11 @@ def _coerced(value: Any, declared: Any) -> Any:
 
 def _body(g: Builder, plugin: Plugin, inputs: Sequence[gs.Tensor], values: Mapping[str, Any]) -> gs.Function:
     """The plugin's meaning for inputs of these types, as a local function; its domain is still to be settled."""
-    from .framework import Builder
+    from .framework import Builder, Declined
     from .ir import Names
 
     if plugin.reference is None:
-        raise ValueError(f"plugin {plugin.name!r} has no reference body: nothing could say what it computes")
+        raise PluginMisfit(f"plugin {plugin.name!r} has no reference body: nothing could say what it computes")
     names = Names()
     formals: list[gs.Variable | None] = []
     for index, tensor in enumerate(inputs):
@@ -166,10 +170,17 @@ def _body(g: Builder, plugin: Plugin, inputs: Sequence[gs.Tensor], values: Mappi
     builder = Builder(names, g.opset, plugin.name)
     read = {name: value.values if isinstance(value, gs.Constant) else value for name, value in values.items()}
     left_out = {name: None for name in plugin.attributes if name not in read}
-    made = plugin.reference(builder, *formals, **read, **left_out)
+    try:
+        made = plugin.reference(builder, *formals, **read, **left_out)
+    except Declined:
+        raise
+    except Exception as error:  # the user's code may raise anything, and is named as the cause
+        raise PluginMisfit(
+            f"the reference body of plugin {plugin.name!r} raises {type(error).__name__}: {error}"
+        ) from error
     results = [made] if isinstance(made, gs.Tensor) else list(made)
     if len(results) != plugin.outputs:
-        raise ValueError(f"plugin {plugin.name!r} has {plugin.outputs} outputs, its reference body {len(results)}")
+        raise PluginMisfit(f"plugin {plugin.name!r} has {plugin.outputs} outputs, its reference body {len(results)}")
     own = {id(tensor) for node in builder.made for tensor in node.outputs}
     for index, tensor in enumerate(results):
         if id(tensor) not in own or any(tensor is item for item in results[:index]):
@@ -213,6 +224,59 @@ def _text(function: gs.Function) -> bytes:
     proto.domain = ""
     text: bytes = proto.SerializeToString(deterministic=True)
     return text
+
+
+# --- operators that a plugin replaces ----------------------------------------------------------------------------
+
+REPLACED: dict[tuple[str, str], Plugin] = {}
+"""By domain (or torch's namespace) and op type: the user's plugin that takes its place."""
+
+
+def replacing_rule(plugin: Plugin, domain: str, op: str) -> Callable[[gs.Node, Builder], Any]:
+    """The function of a rule that replaces ``domain::op`` by a call of the plugin."""
+
+    def replace(node: gs.Node, g: Builder) -> Any:
+        known = len(node.outputs) == plugin.outputs and all(tensor.dtype is not None for tensor in node.outputs)
+        types = [(tensor.dtype, tensor.shape) for tensor in node.outputs] if known else None
+        return g.plugin(plugin, node.inputs, _given(node, plugin), types)
+
+    replace.__name__ = f"plugin_{plugin.name}_for_{domain}_{op}"
+    replace.__doc__ = f"{domain or 'ONNX'}::{op} has been given the plugin {plugin.name}."
+    return replace
+
+
+def call_plugins(graph: gs.Graph) -> list[str]:
+    """Turns nodes that a plugin replaces, and that nothing else could run, into calls of it; returns their operators.
+
+    That is what a custom operator of torch is exported as, or what an ONNX file has of a domain of its own. Raises
+    PluginMisfit where an operator is not as its plugin was registered.
+    """
+    from .framework import Builder
+    from .ir import Names
+
+    own = {function_key(function) for function in graph.functions}
+    changed: dict[str, None] = {}
+    for scope in scopes(graph):
+        for node in scope.nodes:
+            plugin = REPLACED.get((node.domain or "", node.op)) if node.domain else None
+            if plugin is None or calls(node) in own:
+                continue
+            changed[f"{node.domain}::{node.op}"] = None
+            values = _attributes(plugin, _given(node, plugin))
+            body = _body(Builder(Names(), scope.opset, node.op), plugin, node.inputs, values)
+            node.op, node.domain = plugin.name, _settle(body, graph.functions)
+            node.attrs = {**values, "plugin_version": plugin.version, "plugin_namespace": plugin.namespace}
+            for output, found in zip(node.outputs, body.outputs, strict=False):
+                output.dtype = output.dtype if output.dtype is not None else found.dtype
+            node.outputs.extend(
+                gs.Variable(f"{node.name}/{index}") for index in range(len(node.outputs), plugin.outputs)
+            )
+    return list(changed)
+
+
+def _given(node: gs.Node, plugin: Plugin) -> dict[str, Any]:
+    """The node's attributes that are the plugin's; TensorRT's own two are not."""
+    return {name: value for name, value in node.attrs.items() if name not in FIELDS or name in plugin.attributes}
 
 
 # --- the bridge's own --------------------------------------------------------------------------------------------

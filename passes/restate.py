@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import onnx
 import onnx_graphsurgeon as gs
 
 from .framework import Builder, Declined
 from .ir import Names, calls, function_key, is_plugin_call, is_reference, scopes
-from .plugins import FIELDS, PLUGINS, _body, _settle, plugin_of
+from .plugins import FIELDS, PLUGINS, PluginMisfit, _body, _settle, plugin_of
 
 Bodies = dict[int, tuple[gs.Node, gs.Function]]
 """By the id of a node that calls a plugin: the node, and its reference body."""
@@ -24,7 +23,7 @@ def restated(graph: gs.Graph, opset: int) -> Bodies:
             values = {name: value for name, value in node.attrs.items() if name not in FIELDS}
             try:
                 found[id(node)] = node, _body(Builder(Names(), opset, node.op), plugin, node.inputs, values)
-            except (Declined, onnx.defs.SchemaError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+            except (Declined, PluginMisfit):
                 continue  # it is written with newer operators
     return found
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from .python import AnySize, Shape, Sizes, TorchPlugin, register_creator
+from .python import AnySize, Shape, Sizes, TorchPlugin
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +114,3 @@ class DeformConv(TorchPlugin):
             outputs[0][part] = deform_conv(
                 x[part], weight, offset[part], bias, None if mask is None else mask[part], **options
             )
-
-
-def register(trt: Any) -> None:
-    register_creator(trt, DeformConv)

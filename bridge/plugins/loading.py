@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -120,12 +121,26 @@ def _load_library(plugin: NeededPlugin, trt: Any) -> None:
 
 
 def _load_module(plugin: NeededPlugin, trt: Any) -> None:
-    """Imports the module, and calls its ``register(trt)`` where it has one."""
+    """Imports the module, and calls its ``register(trt)``; without one, the classes that it defines are registered."""
     assert plugin.module is not None
     module = importlib.import_module(plugin.module)
-    register = getattr(module, "register", None)
-    if register is not None:
-        register(trt)
+    if hasattr(module, "register"):
+        module.register(trt)
+        return
+    from .python import TorchPlugin, register_creator
+
+    for item in vars(module).values():
+        if isinstance(item, type) and issubclass(item, TorchPlugin) and item.__module__ == module.__name__:
+            register_creator(trt, item)
+
+
+def load_for_engine(engine: Path, trt: Any) -> None:
+    """Makes ready what the engine file needs to be deserialised by TensorRT's module ``trt``, as its sidecar says.
+
+    Raises PluginError where a plugin does not load, and OSError where ``<engine>.json`` is not there.
+    """
+    sidecar = json.loads(engine.with_name(f"{engine.name}.json").read_text(encoding="utf-8"))
+    load_plugins(read_plugins(sidecar["plugins"]), trt)
 
 
 def read_plugins(records: Iterable[Mapping[str, Any]]) -> list[NeededPlugin]:

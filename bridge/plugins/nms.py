@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from .python import Shape, Sizes, TorchPlugin, register_creator
+from .python import Shape, Sizes, TorchPlugin
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +113,3 @@ class NonMaxSuppression(TorchPlugin):
         chosen = non_max_suppression(boxes, scores, most, iou, score, bool(self.values["center_point_box"]))
         outputs[0].view(-1)[: chosen.numel()] = chosen.reshape(-1)
         outputs[1].fill_(len(chosen))
-
-
-def register(trt: Any) -> None:
-    register_creator(trt, NonMaxSuppression)

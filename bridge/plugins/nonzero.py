@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .python import TYPES, Shape, Sizes, TorchPlugin, register_creator
+from .python import TYPES, Shape, Sizes, TorchPlugin
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,3 @@ class NonZero(TorchPlugin):
 
     def run(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
         nonzero_into(inputs[0], *outputs)
-
-
-def register(trt: Any) -> None:
-    register_creator(trt, NonZero)

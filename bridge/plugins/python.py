@@ -13,12 +13,8 @@
         def run(self, inputs, outputs):
             torch.mul(inputs[0], self.values["factor"], out=outputs[0])
 
-
-    def register(trt):
-        register_creator(trt, Scale)
-
-The module is imported where TensorRT is, in ``tensorrt`` (10 and above) and ``tensorrt_rtx`` alike; ``register`` is
-called with it. torch is imported when an engine runs, and not to build one.
+The module is imported where TensorRT is, ``tensorrt`` (10 and above) or ``tensorrt_rtx``, and the class is registered
+there. torch is needed when an engine runs, and not to build one: import it inside of ``run``.
 """
 
 from __future__ import annotations
