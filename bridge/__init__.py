@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .errors import BridgeError
     from .explanation import Explanation, explain
     from .pipeline import convert
+    from .plugins.register import register_plugin
     from .result import ConversionResult, Tolerance
     from .target import Target
 
@@ -20,11 +21,20 @@ _HOME = {
     "Target": "target",
     "Tolerance": "result",
     "convert": "pipeline",
-    "register_plugin": "plugins.register",
     "explain": "explanation",
+    "register_plugin": "plugins.register",
 }
 
-__all__ = ["BridgeError", "ConversionResult", "Explanation", "Target", "Tolerance", "convert", "explain"]
+__all__ = [
+    "BridgeError",
+    "ConversionResult",
+    "Explanation",
+    "Target",
+    "Tolerance",
+    "convert",
+    "explain",
+    "register_plugin",
+]
 
 
 def __getattr__(name: str) -> Any:
