@@ -379,6 +379,19 @@ def test_bitwise_operators_are_exact(op: str, dtype: str, mask: int | str | None
     check(graph, tmp_path, rules.get(op, "bitwise_xor_as_sum"), feeds)
 
 
+@pytest.mark.parametrize("mask", [None, 0x80000001, 0xF0F0F0F0])
+def test_the_uppermost_bit_of_uint32_is_a_bit_like_others(mask: int | None, tmp_path: Path) -> None:
+    """Once taken for a sign, which it is not in the int64 that carries it."""
+
+    def build(g: Builder, x: gs.Tensor, y: gs.Tensor) -> gs.Tensor:
+        other = g.cast(y, np.uint32) if mask is None else g.constant(np.uint32(mask))
+        return g.cast(g.op.BitwiseAnd(g.cast(x, np.uint32), other), np.int64)
+
+    graph = example({"x": ("int64", [64]), "y": ("int64", [64])}, build)
+    feeds = {name: spread("uint32", seed=seed).astype(np.int64) for seed, name in enumerate("xy")}
+    check(graph, tmp_path, "bitwise_and_as_remainders", feeds)
+
+
 @pytest.mark.parametrize("direction", ["LEFT", "RIGHT"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
 @pytest.mark.parametrize("amount", [None, 0, 1, 7, "each"])

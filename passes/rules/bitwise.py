@@ -89,8 +89,11 @@ def _back(g: Builder, x: gs.Tensor, kind: np.dtype[Any]) -> gs.Tensor:
 
 def _width(g: Builder, kind: npt.DTypeLike) -> int:
     """How many bits matter: a target without int64 computes it in 32."""
-    small = g.target is not None and "int64" not in g.target.types
-    return min(bits(kind), 32) if small else bits(kind)
+    return min(bits(kind), 32) if _lacks_int64(g) else bits(kind)
+
+
+def _lacks_int64(g: Builder) -> bool:
+    return g.target is not None and "int64" not in g.target.types
 
 
 def _low(g: Builder, x: gs.Tensor, count: int, width: int) -> gs.Tensor:
@@ -98,7 +101,7 @@ def _low(g: Builder, x: gs.Tensor, count: int, width: int) -> gs.Tensor:
     wide = g.dtype(x)
     if count >= width:
         return x
-    if count == width - 1 and width in (bits(wide), 32) and wide.kind == "i" and count >= 31:
+    if count == width - 1 and count >= 31 and (width == bits(wide) or _lacks_int64(g)):
         largest = g.constant((1 << count) - 1, wide)  # 2^count itself may have no place in the type
         moved = g.op.Add(g.op.Add(x, largest), g.constant(1, wide))
         return g.op.Where(g.op.Less(x, g.constant(0, wide)), moved, x)
