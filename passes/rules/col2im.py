@@ -32,6 +32,8 @@ def col2im_as_transposed_convolution(node: gs.Node, g: Builder) -> Replacement:
         and not any(pads)
         and [b * k for b, k in zip(blocks, block, strict=True)] == image
     ):
+        if spatial > 3:
+            g.decline(f"the image has {spatial} axes; its blocks as axes of their own are more than TensorRT's 8")
         y = g.op.Reshape(x, [-1, channels, *block, *blocks])
         order = [axis for i in range(spatial) for axis in (2 + spatial + i, 2 + i)]
         return g.op.Reshape(g.op.Transpose(y, perm=[0, 1, *order]), [-1, channels, *image])
