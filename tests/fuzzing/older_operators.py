@@ -187,3 +187,27 @@ def optionals(s: Sketch) -> Case:
         return [g.op.OptionalHasElement(held), g.op.OptionalGetElement(held)]
 
     return s.model(build, opset=18)
+
+
+@strategy("place_of_the_extreme_integer")
+def extremes(s: Sketch) -> Case:
+    sizes = s.sizes(1, 3)
+    s.input("x", s.pick("int32", "int8"), sizes)
+    attrs = {"axis": s.axis(len(sizes)), "keepdims": s.pick(None, 0, 1), "select_last_index": s.pick(None, 0, 1)}
+    op = s.pick("ArgMax", "ArgMin")
+    return s.model(lambda g, t: g.node(op, [t["x"]], attrs), opset=s.pick(13, 18))
+
+
+@strategy("topk_of_integers")
+def topk(s: Sketch) -> Case:
+    sizes = s.sizes(1, 3)
+    axis = s.axis(len(sizes))
+    kind = s.pick("int32", "int64")
+    s.input("x", kind, s.values("int32", sizes).astype(kind))
+    s.constants["k"] = np.array([s.integer(1, sizes[axis])], np.int64)
+    attrs = {"axis": axis, "largest": s.pick(None, 0, 1)}
+
+    def build(g: Builder, t: Tensors) -> list[gs.Tensor]:
+        return list(g.op.TopK(t["x"], t["k"], outputs=2, **attrs))
+
+    return s.model(build, opset=s.pick(11, 18))
