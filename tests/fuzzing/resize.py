@@ -72,6 +72,8 @@ def unusual(s: Sketch) -> Case:
         axes = resized
     changing = resized[-2:] if mode == "cubic" else resized[-3:]
     how = s.pick("half_pixel_symmetric", "tf_crop_and_resize", "half_pixel", "asymmetric", "pytorch_half_pixel")
+    if mode == "nearest" and how == "half_pixel_symmetric":  # the last digit of float32 decides what is nearest
+        how = "half_pixel"
     attrs = {
         "mode": mode,
         "axes": axes,
