@@ -96,7 +96,8 @@ class Asker:
             if not more:
                 break
             found += more
-            self._take_out(graph, [item.node for item in more])
+            if not self._take_out(graph, [item.node for item in more]):
+                break
         if words and found:
             self.notes.append(f"of what is left once these nodes are taken out, {self.target} says: {words}")
         return found, "" if found else words
@@ -122,19 +123,19 @@ class Asker:
             _keep_alive(graph, {id(top): top for node in named for top in places[node][1]}.values())
             for body in _bodies_with([places[node] for node in named]):
                 found.update((item.node, item) for item in self._in_body(graph, body, {**told, **found}))
-            self._take_out(graph, named)
-            if not graph.nodes:
+            if not self._take_out(graph, named) or not graph.nodes:
                 return list(found.values()), ""
             refusals, words = self._ask(graph)
         return list(found.values()), words or "; ".join(said for _, said in refusals)
 
-    def _take_out(self, graph: gs.Graph, names: Iterable[str]) -> None:
-        """Takes nodes out, and with them those that read what no input can be; says so."""
+    def _take_out(self, graph: gs.Graph, names: Iterable[str]) -> bool:
+        """Takes nodes out, and with them those that read what no input can be; False where there is none to take."""
         places = {place[0].name: place for place in everywhere(graph)}
         tops = {id(top): top for name in names if name in places for top in places[name][1]}
         also = _take_out(graph, list(tops.values()))
         if also:
             self.notes.append(f"not asked, since they read a sequence or what has no known type: {', '.join(also)}")
+        return bool(tops)
 
     def _in_body(self, graph: gs.Graph, body: gs.Graph, found: Mapping[str, Found]) -> list[Found]:
         """What else is refused in a body of which a node is: the body is asked as a model of its own."""
