@@ -25,6 +25,7 @@ from .narrow import bfloat16_to_float32, check_int64_range, float64_to_float32, 
 from .plugins import PLUGINS, Plugin, drop_uncalled
 from .reading import read
 from .writing import write
+from .unroll import unroll_loops
 
 if TYPE_CHECKING:
     from bridge.target import Target
@@ -70,6 +71,7 @@ def rewrite(
         if learnt or not settled:  # what folding makes constant the rules see at once; else types have to tell
             taught = fold_constants(graph, log)
             taken = take_branches(graph, log)
+            taken = unroll_loops(graph, log) or taken
             remove_unused(graph, log)
             applied = run_rules(graph, rules, target, log)
             settled = not (taught or taken or applied)
