@@ -10,7 +10,7 @@ from passes.framework import Builder
 from . import Case, Sketch, Tensors, strategy
 
 
-@strategy("deform_conv_as_gathers")
+@strategy("deform_conv_as_gathers", "deform_conv_by_plugin")
 def deformed(s: Sketch) -> Case:
     group, parts = s.integer(1, 2), s.integer(1, 2)
     batch, channels, features = s.integer(1, 2), group * parts * s.integer(1, 2), group * s.integer(1, 2)
