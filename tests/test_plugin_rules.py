@@ -115,7 +115,9 @@ def test_boxes_by_their_centre_and_corners_in_any_order(tmp_path: Path) -> None:
         assert "nms_as_efficient_nms" in log.nodes, log.declined
         random = np.random.default_rng(centre)
         boxes = detections(random, 12)[0]
-        if not centre:
+        if centre:
+            boxes[:2, 2] *= -1
+        else:
             boxes[::2] = boxes[::2][:, [2, 3, 0, 1]]
         assert_equal(before, after, {"boxes": boxes, "scores": random.permutation(12).astype(F32)})
 
@@ -250,8 +252,11 @@ HEADS: dict[str, tuple[gs.Graph, dict[str, Any]]] = {
 def test_a_detection_head_is_rewritten_with_one_plugin(name, tmp_path: Path) -> None:
     graph, options = HEADS[name]
     write(graph, tmp_path / "head.onnx")
-    result = bridge.convert(tmp_path / "head.onnx", workdir=tmp_path / "out", target="tensorrt-8.5", **options)
+    result = bridge.convert(
+        tmp_path / "head.onnx", workdir=tmp_path / "out", target="tensorrt-8.5", prove=True, **options
+    )
     assert result.status == "rewritten", result.error
+    assert all(proof.status == "proved" for proof in result.proofs), result.proofs
     after = onnx.load(tmp_path / "out" / "rewritten.onnx")
     ops = [node.op_type for node in after.graph.node]
     assert ops.count("EfficientNMS_TRT") == 1 and "NonMaxSuppression" not in ops

@@ -97,8 +97,9 @@ def _best(g: Builder, scores: gs.Tensor, classes: int) -> gs.Tensor:
 
 
 def _corners(g: Builder, boxes: gs.Tensor) -> gs.Tensor:
-    """Corners of boxes that are given by centre and size."""
-    centre, half = g.slice(boxes, [0], [2], [-1], [1]), g.op.Div(g.slice(boxes, [2], [4], [-1], [1]), np.float32(2))
+    """Corners of boxes that are given by centre and size; one of negative size overlaps nothing, like an empty one."""
+    centre, size = g.slice(boxes, [0], [2], [-1], [1]), g.slice(boxes, [2], [4], [-1], [1])
+    half = g.op.Div(g.op.Max(size, np.float32(0)), np.float32(2))
     joined: gs.Tensor = g.op.Concat(g.op.Sub(centre, half), g.op.Add(centre, half), axis=-1)
     return joined
 

@@ -23,6 +23,8 @@ Tail = Callable[[Builder, gs.Tensor, gs.Tensor], gs.Tensor]
 def boxes_and_scores(s: Sketch, images: int, classes: int, count: int, centre: bool) -> None:
     low = s.random.random((images, count, 2)) * 0.7
     size = 0.05 + s.random.random((images, count, 2)) * 0.5
+    if s.rarely():
+        size = size * s.random.choice([1, 1, 0, -1], size.shape)
     boxes = np.concatenate([low + size / 2, size] if centre else [low, low + size], -1).astype(F32)
     if s.flag() and not centre:
         boxes = boxes[..., [2, 1, 0, 3]]
