@@ -24,7 +24,7 @@ def installed() -> Iterator[None]:
         registered = set(_decomp.get_onnx_implemented_overloads(registry))
         table = dict(_decomp.create_onnx_friendly_decomposition_table(registered))
         table.update(DECOMPOSITIONS)
-        return lower_complex(program.run_decompositions(table), table)
+        return lower_complex(program.run_decompositions(table))
 
     with mock.patch.object(_fx_passes, "decompose_with_registry", decompose), _kernels(AT_CAPTURE):
         yield

@@ -42,12 +42,13 @@ def adaptive_max_pool(self: Tensor, output_size: Sequence[Any]) -> tuple[Tensor,
     count = len(output_size)
     sizes = self.shape[-count:]
     axes = list(range(self.dim() - count, self.dim()))
-    if all(isinstance(n, int) and isinstance(out, int) and n % out == 0 for n, out in zip(sizes, output_size)):
-        kernel = [n // out for n, out in zip(sizes, output_size, strict=True)]
+    both = list(zip(sizes, output_size, strict=True))
+    if all(isinstance(n, int) and isinstance(out, int) and n % out == 0 for n, out in both):
+        kernel = [n // out for n, out in both]
         pool = torch.nn.functional.max_pool2d if count == 2 else torch.nn.functional.max_pool3d
         values, where = pool(self, kernel, kernel, return_indices=True)
         return values, where
-    windows = [_windows(n, out, self)[0] for n, out in zip(sizes, output_size, strict=True)]
+    windows = [_windows(n, out, self)[0] for n, out in both]
     elements = _gathered(self, axes, windows)
     area: Any = 1
     for size in sizes:

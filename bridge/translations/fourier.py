@@ -1,0 +1,70 @@
+"""Transforms back to signals, and their frequencies; the transforms themselves torch.onnx writes as DFT."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .registry import decomposes
+
+
+@decomposes("istft")
+def istft(
+    self: Tensor,
+    n_fft: int,
+    hop_length: int | None = None,
+    win_length: int | None = None,
+    window: Tensor | None = None,
+    center: bool = True,
+    normalized: bool = False,
+    onesided: bool | None = None,
+    length: int | None = None,
+    return_complex: bool = False,
+) -> Tensor:
+    """Frames by the inverse transform, added where they overlap by a transposed convolution with an identity."""
+    hop = hop_length or n_fft // 4
+    size = win_length or n_fft
+    batched = (self if self.dim() == 3 else self.unsqueeze(0)).transpose(1, 2)
+    real = torch.view_as_real(batched).dtype
+    if window is None:
+        window = torch.ones(size, dtype=real, device=self.device)
+    left = (n_fft - size) // 2
+    window = torch.nn.functional.pad(window, (left, n_fft - size - left))
+    norm = "ortho" if normalized else "backward"
+    if return_complex or onesided is False:
+        frames = torch.fft.ifft(batched, n_fft, -1, norm)
+        parts = [torch.real(frames), torch.imag(frames)] if return_complex else [torch.real(frames)]
+    else:
+        parts = [torch.fft.irfft(batched, n_fft, -1, norm)]
+    kernel = torch.eye(n_fft, dtype=real, device=self.device).unsqueeze(1)
+    count = self.shape[-1]
+    square = (window * window).reshape(1, n_fft, 1).expand(1, n_fft, count)
+    envelope = torch.nn.functional.conv_transpose1d(square, kernel, stride=hop).squeeze(1)
+    total = n_fft + hop * (count - 1)
+    start = n_fft // 2 if center else 0
+    end = start + length if length is not None else total - start
+    signals = []
+    for part in parts:
+        frames = (part * window).transpose(1, 2)
+        added = torch.nn.functional.conv_transpose1d(frames, kernel, stride=hop).squeeze(1)
+        if length is not None:
+            added = torch.nn.functional.pad(added, (0, length))
+        signals.append(added[..., start:end])
+    if length is not None:
+        envelope = torch.nn.functional.pad(envelope, (0, length), value=1.0)
+    envelope = envelope[..., start:end]
+    signals = [signal / envelope for signal in signals]
+    found = torch.complex(signals[0], signals[1]) if return_complex else signals[0]
+    return found if self.dim() == 3 else found.squeeze(0)
+
+
+@decomposes("fft_fftfreq")
+def fftfreq(n: int, d: float = 1.0, *, dtype: torch.dtype | None = None, device: object = None, **_: object) -> Tensor:
+    positive = (n + 1) // 2
+    place = torch.arange(n, dtype=torch.get_default_dtype() if dtype is None else dtype)
+    return torch.where(place < positive, place, place - n) / (n * d)
+
+
+@decomposes("fft_rfftfreq")
+def rfftfreq(n: int, d: float = 1.0, *, dtype: torch.dtype | None = None, device: object = None, **_: object) -> Tensor:
+    return torch.arange(n // 2 + 1, dtype=torch.get_default_dtype() if dtype is None else dtype) / (n * d)
