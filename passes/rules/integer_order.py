@@ -61,7 +61,7 @@ def _order(g: Builder, x: gs.Tensor, axis: int, largest: bool) -> gs.Tensor:
     """How many elements along ``axis`` come before each; of equal ones, those with a lower index."""
     rank, length = len(g.shape(x)), g.static_dim(x, axis)
     if length > MOST_COMPARED:
-        g.decline(f"the order of {length} integers; of more than {MOST_COMPARED} only those that fit 16 bits are ordered")
+        g.decline(f"the order of {length} integers, more than {MOST_COMPARED}, that may not fit 16 bits")
     check_intermediate(g, [*g.shape(x), length], "every integer with every other")
     turned = g.moveaxis(x, axis, -1)
     mine, other = g.unsqueeze(turned, [rank]), g.unsqueeze(turned, [rank - 1])

@@ -73,7 +73,7 @@ def einsum(s: Sketch) -> Case:
         s.input(f"x{index}", s.pick("float32", "float32", "int32") if index == 0 else s.inputs["x0"][0], shape)
     for name, array in s.feeds.items():
         if array.dtype.kind == "i":
-            s.feeds[name] = np.clip(array, -9, 9)
+            s.feeds[name] = np.asarray(np.clip(array, -9, 9))
     equation = ",".join(terms)
     used = sorted(set(equation) - set(".,"))
     if s.flag() or "..." in equation:
