@@ -21,7 +21,6 @@ def suppressions(s: Sketch) -> Case:
     if given == 3:
         s.operand("score", np.array([s.random.uniform(0, 1)], np.float32))
     centre = s.pick(None, 0, 1)
-    s.builds = False  # before the plugins are registered, which happens in the process that builds
     return s.model(
         lambda g, t: g.op.NonMaxSuppression(
             t["boxes"], t["scores"], t.get("most"), t.get("iou"), t.get("score"), center_point_box=centre
