@@ -93,8 +93,10 @@ def resize_as_matmul(node: gs.Node, g: Builder) -> Replacement:
     if kept.kind in "iub" and kept.itemsize == 1 and kept != np.bool_:
         x = g.cast(x, np.int32)
     outside: list[tuple[int, Number]] = []
+    crops = node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
+    if not crops and all(isinstance(axis.length, int) and axis.length == axis.target for axis in axes):
+        axes = []  # torch and ONNX Runtime copy then, whatever the scales
     for axis in axes:
-        crops = node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
         if axis.rests and not (crops and (axis.start, axis.end) != (0, 1)):
             continue
         places = _coordinates(node, g, axis)
