@@ -13,7 +13,17 @@ import numpy as np
 from . import custom_ops
 from .clock import Clock
 from .compare import Tolerances, compare_stages, disagreement, onnx_runner, run_stage
-from .errors import BridgeError, BuildError, CompareError, ExportError, RewriteError, RunError, Stage, UsageError
+from .errors import (
+    BridgeError,
+    BuildError,
+    BuildTimeout,
+    CompareError,
+    ExportError,
+    RewriteError,
+    RunError,
+    Stage,
+    UsageError,
+)
 from .inputs import Array, Case, Profile, make_cases, make_profiles
 from .onnx_source import INT_RANGE, pinned_shapes
 from .plugins.loading import NeededPlugin, needed_plugins
@@ -25,6 +35,8 @@ from .workspace import BUILD_LOG, ENGINE, EXPORTED, RESULT, REWRITTEN, SIDECAR, 
 
 if TYPE_CHECKING:
     from passes import Log
+
+    from .export import Exporter
 
 Outputs = list[dict[str, Array]]
 
@@ -167,7 +179,43 @@ class Conversion:
 
     def _stages(self, source: Any, inputs: Any) -> None:
         self.clock.enter("export")
-        exported = self._from_file(source, inputs) if isinstance(source, Path) else self._from_torch(source, inputs)
+        if isinstance(source, Path):
+            self._from_export(self._from_file(source, inputs))
+            return
+        exporters = self.settings.target.exporters
+        exported = self._from_torch(source, inputs, exporters)
+        try:
+            self._from_export(exported)
+        except (RewriteError, BuildError) as error:
+            assert self.result.exporter is not None
+            others = exporters[list(map(str, exporters)).index(self.result.exporter) + 1 :]
+            if not others or isinstance(error, BuildTimeout):
+                raise
+            self._try_again(source, inputs, others, error)
+
+    def _try_again(
+        self, source: Any, inputs: Any, exporters: Sequence[Exporter], refusal: RewriteError | BuildError
+    ) -> None:
+        """Takes another exporter's model, where the target takes that one; else raises ``refusal``, nothing changed."""
+        result, first = self.result, self.result.exporter
+        fresh = ConversionResult(result.name, target=result.target, precision=result.precision, source=result.source)
+        fresh.seconds = result.seconds
+        other = Conversion(fresh, self.settings, Workspace(self.workspace.partial / "again"), self.clock)
+        self.clock.enter("export")
+        try:
+            with other.workspace.opened():
+                other._from_export(other._from_torch(source, inputs, exporters))
+        except BridgeError:
+            raise refusal from None
+        self.workspace.adopt(other.workspace)
+        for name in ("exported_onnx", "onnx", "engine"):
+            path = getattr(fresh, name)
+            setattr(fresh, name, path and self.workspace.path(path.name))
+        why = " ".join(str(refusal).splitlines()[:2])
+        fresh.notes.append(f"exported by torch.onnx's {fresh.exporter} exporter, since of {first}'s model {why}")
+        vars(result).update(vars(fresh))
+
+    def _from_export(self, exported: Outputs) -> None:
         self.clock.enter("rewrite")
         hints, rewritten = self._rewrite(exported)
         if not (self.settings.build and self.settings.target.installed):
@@ -191,7 +239,7 @@ class Conversion:
 
     # export
 
-    def _from_torch(self, source: Any, inputs: Any) -> Outputs:
+    def _from_torch(self, source: Any, inputs: Any, exporters: Sequence[Exporter]) -> Outputs:
         """Exports the module; returns what the exported model computes."""
         from . import export
 
@@ -236,7 +284,7 @@ class Conversion:
                     self.profiles,
                     self.cases[0],
                     self.workspace.partial / EXPORTED,
-                    exporters=settings.target.exporters,
+                    exporters=exporters,
                     opset=settings.opset or settings.target.export_opset or made.opset,
                     accept=accept,
                 )

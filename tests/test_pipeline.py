@@ -22,7 +22,7 @@ from torch import nn
 import bridge
 from bridge import build as building
 from bridge import clock as clocks
-from bridge import target
+from bridge import export, pipeline, target
 from bridge.errors import BridgeError, BuildError, CompareError
 from bridge.result import STATUS_MEANING, ConversionResult, Tolerance
 
@@ -466,3 +466,47 @@ def test_the_command_line_converts_a_function_of_a_module_and_an_onnx_file_toget
 def test_errors_know_their_stage() -> None:
     assert BridgeError("x").stage == "export" and BuildError("x").stage == "build"
     assert CompareError("x").stage == "compare" and BridgeError("x", "run").stage == "run"
+
+
+@pytest.fixture
+def refuses_what_dynamo_exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The exporters whose models came to the build, of which the newer one's is refused."""
+    seen: list[str] = []
+    build = pipeline.Conversion._build
+
+    def refusing(self: pipeline.Conversion, *args: Any) -> Path:
+        seen.append(str(self.result.exporter))
+        if self.result.exporter == "dynamo":
+            raise BuildError("it takes no such node")
+        return build(self, *args)
+
+    monkeypatch.setattr(pipeline.Conversion, "_build", refusing)
+    return seen
+
+
+def test_where_the_target_refuses_one_exporters_model_the_others_is_tried(
+    refuses_what_dynamo_exports: list[str], tmp_path: Path
+) -> None:
+    result = bridge.convert(Net(), (torch.rand(2, 3, 8, 8),), workdir=tmp_path, target="tensorrt-rtx")
+    assert refuses_what_dynamo_exports == ["dynamo", "torchscript"]
+    assert (result.status, result.exporter) == ("built", "torchscript")
+    assert any("it takes no such node" in note for note in result.notes), result.notes
+    assert result.engine == tmp_path / "model.engine" and result.engine.is_file()
+    assert result.onnx == tmp_path / "rewritten.onnx" and result.onnx.is_file()
+    producer = onnx.load(tmp_path / "exported.onnx").producer_name
+    assert producer == "pytorch" and json.loads((tmp_path / "result.json").read_text())["exporter"] == "torchscript"
+    assert not (tmp_path / ".partial").exists()
+
+
+def test_where_no_other_exporter_helps_the_first_refusal_stays_with_its_files(
+    refuses_what_dynamo_exports: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(*args: Any) -> None:
+        raise RuntimeError("not with this one")
+
+    monkeypatch.setattr(export, "_by_torchscript", fails)
+    result = bridge.convert(Net(), (torch.rand(2, 3, 8, 8),), workdir=tmp_path, target="tensorrt-rtx")
+    assert refuses_what_dynamo_exports == ["dynamo"]
+    assert (result.status, result.stage, result.exporter) == ("failed", "build", "dynamo")
+    assert result.error == "it takes no such node"
+    assert (tmp_path / "exported.onnx").is_file() and result.comparisons
