@@ -12,15 +12,17 @@ import onnx_graphsurgeon as gs
 
 from .framework import Log
 from .ir import Names, Node, onnx_dtype
-from .rules.integers import CARRIERS
+from .rules.integers import CARRIERS, carrier
 
 if TYPE_CHECKING:
     from bridge.target import Target
 
 NAME = "boundary_to_wider_types"
 
-_NATIVE = {"uint8": (), "float8_e4m3fn": ("QuantizeLinear",), "int4": ("QuantizeLinear",)}
-"""Types that a target may have, and what alone can make an output of such (of uint8, anything)."""
+_NATIVE = {"uint8": (), "int8": ("QuantizeLinear",), "float8_e4m3fn": ("QuantizeLinear",), "int4": ("QuantizeLinear",)}
+"""Types that a target may have, and what alone can make an output of such (of uint8, anything).
+
+Of int8, only where the target chooses types by itself: it takes other int8 for quantised too."""
 
 
 def boundary_to_wider_types(graph: gs.Graph, target: Target, log: Log) -> bool:
@@ -35,7 +37,7 @@ def boundary_to_wider_types(graph: gs.Graph, target: Target, log: Log) -> bool:
                 continue
             if id(tensor) not in outer:  # else an input that is an output too
                 names = names or Names(graph)
-                narrow, wide = np.dtype(tensor.dtype), np.dtype(CARRIERS[np.dtype(tensor.dtype).name])
+                narrow, wide = np.dtype(tensor.dtype), carrier(tensor.dtype)
                 shape = list(tensor.shape) if tensor.shape is not None else None
                 wider = outer[id(tensor)] = gs.Variable(tensor.name, wide, shape)
                 tensor.name = names.new(f"{tensor.name}_{narrow.name}")
@@ -62,11 +64,23 @@ def boundary_to_wider_types(graph: gs.Graph, target: Target, log: Log) -> bool:
 
 def _lacking(tensor: gs.Variable, kind: str, target: Target) -> bool:
     name = np.dtype(tensor.dtype).name
-    if name not in CARRIERS:
+    if name == "int8" and target.strongly_typed:
         return False
-    if name not in target.types:
+    if name not in target.types and name in CARRIERS:
         return True
-    makers = _NATIVE[name]
+    makers = _NATIVE.get(name)
+    if makers is None:
+        return False
+    if not makers:
+        return False
     if kind == "output":
-        return bool(makers) and not (tensor.inputs and tensor.inputs[0].op in makers)
-    return bool(makers) and not all(node.op == "DequantizeLinear" for node in tensor.outputs)
+        return not (tensor.inputs and tensor.inputs[0].op in makers and _around_zero(tensor.inputs[0]))
+    return not all(node.op == "DequantizeLinear" and _around_zero(node) for node in tensor.outputs)
+
+
+def _around_zero(node: gs.Node) -> bool:
+    """Whether it quantises as TensorRT does."""
+    if len(node.inputs) < 3 or node.inputs[2].is_empty():
+        return True
+    zero = node.inputs[2]
+    return isinstance(zero, gs.Constant) and not np.asarray(zero.values).astype(np.float32).any()

@@ -82,11 +82,34 @@ def carried(g: Builder, x: gs.Tensor) -> gs.Tensor:
     return g.cast(x, wide)
 
 
+def missing(g: Builder, x: gs.Tensor) -> bool:
+    """Whether the target has no tensors of the type of ``x``.
+
+    A TensorRT that chooses types by itself takes int8 for quantised numbers, and wants to know their range.
+    """
+    if x.dtype is None:
+        return False
+    name = type_name(x.dtype)
+    if name == "int8" and g.target is not None and not g.target.strongly_typed:
+        return not _is_quantised(x)
+    return name in CARRIERS
+
+
+def _is_quantised(x: gs.Tensor, depth: int = 8) -> bool:
+    """Whether ``x`` comes from QuantizeLinear or goes to DequantizeLinear, moved around or not."""
+    if any(node.op == "DequantizeLinear" for node in x.outputs):
+        return True
+    if not x.inputs or depth == 0:
+        return False
+    node = x.inputs[0]
+    return node.op == "QuantizeLinear" or (node.op in MOVES and _is_quantised(node.inputs[0], depth - 1))
+
+
 @rule(*MOVES)
 def move_wider_integers(node: gs.Node, g: Builder) -> Replacement:
     """TensorRT moves no tensors of this type; it moves a wider one."""
     data = node.inputs[: MOVES[node.op]]
-    if any(x.dtype is None or type_name(x.dtype) not in CARRIERS for x in data):
+    if not all(missing(g, x) for x in data) or any(_is_quantised(y) for y in node.outputs):
         return None
     narrow = g.dtype(data[0])
     others = node.inputs[len(data) :]
@@ -105,7 +128,7 @@ def cast_past_missing_type(node: gs.Node, g: Builder) -> Replacement:
     x, narrow, wanted = before.inputs[0], np.dtype(middle.dtype), numpy_dtype(node.attrs["to"])
     if x.dtype is None or wanted == narrow:
         return None
-    if narrow.name not in CARRIERS:
+    if not missing(g, middle):
         return g.op.Cast(x, to=onnx_dtype(wanted)) if narrow == np.int8 and fits(x, narrow) else None
     given = np.dtype(x.dtype)
     if narrow.name in FORMATS:

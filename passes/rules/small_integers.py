@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from passes.framework import Builder, Replacement, example, rule
 from passes.model import onnx_dtype, type_name
-from passes.rules.integers import CARRIERS, carried, is_integer, is_unsigned, wrapped
+from passes.rules.integers import carried, is_integer, is_unsigned, missing, wrapped
 
 
 class Asks(Enum):
@@ -46,8 +46,8 @@ OF_INT8 = frozenset(
 @rule(*OPERATORS)
 def compute_in_wider_integers(node: gs.Node, g: Builder) -> Replacement:
     """TensorRT does not compute with this integer type; the result in a wider one, wrapped, is the same."""
-    kinds = {type_name(x.dtype) for x in node.inputs if not x.is_empty() and x.dtype is not None}
-    kinds &= {*CARRIERS, *(("int8",) if node.op in OF_INT8 else ())}
+    given = [x for x in node.inputs if not x.is_empty() and x.dtype is not None]
+    kinds = {type_name(x.dtype) for x in given if missing(g, x) or (x.dtype == np.int8 and node.op in OF_INT8)}
     if not kinds:
         return None
     asks = OPERATORS[node.op]
