@@ -69,7 +69,8 @@ def test_a_rule_changes_its_example_and_not_what_it_computes(
     found = run_onnx(rewritten, fitted(rewritten, feeds))
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5, err_msg=f"{rule.name}: output {name}")
-        assert found[name].dtype == array.dtype or str(array.dtype) not in target.types
+        told = any(repr(name) in note for note in log.notes)
+        assert found[name].dtype == array.dtype or str(array.dtype) not in target.types or told
 
     if target.flavour == "tensorrt-rtx":
         refused = parse(tmp_path / "after.onnx")
