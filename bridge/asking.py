@@ -217,10 +217,21 @@ def _by_table(graph: gs.Graph, target: Target) -> list[Found]:
             words = f"{node.op} is not among the operators of its parser"
         elif target.refuses(node):
             words = f"its parser is known to refuse this form of {node.op}"
+        elif _too_new(node, graph, target):
+            words = f"the model is of opset {graph.opset}, whose form of {node.op} its parser does not read"
         else:
             continue
         found.append(Found(node.name, words, "table"))
     return found
+
+
+def _too_new(node: gs.Node, graph: gs.Graph, target: Target) -> bool:
+    """Whether the node's form came after the last opset that the target's parser reads."""
+    import onnx
+
+    if target.opset is None or graph.opset <= target.opset or not onnx.defs.has(node.op):
+        return False
+    return int(onnx.defs.get_schema(node.op, graph.opset, "").since_version) > target.opset
 
 
 # --- taking a model apart ----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -121,7 +122,18 @@ def _refusal(error: Any) -> dict[str, Any]:
     node = error.node_name() if hasattr(error, "node_name") else ""
     if not node and "In node " in words:
         node = words.split("with name: ", 1)[-1].split(" and operator", 1)[0]
-    return {"operator": operator, "node": node, "index": error.node(), "words": " ".join(words.split())}
+    return {
+        "operator": operator,
+        "node": node,
+        "index": error.node(),
+        "words": _NO_GPU.sub("", " ".join(words.split())),
+    }
+
+
+_NO_GPU = re.compile(
+    r"\[\S*catchCudaError\S*\] Error Code \d+: Cuda Runtime \(In catchCudaError.*?\(cudaError 35: [^)]*\)\) ?"
+)
+"""What TensorRT-RTX says among its words on every machine without a GPU."""
 
 
 def _tensor(tensor: Any) -> dict[str, Any]:

@@ -73,7 +73,8 @@ class Explanation:
             return f"{len(self.refused)} of {_count(self.nodes)} {verb} refused"
         if self.whole:
             return f"none of {_count(self.nodes)} is refused by name, and the model is refused as a whole"
-        return f"all {_count(self.nodes)} are taken" if self.nodes != 1 else "the only node is taken"
+        taken = f"all {_count(self.nodes)} are taken" if self.nodes != 1 else "the only node is taken"
+        return taken if self.target.installed else f"{taken}, as far as the table of its operators tells"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, the verdict among them."""

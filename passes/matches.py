@@ -57,6 +57,8 @@ class Recorder:
         self.matches: list[Match] = []
         self.renamed: dict[str, str] = {}
         """By the name that a tensor has now: the one that it had in the file."""
+        self._owners: dict[int, tuple[gs.Graph, str]] = {}
+        """By a body's id: the body, and whose it is."""
 
     def match(
         self, rule: str, where: str, scope: gs.Graph, before: Part, after: Part, outputs: Mapping[str, str]
@@ -74,12 +76,17 @@ class Recorder:
     def _inside(self, scope: gs.Graph) -> str:
         if scope is self.graph:
             return ""
+        if id(scope) not in self._owners:
+            self._owners[id(scope)] = (scope, self._owner(scope))
+        return self._owners[id(scope)][1]
+
+    def _owner(self, scope: gs.Graph) -> str:
         for outer in scopes(self.graph):
             for node in outer.nodes:
                 if any(body is scope for body in bodies(node)):
                     if isinstance(outer, gs.Function):
                         return f"the local function {outer.name}"
-                    return f"{describe(node)}"
+                    return describe(node)
         return f"the local function {scope.name}"
 
 

@@ -190,10 +190,11 @@ def int64_boundary_to_int32(graph: gs.Graph, target: Target, log: Log) -> bool:
     graph.nodes += [*inner, *(node for node in casts if node.attrs["to"] == onnx.TensorProto.INT32)]
     name = "int64_boundary_to_int32"
     log.add(name, f"{target} has no int64: inputs and outputs are int32.", [node.name for node in casts])
-    for cast in casts if log.recorder is not None else ():
-        before, after = Part(graph.opset), part([cast], graph.opset)
-        made = {tensor.name: tensor.name for tensor in cast.outputs}
-        log.matches.append(log.recorder.match(name, describe(cast), graph, before, after, made))
+    if log.recorder is not None:
+        for cast in casts:
+            before, after = Part(graph.opset), part([cast], graph.opset)
+            made = {tensor.name: tensor.name for tensor in cast.outputs}
+            log.matches.append(log.recorder.match(name, describe(cast), graph, before, after, made))
     return True
 
 

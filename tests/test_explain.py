@@ -160,6 +160,14 @@ def test_a_target_that_is_not_installed_is_judged_by_its_table_and_the_answer_sa
     assert written["refused"][0]["advice"][0]["kind"] in ("declined", "plugin")
 
 
+def test_a_form_that_is_too_new_for_the_parser_is_refused_by_the_table_too(tmp_path: Path) -> None:
+    path = saved(lambda g, x: g.reduce("ReduceMax", g.op.Relu(x), [1]), tmp_path, x=[2, 3])  # the rule is not there
+    [node] = explain(path, target="tensorrt-8.5").refused
+    assert node.operator == "ReduceMax" and "opset 20" in node.words, node
+    taken = explain(saved(lambda g, x: g.op.Relu(x), tmp_path, x=[2, 3]), target="tensorrt-8.5")
+    assert taken.ok and taken.verdict == "the only node is taken, as far as the table of its operators tells"
+
+
 def test_advice_is_never_empty_and_names_what_stands_in_the_way() -> None:
     target = resolve("tensorrt-8.5")
     assert advise(target, "Relu") == [NO_WAY]

@@ -317,9 +317,8 @@ def in_a_loop(graph: onnx.GraphProto) -> onnx.ModelProto:
     main = oh.make_graph(
         nodes,
         "g",
-        [oh.make_tensor_value_info("x", FLOAT, (4, 6))],
+        [oh.make_tensor_value_info("x", FLOAT, (4, 6)), oh.make_tensor_value_info("trips", TensorProto.INT64, ())],
         [oh.make_tensor_value_info("y", FLOAT, (4, 6))],
-        [onnx.numpy_helper.from_array(np.array(2, np.int64), "trips")],
     )
     return oh.make_model(main, opset_imports=[oh.make_opsetid("", 18)], ir_version=10)
 
@@ -343,7 +342,8 @@ def test_a_match_inside_a_loop_is_not_checked_and_says_in_which_but_one_on_outer
         ],
         [oh.make_tensor_value_info("on", TensorProto.BOOL, ()), oh.make_tensor_value_info("next", FLOAT, (4, 6))],
     )
-    found = {proof.node: proof for proof in proofs_of(from_proto(in_a_loop(body)), {"x": X}, tmp_path)}
+    feeds = {"x": X, "trips": np.array(2)}
+    found = {proof.node: proof for proof in proofs_of(from_proto(in_a_loop(body)), feeds, tmp_path)}
     assert found["Relu outer"].status == "proved", found
     assert found["Relu inner"].status == "not checked"
     assert "inside the body of Loop loop: 'state' exists only while that runs" in found["Relu inner"].reason
