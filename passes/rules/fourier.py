@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 
 from passes.framework import Builder, Replacement, example, lacks, rule
 from passes.model import Array
+from passes.rules.shapes import as_tensor, iota, size
 
 LARGEST_MATRIX = 16 << 20
 """Elements of the largest constant matrix; a complex transform of 2048 samples has exactly as many."""
@@ -27,6 +28,8 @@ def dft_as_matmul(node: gs.Node, g: Builder) -> Replacement:
     parts = g.static_dim(x, -1)
     inverse, onesided = bool(node.attrs.get("inverse", 0)), bool(node.attrs.get("onesided", 0))
     given = g.input(node, 1)
+    if given is None and not isinstance(g.shape(x)[axis], int):
+        return _dynamic(g, x, axis, parts, inverse, onesided)
     if given is not None:
         n = int(g.value(given).reshape(-1)[0])
     else:
@@ -54,6 +57,30 @@ def dft_as_matmul(node: gs.Node, g: Builder) -> Replacement:
             y = _in_two_steps(g, x, n, length, parts, inverse)
             y = g.slice(y, [0], [bins], [rank - 2], [1]) if bins < n else y
     return g.moveaxis(y, -2, axis)
+
+
+def _dynamic(g: Builder, x: gs.Tensor, axis: int, parts: int, inverse: bool, onesided: bool) -> gs.Tensor:
+    """Over an axis of any length: the matrix is computed from it."""
+    if inverse and onesided:
+        g.decline(f"the inverse of one side of a spectrum of dynamic length; give the length of axis {axis}")
+    dtype, n = g.dtype(x), as_tensor(g, size(g, x, axis))
+    bins = g.op.Add(g.op.Div(n, [2]), [1]) if onesided else n
+    turns = g.op.Mod(g.op.Mul(g.unsqueeze(iota(g, n), [1]), iota(g, bins)), n)  # whole ones left out, exactly
+    angle = g.op.Mul(g.cast(turns, np.float32), g.op.Div(g.constant(2 * np.pi), g.cast(n, np.float32)))
+    cos = g.cast(g.op.Cos(angle), dtype)
+    sin = g.cast(g.op.Sin(angle) if inverse else g.op.Neg(g.op.Sin(angle)), dtype)
+    x = g.moveaxis(x, axis, -2)
+    last = len(g.shape(x)) - 1
+    real, *rest = (g.squeeze(g.slice(x, [part], [part + 1], [last], [1]), [last]) for part in range(parts))
+    y = [g.op.MatMul(real, cos), g.op.MatMul(real, sin)]
+    for imaginary in rest:
+        y = [
+            g.op.Sub(y[0], g.op.MatMul(imaginary, sin)),
+            g.op.Add(y[1], g.op.MatMul(imaginary, cos)),
+        ]
+    if inverse:
+        y = [g.op.Div(item, g.cast(n, dtype)) for item in y]
+    return g.moveaxis(g.op.Concat(*(g.unsqueeze(item, [last]) for item in y), axis=last), -2, axis)
 
 
 def _dft_axis(node: gs.Node, g: Builder, rank: int) -> int:
@@ -162,6 +189,16 @@ def axis_as_an_attribute() -> gs.Graph:
 @dft_as_matmul.example
 def a_dynamic_axis_of_given_length() -> gs.Graph:
     return example({"x": ("float32", [2, "t", 1])}, lambda g, x: g.op.DFT(x, g.constant(8), g.constant(1), onesided=1))
+
+
+@dft_as_matmul.example
+def rfft_of_any_length() -> gs.Graph:
+    return example({"x": ("float32", ["n", "t", 1])}, lambda g, x: g.op.DFT(x, None, g.constant(1), onesided=1))
+
+
+@dft_as_matmul.example
+def inverse_fft_of_any_length() -> gs.Graph:
+    return example({"x": ("float32", ["t", 4, 2])}, lambda g, x: g.op.DFT(x, None, g.constant(0), inverse=1))
 
 
 @dft_as_matmul.example
