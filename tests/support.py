@@ -72,6 +72,19 @@ def load_needed_plugins(path: Path, trt: Any) -> None:
     load_plugins(needed_plugins(read(path), resolve(RTX)), trt)
 
 
+def load_own_plugins(trt: Any) -> None:
+    """Loads every plugin of the bridge that this TensorRT takes."""
+    from bridge.plugins.loading import NeededPlugin, load_plugins
+    from bridge.target import resolve
+    from passes.plugins import PLUGINS
+
+    target = resolve(RTX)
+    own = [plugin for plugin in PLUGINS.values() if plugin.loads_into(target)]
+    load_plugins(
+        [NeededPlugin(item.name, item.version, item.namespace, item.library, item.module) for item in own], trt
+    )
+
+
 def parse(path: Path, values: Mapping[str, np.ndarray] | None = None) -> list[str]:
     """What TensorRT-RTX's parser and builder refuse of the model; empty where an engine comes out.
 

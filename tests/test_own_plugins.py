@@ -84,7 +84,7 @@ def random_boxes(count: int, batches: int, classes: int, seed: int, levels: int 
     ("most", "iou", "score", "center", "levels"),
     [(5, 0.3, 0.2, 0, 0), (100, 0.5, 0.0, 0, 5), (3, 0.0, 0.5, 1, 0), (100, 1.0, 0.9, 0, 0), (0, 0.5, 0.0, 0, 0)],
 )
-def test_non_max_suppression_is_onnx_runtimes(
+def test_non_max_suppression_is_onnx_runtimes_and_on_cuda_what_it_is_on_the_cpu(
     device: str, block: int, most: int, iou: float, score: float, center: int, levels: int, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(nms, "BLOCK", block)
@@ -93,7 +93,10 @@ def test_non_max_suppression_is_onnx_runtimes(
         inputs = [*random_boxes(40, 2, 3, seed, levels), *limits]
         plugin = nms.NonMaxSuppression({"center_point_box": center, "most": most})
         chosen, count = on(device, plugin, inputs)
-        expected = in_onnx_runtime("NonMaxSuppression", inputs, center_point_box=center)
+        if device == "cpu":
+            expected = in_onnx_runtime("NonMaxSuppression", inputs, center_point_box=center)
+        else:
+            expected = on("cpu", plugin, inputs)[0].numpy()
         np.testing.assert_array_equal(chosen.numpy(), expected)
         assert int(count) == len(expected)
 
@@ -120,7 +123,7 @@ def test_corners_in_any_order_and_boxes_without_area() -> None:
         (1, 4, [1, 1], [0, 0, 0, 0], [1, 1]),
     ],
 )
-def test_deform_conv_is_onnx_runtimes(
+def test_deform_conv_is_onnx_runtimes_and_on_cuda_what_it_is_on_the_cpu(
     device: str, bias: bool, mask: bool, group: int, offset_group: int, strides: Any, pads: Any, dilations: Any
 ) -> None:
     options = {"group": group, "offset_group": offset_group, "strides": strides, "pads": pads, "dilations": dilations}
@@ -135,9 +138,12 @@ def test_deform_conv_is_onnx_runtimes(
     offset = torch.randn(2, offset_group * rows * columns * 2, *size, generator=generator) * 2
     masks = torch.rand(2, offset_group * rows * columns, *size, generator=generator) if mask else None
     biases = torch.randn(8, generator=generator) if bias else None
-    expected = in_onnx_runtime("DeformConv", [x, weight, offset, biases, masks][: 5 if mask else 4], **options)
     given = [x, weight, offset, *(item for item in (biases, masks) if item is not None)]
     plugin = deform_conv.DeformConv({**options, "bias": int(bias), "mask": int(mask)})
+    if device == "cpu":
+        expected = in_onnx_runtime("DeformConv", [x, weight, offset, biases, masks][: 5 if mask else 4], **options)
+    else:
+        expected = on("cpu", plugin, given)[0].numpy()
     torch.backends.cuda.matmul.allow_tf32 = False
     (found,) = on(device, plugin, given)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
@@ -162,10 +168,35 @@ def test_offsets_far_outside_or_not_a_number_read_nothing() -> None:
         assert torch.equal(found, torch.zeros_like(x)), value
 
 
+@BOTH
+def test_the_kernels_are_torchvisions(device: str) -> None:
+    vision = pytest.importorskip("torchvision").ops
+    boxes, scores = random_boxes(500, 1, 1, seed=4)
+    limits = [torch.tensor([500]), torch.tensor([0.4]), torch.tensor([0.0])]
+    chosen = on(device, nms.NonMaxSuppression(), [boxes, scores, *limits])[0]
+    assert torch.equal(chosen[:, 2], vision.nms(boxes[0].to(device), scores[0, 0].to(device), 0.4).cpu())
+    x, weight, bias = torch.randn(2, 8, 16, 16), torch.randn(6, 4, 3, 3), torch.randn(6)
+    offset, mask = torch.randn(2, 36, 8, 8), torch.rand(2, 18, 8, 8)
+    given = [item.to(device) for item in (x, offset, weight, bias)]
+    expected = vision.deform_conv2d(*given, stride=2, padding=2, dilation=2, mask=mask.to(device)).cpu()
+    options = {
+        "strides": [2, 2],
+        "pads": [2] * 4,
+        "dilations": [2, 2],
+        "group": 2,
+        "offset_group": 2,
+        "bias": 1,
+        "mask": 1,
+    }
+    (found,) = on(device, deform_conv.DeformConv(options), [x, weight, offset, bias, mask])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 # --- TensorRT's side ---------------------------------------------------------------------------------------------
 
 
 def test_the_plugins_are_what_the_passes_take_them_for() -> None:
+    pytest.importorskip("onnx_graphsurgeon")
     from passes.plugins import DEFORM_CONV, NON_MAX_SUPPRESSION, NON_ZERO
 
     classes = {

@@ -15,6 +15,10 @@ def answer_forever(pipe: Connection) -> None:
     """In the child: what the parser refuses of each model that comes."""
     import tensorrt_rtx as trt
 
+    from tests.support import load_own_plugins
+
+    load_own_plugins(trt)
+
     class Silent(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
