@@ -15,10 +15,10 @@ import bridge
 from bridge.target import gpu_compute_capabilities, installed
 from passes import write
 from passes.framework import Builder, example
-from passes.rules import plugins_instance, plugins_nms_examples
+from passes.rules import plugins_instance, plugins_nms_examples, plugins_rows_mask
 from passes.rules.plugins_deberta import buckets, scores_model
 from passes.rules.plugins_deformable import attention_model
-from tests.test_plugin_rules import detections, first_few, mmdeploy, ssd, yolo
+from tests.test_plugin_rules import detections, first_few, mmdeploy, ssd, ultralytics, yolo
 
 F32 = np.float32
 
@@ -134,6 +134,18 @@ def test_a_yolo_head(tmp_path: Path) -> None:
 @needs("EfficientNMS_TRT")
 def test_an_mmdeploy_head(tmp_path: Path) -> None:
     assert_verified(mmdeploy(2), tmp_path, "EfficientNMS_TRT", images(2))
+
+
+@needs("EfficientNMS_TRT")
+def test_an_ultralytics_head(tmp_path: Path) -> None:
+    assert_verified(ultralytics(2), tmp_path, "EfficientNMS_TRT", images(2))
+
+
+@needs("EfficientNMS_TRT")
+def test_what_a_mask_selects(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((7, 30)).astype(F32)
+    graph = plugins_rows_mask.sum_and_first_of_the_selected()
+    assert_verified(graph, tmp_path, "ScatterElements", {"x": x})
 
 
 # --- ROIAlign_TRT --------------------------------------------------------------------------------------------------

@@ -237,6 +237,31 @@ def mmdeploy(batch: int) -> gs.Graph:
     return example({"image": ("float32", [batch, 3, 32, 32])}, build)
 
 
+def ultralytics(batch: int) -> gs.Graph:
+    """Of each image, boxes above a score, boxes of other classes moved away, the first five kept, padded by zeros."""
+
+    def build(g: Builder, image: gs.Tensor) -> gs.Tensor:
+        rows = head(g, image, 7)
+        boxes, shares = decoded(g, rows, 8), g.op.Sigmoid(g.slice(rows, [4], [7], [2], [1]))
+        best, labels = g.reduce("ReduceMax", shares, [2]), g.op.ArgMax(shares, axis=2, keepdims=0)
+        results = []
+        for index in range(batch):
+            box, score, label = (g.op.Gather(item, np.array(index), axis=0) for item in (boxes, best, labels))
+            places = g.op.Transpose(g.op.NonZero(g.op.Greater(score, F32(0.8))), perm=[1, 0])
+            box, score, label = (g.op.GatherND(item, places) for item in (box, score, g.cast(label, F32)))
+            label = g.unsqueeze(label, [1])
+            kept = kept_boxes(g, g.op.Add(box, g.op.Mul(label, F32(8))), score, 0.5)
+            kept = g.slice(kept, [0], [5], [0], [1])
+            columns = [g.op.Gather(item, kept, axis=0) for item in (box, g.unsqueeze(score, [1]), label)]
+            found = g.op.Concat(*columns, axis=1)
+            missing = g.op.Sub(g.constant([5]), g.slice(g.op.Shape(found), [0], [1], [0], [1]))
+            pads = g.op.Concat(g.constant([0, 0]), missing, g.constant([0]), axis=0)
+            results.append(g.unsqueeze(g.op.Pad(found, pads, F32(0)), [0]))
+        return g.op.Concat(*results, axis=0)
+
+    return example({"image": ("float32", [batch, 3, 32, 32])}, build)
+
+
 HEADS: dict[str, tuple[gs.Graph, dict[str, Any]]] = {
     "ssd": (ssd(2), {}),
     "ssd of any number of images": (
@@ -245,11 +270,12 @@ HEADS: dict[str, tuple[gs.Graph, dict[str, Any]]] = {
     ),
     "yolo": (yolo(1), {}),
     "mmdeploy": (mmdeploy(2), {}),
+    "ultralytics": (ultralytics(2), {}),
 }
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_a_detection_head_is_rewritten_with_one_plugin(name, tmp_path: Path) -> None:
+def test_a_detection_head_is_rewritten_with_one_plugin_for_each_selection(name, tmp_path: Path) -> None:
     graph, options = HEADS[name]
     write(graph, tmp_path / "head.onnx")
     result = bridge.convert(
@@ -259,7 +285,8 @@ def test_a_detection_head_is_rewritten_with_one_plugin(name, tmp_path: Path) -> 
     assert all(proof.status == "proved" for proof in result.proofs), result.proofs
     after = onnx.load(tmp_path / "out" / "rewritten.onnx")
     ops = [node.op_type for node in after.graph.node]
-    assert ops.count("EfficientNMS_TRT") == 1 and "NonMaxSuppression" not in ops
+    assert ops.count("EfficientNMS_TRT") == (2 if name == "ultralytics" else 1)
+    assert not {"NonMaxSuppression", "NonZero"} & set(ops)
     before = onnx.load(tmp_path / "head.onnx")
     for seed in range(5):
         size = 3 if "any number" in name else before.graph.input[0].type.tensor_type.shape.dim[0].dim_value

@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 
 from passes.framework import Builder, Replacement, has_plugin, lacks, rule
 from passes.plugins import Plugin, register
-from passes.rules.plugins_rows import Result, mark, replaced
+from passes.rules.plugins_rows import Evaluation, Plain, Result, Rows, Value, mark, replaced
 from passes.rules.plugins_rows_parts import EXITS
 from passes.rules.shapes import Size, as_tensor, check_intermediate, iota, reshape, shape_tensor, size, times
 
@@ -36,6 +36,9 @@ scores. Exact where no image has more boxes of one class above the score thresho
 
 LOWEST = float(-np.finfo(np.float32).max / 2)
 """A score that none is below."""
+
+FLOOR = -16384.0
+"""A threshold that scores are above, where it has to keep out boxes that are there only to fill places."""
 
 
 def _below(value: float) -> float:
@@ -125,31 +128,27 @@ EFFICIENT_NMS = register(
 # --- the rule ----------------------------------------------------------------------------------------------------
 
 
-@rule("NonMaxSuppression", *EXITS, when=lacks("NonMaxSuppression") & has_plugin("EfficientNMS_TRT"))
+@rule("NonMaxSuppression", *EXITS, when=lacks("NonMaxSuppression") & has_plugin("EfficientNMS_TRT", "1"))
 def nms_as_efficient_nms(node: gs.Node, g: Builder) -> Replacement:
     """The parser lacks NonMaxSuppression; the plugin EfficientNMS_TRT gives its results in a fixed number of places."""
     if node.op == "NonMaxSuppression":
         mark(node, g, selected)
         return None
-    return replaced(node, g)
+    return replaced(node, g, "NonMaxSuppression")
 
 
-def selected(node: gs.Node, g: Builder) -> Result:
+def selected(work: Evaluation, node: gs.Node, given: list[Value]) -> Result:
     """All places of the selected indices [places, 3], the filled ones first, with their number [1]."""
-    boxes, scores = node.inputs[:2]
+    g = work.g
+    threshold = _constant(node, g, 4, None)
+    boxes, scores, threshold = _candidates(work, given, threshold)
     classes, number = g.static_dim(scores, 1), g.shape(boxes)[1]
     if not isinstance(number, int):
         number = g.shape(scores)[2]
-    _check_candidates(g, number)
-    most = int(_constant(node, g, 2, 0))
-    most = min(most, number) if isinstance(number, int) else most
-    if not 0 < most <= MOST_CANDIDATES:
-        g.decline(f"it selects up to {most} boxes of a class, and the plugin looks at {MOST_CANDIDATES}")
-    threshold = _constant(node, g, 4, None)
+    most = _most(g, int(_constant(node, g, 2, 0)), number)
     if node.attrs.get("center_point_box", 0):
         boxes = _corners(g, boxes)
-    images = size(g, scores, 0)
-    lists = times(g, images, classes)
+    lists = times(g, size(g, scores, 0), classes)
     if isinstance(lists, int) and lists > MOST_IMAGES:
         g.decline(f"{lists} images times classes are more than the {MOST_IMAGES} that the plugin can do")
     length: Size = number if isinstance(number, int) else size(g, scores, 2)
@@ -171,14 +170,33 @@ def selected(node: gs.Node, g: Builder) -> Result:
     return _in_order(g, filled, _found(g, boxes, scores, kept, values), lists, classes, most)
 
 
-def _check_candidates(g: Builder, number: int | str | None) -> None:
-    if ACCEPT_CUT or (isinstance(number, int) and number <= MOST_CANDIDATES):
-        return
-    many = f"{number} boxes" if isinstance(number, int) else "a dynamic number of boxes"
-    g.decline(
-        f"the plugin looks at the best {MOST_CANDIDATES} of {many} only; keep those with topk before NMS, or set "
-        "passes.rules.plugins_nms.ACCEPT_CUT"
-    )
+def _candidates(
+    work: Evaluation, given: list[Value], threshold: float | None
+) -> tuple[gs.Tensor, gs.Tensor, float | None]:
+    """Boxes, scores and the threshold; boxes that were selected before have the others' scores below it."""
+    boxes, scores = given[:2]
+    if isinstance(boxes, Plain) and isinstance(scores, Plain):
+        return boxes.tensor, scores.tensor, threshold
+    if not (isinstance(boxes, Rows) and isinstance(scores, Rows)) or boxes.count != scores.count:
+        work.g.decline("boxes and scores are of different numbers")
+    if (boxes.axis, scores.axis) != (1, 2):
+        work.g.decline("the number of images or of classes is known only at run time")
+    return boxes.tensor, work.only_filled(scores, LOWEST), FLOOR if threshold is None else max(threshold, FLOOR)
+
+
+def _most(g: Builder, asked: int, number: int | str | None) -> int:
+    """How many boxes of a class are selected at most; declines where the plugin does not look at enough of them."""
+    known = number if isinstance(number, int) else None
+    if not ACCEPT_CUT and (known is None or known > MOST_CANDIDATES):
+        many = "a dynamic number of boxes" if known is None else f"{known} boxes"
+        g.decline(
+            f"the plugin looks at the best {MOST_CANDIDATES} of {many} only; keep those with topk before NMS, or set "
+            "passes.rules.plugins_nms.ACCEPT_CUT"
+        )
+    most = min(asked, MOST_CANDIDATES if known is None else known)
+    if most <= 0:
+        g.decline("it selects nothing")
+    return min(most, MOST_CANDIDATES)
 
 
 def _constant(node: gs.Node, g: Builder, index: int, default: Any) -> Any:

@@ -28,10 +28,13 @@ from passes.rules.shapes import as_tensor, iota, shape_tensor, size
 
 @dataclass(frozen=True)
 class Result:
-    """A selection: ``tensor`` [places, …], of which the first ``count`` [1] are filled; the others are harmless."""
+    """A selection: all places of it, of which the first ``count`` [1] along ``axis`` are filled; others do no harm."""
 
     tensor: gs.Tensor
     count: gs.Tensor
+    axis: int = 0
+    key: int | None = None
+    """What tells which selections are of the same number; None where no other is known to be."""
 
 
 @dataclass(frozen=True)
@@ -107,19 +110,25 @@ class Numbers:
 
 
 Value: TypeAlias = "Plain | Rows | Numbers"
-Source: TypeAlias = "Callable[[gs.Node, Builder], Result]"
+Source: TypeAlias = "Callable[[Evaluation, gs.Node, list[Value]], Result]"
 
 
 @dataclass
 class Memory:
     """What is known of the tensors of one scope for one sweep."""
 
-    sources: dict[int, Source]
+    sources: dict[int, tuple[gs.Node, Source]]
+    """The nodes that select, by id, and what evaluates each."""
     values: dict[int, Value] = field(default_factory=dict)
     counts: dict[int, gs.Tensor] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     kept: list[gs.Tensor] = field(default_factory=list)
     """Tensors whose id is a key above."""
+
+    @property
+    def op(self) -> str:
+        """Of the selection that was marked last."""
+        return str(next(iter(self.sources.values()))[0].op)
 
 
 MARK = "rows_memory"
@@ -127,7 +136,7 @@ MARK = "rows_memory"
 
 def mark(node: gs.Node, g: Builder, source: Source) -> None:
     """Marks what depends on the selection that ``node`` makes; declines where it leaves the model as it is."""
-    memory = Memory({id(node): source})
+    memory = Memory({id(node): (node, source)})
     waiting, seen = list(node.outputs), set()
     while waiting:
         tensor = waiting.pop()
@@ -139,6 +148,7 @@ def mark(node: gs.Node, g: Builder, source: Source) -> None:
             memory.sources.update(known.sources)
         tensor.__dict__[MARK] = memory
         waiting.extend(output for consumer in tensor.outputs for output in consumer.outputs)
+    memory.sources.update(_earlier(node))
     Evaluation(g, memory).value(node.outputs[0])  # tells why it cannot be made, if it cannot
     for tensor in _shown(g):
         if id(tensor) in seen and not all(isinstance(item, int) for item in tensor.shape or ["?"]):
@@ -153,10 +163,19 @@ def mark(node: gs.Node, g: Builder, source: Source) -> None:
                 )
 
 
-def replaced(node: gs.Node, g: Builder) -> Replacement:
-    """What ``node`` gives, computed on all places, where it turns rows into tensors of a size that is known."""
+def _earlier(node: gs.Node) -> dict[int, tuple[gs.Node, Source]]:
+    """The selections that ``node`` selects from."""
+    marks = [item.__dict__[MARK] for item in node.inputs if MARK in item.__dict__]
+    return {key: value for memory in marks for key, value in memory.sources.items()}
+
+
+def replaced(node: gs.Node, g: Builder, op: str) -> Replacement:
+    """What ``node`` gives, computed on all places, where it turns rows into tensors of a size that is known.
+
+    ``op`` selects the rows; what depends on another operator's selection too is the business of the later one's rule.
+    """
     memory = next((item.__dict__[MARK] for item in node.inputs if MARK in item.__dict__), None)
-    if memory is None:
+    if memory is None or memory.op != op:
         return None
     work = Evaluation(g, memory)
     try:
@@ -198,42 +217,57 @@ class Evaluation:
         self.made: dict[int, Value] = {}
         self.counts: dict[int, gs.Tensor] = {}
         self.kept: list[gs.Tensor] = []
+        self.plain: set[int] = set()
 
     # values
 
     def value(self, tensor: gs.Tensor) -> Value:
-        if MARK not in tensor.__dict__ or not tensor.inputs:
-            return Plain(tensor)
-        key = id(tensor)
-        known = self.made.get(key) or self.memory.values.get(key)
-        if known is not None:
-            return known
-        if key in self.memory.failed:
-            raise Declined(self.memory.failed[key])
-        producer = tensor.inputs[0]
+        """Of the tensor, and on the way of all that it is made from; raises Declined where one cannot be evaluated."""
+        waiting = [tensor]
+        while waiting:
+            current = waiting[-1]
+            missing = [] if self.known(current) else [i for i in current.inputs[0].inputs if not self.known(i)]
+            if missing and not any(id(item) in self.memory.failed for item in current.inputs[0].inputs):
+                waiting.extend(missing)
+                continue
+            if not self.known(current):
+                self.evaluate(current)
+            waiting.pop()
+        if id(tensor) in self.memory.failed:
+            raise Declined(self.memory.failed[id(tensor)])
+        return self.made.get(id(tensor)) or self.memory.values.get(id(tensor)) or Plain(tensor)
+
+    def known(self, tensor: gs.Tensor) -> bool:
+        places = (self.made, self.memory.values, self.memory.failed, self.plain)
+        return MARK not in tensor.__dict__ or not tensor.inputs or any(id(tensor) in place for place in places)
+
+    def evaluate(self, tensor: gs.Tensor) -> None:
+        """Takes down the value of a tensor, those of whose node's inputs are known."""
+        node = tensor.inputs[0]
+        self.kept.extend(node.outputs)
         try:
-            if id(producer) in self.memory.sources:
-                results: Sequence[Value] = [self.source(producer)]
+            given = [self.value(item) for item in node.inputs]
+            if id(node) in self.memory.sources:
+                results: Sequence[Value] = [self.source(node, given)]
+            elif all(isinstance(item, Plain) for item in given):
+                results = []
             else:
-                given = [self.value(item) for item in producer.inputs]
-                if all(isinstance(item, Plain) for item in given):
-                    return Plain(tensor)
-                results = self.results(producer, given)
+                results = self.results(node, given)
         except Declined as reason:
-            self.memory.failed[key] = str(reason)
+            self.memory.failed[id(tensor)] = str(reason)
             self.memory.kept.append(tensor)
-            raise
-        for output, result in zip(producer.outputs, results, strict=False):
+            return
+        for output, result in zip(node.outputs, results, strict=False):
             if not isinstance(result, Plain):  # that one gets a tensor of its own, where it is replaced
                 self.made[id(output)] = result
-                self.kept.append(output)
-        return results[next(index for index, item in enumerate(producer.outputs) if item is tensor)]
+        self.plain |= {id(output) for output in node.outputs} - self.made.keys()
 
-    def source(self, node: gs.Node) -> Value:
-        result = self.memory.sources[id(node)](node, self.g)
-        self.counts[id(node)] = result.count
-        places = self.g.shape(result.tensor)[0]
-        return Rows(result.tensor, 0, Count(id(node), places if isinstance(places, int) else None))
+    def source(self, node: gs.Node, given: list[Value]) -> Value:
+        result = self.memory.sources[id(node)][1](self, node, given)
+        key = id(node) if result.key is None else result.key
+        self.counts[key] = result.count
+        places = self.g.shape(result.tensor)[result.axis]
+        return Rows(result.tensor, result.axis, Count(key, places if isinstance(places, int) else None))
 
     def results(self, node: gs.Node, given: Sequence[Value]) -> Sequence[Value]:
         handler = HANDLERS.get(node.op)

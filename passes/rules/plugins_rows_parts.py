@@ -143,20 +143,20 @@ def gather_nd(work: Evaluation, node: gs.Node, given: list[Value]) -> Value:
     if node.attrs.get("batch_dims", 0):
         raise Declined("GatherND with batch axes")
     depth, rank = work.g.static_dim(tensors[1], -1), rank_of(work.g, index)
-    if isinstance(data, Plain):
-        if not isinstance(index, Rows) or index.axis == rank - 1:
-            raise Declined("the rows are coordinates")
-        return Rows(same_operator(work, node, tensors), index.axis, index.count)
-    if isinstance(index, Rows):
-        raise Declined("rows are gathered by rows")
-    rows = rows_of(data)
-    if rows.axis >= depth:
-        return Rows(same_operator(work, node, tensors), rows.axis - depth + rank - 1, rows.count)
-    lengths = [work.count(rows.count) if at == rows.axis else work.g.constant([0]) for at in range(depth)]
-    wrapped = work.g.op.Add(tensors[1], work.g.op.Concat(*lengths, axis=0))
-    own = work.g.op.Equal(work.g.constant([int(at == rows.axis) for at in range(depth)]), np.int64(1))
-    below = work.g.op.And(work.g.op.Less(tensors[1], np.int64(0)), own)
-    return Plain(same_operator(work, node, [tensors[0], work.g.op.Where(below, wrapped, tensors[1])]))
+    if isinstance(index, Rows) and index.axis == rank - 1:
+        raise Declined("the rows are coordinates")
+    if isinstance(data, Rows) and data.axis >= depth:
+        if isinstance(index, Rows):
+            raise Declined("rows are gathered by rows along another axis")
+        return Rows(same_operator(work, node, tensors), data.axis - depth + rank - 1, data.count)
+    if isinstance(data, Rows):
+        lengths = [work.count(data.count) if at == data.axis else work.g.constant([0]) for at in range(depth)]
+        wrapped = work.g.op.Add(tensors[1], work.g.op.Concat(*lengths, axis=0))
+        own = np.arange(depth) == data.axis
+        below = work.g.op.And(work.g.op.Less(tensors[1], np.int64(0)), own)
+        tensors = [tensors[0], work.g.op.Where(below, wrapped, tensors[1])]
+    result = same_operator(work, node, tensors)
+    return Rows(result, index.axis, index.count) if isinstance(index, Rows) else Plain(result)
 
 
 @handles("GatherElements")

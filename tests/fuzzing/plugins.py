@@ -68,10 +68,10 @@ def some_tail(s: Sketch, columns: int) -> Tail:
     def written(g: Builder, rows: gs.Tensor, chosen: gs.Tensor) -> gs.Tensor:
         number = g.slice(g.op.Shape(chosen), [0], [1], [0], [1])
         places = g.op.Range(g.constant(0), g.squeeze(number, [0]), g.constant(1))
-        return g.op.ScatterND(np.full([200, columns], 3, F32), g.unsqueeze(places, [1]), rows)
+        return g.op.ScatterND(np.full([3000, columns], 3, F32), g.unsqueeze(places, [1]), rows)
 
     def padded(g: Builder, rows: gs.Tensor, chosen: gs.Tensor) -> gs.Tensor:
-        missing = g.op.Sub(g.constant([200]), g.slice(g.op.Shape(rows), [0], [1], [0], [1]))
+        missing = g.op.Sub(g.constant([3000]), g.slice(g.op.Shape(rows), [0], [1], [0], [1]))
         return g.op.Pad(rows, g.op.Concat(g.constant([0, 0]), missing, g.constant([0]), axis=0), F32(keep))
 
     front, largest, s_keep = s.flag(), int(s.flag()), s.flag()
@@ -97,6 +97,33 @@ def detection_heads(s: Sketch) -> Case:
         score = g.unsqueeze(g.op.GatherND(t["scores"], chosen), [1])
         rows = g.op.Concat(g.op.GatherND(t["boxes"], pairs), score, g.cast(chosen, F32), axis=1)
         return [g.op.Mul(result, np.array(2, result.dtype)) for result in (tail(g, rows, chosen) for tail in tails)]
+
+    return s.model(build, opset=s.pick(13, 18, 20))
+
+
+@strategy("mask_as_places")
+def masked(s: Sketch) -> Case:
+    """Elements, or rows, that a mask selects, and what is made of them; some have their best taken by NMS."""
+    sizes = s.sizes(1, 3, high=14)
+    if s.rarely():
+        sizes = [s.integer(100, 300)]
+    x = s.values("float32", sizes)
+    s.input("x", "float32", x, static=s.flag())
+    bound = F32(s.pick(-9, 0, 0.5, 9))
+    tails = [some_tail(s, 3) for _ in range(s.integer(1, 2))]
+    twice = s.flag()
+
+    def build(g: Builder, t: Tensors) -> list[gs.Tensor]:
+        mask = g.op.Greater(t["x"], bound)
+        places = g.op.Transpose(g.op.NonZero(mask), perm=[1, 0])
+        found = g.op.GatherND(t["x"], places)
+        if twice:
+            again = g.squeeze(g.op.NonZero(g.op.Less(found, F32(1))), [0])
+            found, places = g.op.Gather(found, again), g.op.Gather(places, again, axis=0)
+        last = g.unsqueeze(g.op.Gather(places, np.array(-1), axis=1), [1])
+        column = g.unsqueeze(found, [1])
+        rows = g.op.Concat(column, g.cast(last, F32), g.op.Mul(column, column), axis=1)
+        return [g.op.Mul(result, np.array(2, result.dtype)) for result in (tail(g, rows, places) for tail in tails)]
 
     return s.model(build, opset=s.pick(13, 18, 20))
 
