@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import custom_ops
+from .advice import RESTRICTIONS
 from .clock import Clock
 from .compare import Tolerances, compare_stages, disagreement, onnx_runner, run_stage
 from .errors import (
@@ -363,7 +364,7 @@ class Conversion:
     # rewrite
 
     def _rewrite(self, exported: Outputs) -> tuple[dict[str, str], Outputs]:
-        """Writes the model for the parser; returns hints by node for what it may still refuse, and its outputs."""
+        """Writes the model for the parser; returns hints on what that may refuse, by node or operator, and its outputs."""
         from passes import PassError, read, rewrite, write
 
         result, target = self.result, self.settings.target
@@ -402,7 +403,7 @@ class Conversion:
             advice = target.advice(node.op, node.domain or "")
             if advice and (node.domain or not target.takes(node.op)):
                 hints.setdefault(node.name, advice)
-        return hints, outputs
+        return {**RESTRICTIONS, **hints}, outputs
 
     def _prove(self, log: Log) -> None:
         """Checks each match of the passes by itself, if that is asked for."""
