@@ -243,6 +243,21 @@ def refine_types(graph: gs.Graph) -> bool:
             node.inferred_from = seen
             if before != seen and not (before is None and _complete(node)):
                 learnt |= infer(node, scope.opset)
+            learnt |= _type_carried(node)
+    return learnt
+
+
+def _type_carried(node: gs.Node) -> bool:
+    """Gives what a Loop or Scan hands to its body the type (not the shape) that it has outside; True if that is new."""
+    if node.op not in ("Loop", "Scan") or node.domain:
+        return False
+    skipped = 2 if node.op == "Loop" else 0  # the number of the round, and the condition
+    learnt = False
+    for body in bodies(node):
+        for outer, inner in zip(node.inputs[skipped:], body.inputs[skipped:]):  # noqa: B905
+            if inner.dtype is None and outer.dtype is not None:
+                inner.dtype = outer.dtype
+                learnt = True
     return learnt
 
 

@@ -222,3 +222,22 @@ def test_what_was_lowered_is_written_and_read_as_such(tmp_path: Path) -> None:
     read_back = onnx.load(tmp_path / "low.onnx")
     assert opset(read_back) == 16
     assert {attribute.name for attribute in read_back.graph.node[0].attribute} == {"axes", "keepdims"}
+
+
+def test_what_a_loop_carries_has_the_type_that_it_has_outside() -> None:
+    made, _ = lowered(
+        from_proto(
+            model(
+                """main (int64[1] n) => (float[2] y) <float[2] zero = {0, 0}, bool go = {1}, int64 one = {1}> {
+                many = Squeeze (n)
+                y = Loop (many, go, zero) <body = step (int64 i, bool c, carried) => (bool d, float[2] sum) {
+                    d = Identity (c)
+                    more = CastLike (one, carried)
+                    sum = Add (carried, more)
+                }>
+                }""",
+                19,
+            )
+        )
+    )
+    assert "CastLike" not in operators(made) and "Loop" in operators(made)
