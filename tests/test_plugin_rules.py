@@ -18,7 +18,10 @@ from passes.framework import Builder, example
 from passes.model import to_proto
 from passes.plugins import plugin_calls
 from passes.rules import plugins_nms
+from passes.rules.plugins_deberta import buckets, scores_model
+from passes.rules.plugins_deformable import attention_model
 from passes.rules.plugins_nms_examples import kept_boxes
+from tests import plugin_kernels
 from tests.support import fitted, run_onnx
 
 OLD = targets.resolve("tensorrt-8.5")
@@ -142,6 +145,61 @@ def test_more_boxes_than_the_plugin_looks_at_are_declined_unless_that_is_accepte
     assert len(list(plugin_calls(changed))) == 1
     random = np.random.default_rng(0)
     assert_equal(before, after, {"boxes": detections(random, 5000), "scores": random.random((1, 1, 5000)).astype(F32)})
+
+
+# --- what the plugins' kernels compute -----------------------------------------------------------------------------
+
+
+def assert_kernels_agree(graph: gs.Graph, folder: Path, feeds: Arrays, tolerance: float = 1e-5) -> None:
+    """With the plugins as they compute, the rewritten model still gives what the model gave."""
+    before, after, _, _ = rewritten(graph, folder)
+    expected = run_onnx(before, feeds)
+    found = plugin_kernels.run(after, fitted(after, feeds))
+    for (name, array), other in zip(expected.items(), found, strict=True):
+        assert np.abs(array).max() > 0, f"{name} says nothing"
+        np.testing.assert_allclose(other, array, rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("threshold", [None, -0.2, 0.0, 0.003, 0.6])
+@pytest.mark.parametrize(("images", "classes"), [(1, 1), (2, 3)])
+def test_efficient_nms_as_it_is_gives_what_onnx_selects(threshold, images, classes, tmp_path: Path) -> None:
+    """Its scores below a low threshold come as results too, and it compares with ``>=``."""
+    random = np.random.default_rng(0)
+    scores = random.permutation(images * classes * 12).reshape(images, classes, 12) / (images * classes * 12) - 0.25
+    feeds = {"boxes": detections(random, 12, images), "scores": scores.astype(F32)}
+    assert_kernels_agree(first_few(0.4, threshold, 9, 30, classes)(12, images), tmp_path, feeds)
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize("alignment", ["half_pixel", "output_half_pixel"])
+@pytest.mark.parametrize("sampling", [0, 2])
+def test_roi_align_as_it_is_gives_what_onnx_does(mode, alignment, sampling, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    low = random.random((6, 2)) * 9 - 1
+    boxes = np.concatenate([low, low + random.random((6, 2)) * 8], 1).astype(F32)
+    boxes[1, 2:] = boxes[1, :2]  # no area
+    feeds = {"x": random.standard_normal((3, 2, 9, 11)).astype(F32), "boxes": boxes, "images": np.arange(6) % 3}
+    attrs = {"output_height": 3, "output_width": 2, "spatial_scale": 0.5, "sampling_ratio": sampling, "mode": mode}
+    attrs["coordinate_transformation_mode"] = alignment
+    shapes = {name: (str(array.dtype), list(array.shape)) for name, array in feeds.items()}
+    graph = example(shapes, lambda g, *inputs: g.node("RoiAlign", inputs, attrs))
+    assert_kernels_agree(graph, tmp_path, feeds)
+
+
+def test_deformable_attention_as_it_is_gives_what_sampling_does(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    graph = attention_model([(4, 5), (2, 3), (1, 2)], 2, stack=True)
+    feeds = {item.name: random.standard_normal(item.shape).astype(F32) for item in graph.inputs}
+    feeds["places"] = (random.random(feeds["places"].shape) * 1.6 - 0.3).astype(F32)
+    assert_kernels_agree(graph, tmp_path, feeds)
+
+
+@pytest.mark.parametrize(("length", "span"), [(64, 16), (128, 32), (192, 256), (512, 256)])
+def test_disentangled_attention_as_it_is_counts_the_same_distances(length, span, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    graph = scores_model(buckets(length, span), 2 * span, 2)
+    feeds = {item.name: random.standard_normal(item.shape).astype(F32) for item in graph.inputs}
+    assert_kernels_agree(graph, tmp_path, feeds, 1e-4)
 
 
 # --- whole detection heads, by convert -----------------------------------------------------------------------------
