@@ -39,6 +39,7 @@ failed was wrongly described; 1 for any other failure.
 
 
 _TARGET = "tensorrt or tensorrt-rtx, with a version where it is not the installed one (default: auto)"
+_PLUGINS = "a function that makes plugins known (bridge.register_plugin); repeat for more"
 _SHAPES = (
     "the shapes of an input, such as x=1x3x224x224:8x3x224x224:16x3x224x224; "
     "one shape alone makes it static; repeat for more inputs"
@@ -157,6 +158,7 @@ def _describe_convert(parser: argparse.ArgumentParser) -> None:
     )
     add("--no-build", dest="build", action="store_false", default=None, help="stop at the model for the parser")
     add("--seed", type=int, help="of the inputs that are made up")
+    add("--plugins", action="append", metavar="PACKAGE.MODULE:FUNCTION", help=_PLUGINS)
     add("--prove", action="store_true", default=None, help="run each match of the passes before and after, by itself")
 
 
@@ -168,6 +170,7 @@ def _describe_explain(parser: argparse.ArgumentParser) -> None:
     add("--shapes", dest="profiles", type=_shapes, action="append", metavar="INPUT=MIN:OPT:MAX", help=_SHAPES)
     add("--inputs", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns example inputs")
     add("--only", metavar="NAME", help="of a manifest, the model to explain")
+    add("--plugins", action="append", metavar="PACKAGE.MODULE:FUNCTION", help=_PLUGINS)
     add("--build-timeout", type=float, metavar="SECONDS", help="for each question to the parser or builder")
     add("--no-build", dest="build", action="store_false", default=None, help="ask the parser alone")
     add("--json", action="store_true", help="for programs: all that is known of each node")

@@ -147,6 +147,8 @@ class Options(Checked):
     seed: int | None = None
     int_range: Annotated[tuple[int, int], AfterValidator(_read_range)] | None = None
     prove: bool | None = None
+    plugins: list[Function] | None = None
+    """Functions that are called first, to make plugins known (``bridge.register_plugin``)."""
 
 
 class ModelSpec(Options):

@@ -182,16 +182,16 @@ def _die_with_parent(parent: IO[bytes]) -> None:
     os._exit(1)
 
 
+SEEN_TO_HERE = {"source", "inputs", "tolerance", "task_check", "timeout", "plugins"}
+"""What of a ModelSpec is no plain argument of ``bridge.convert``."""
+
+
 def _convert(values: dict[str, Any], folder: Path, on_stage: Callable[[str], None]) -> None:
     from .spec import ModelSpec
 
     spec = ModelSpec.model_validate(values)
     source, inputs = load_model(spec)
-    options = {
-        key: value
-        for key, value in spec.model_dump(exclude={"source", "inputs", "tolerance", "task_check", "timeout"}).items()
-        if value is not None
-    }
+    options = {key: value for key, value in spec.model_dump(exclude=SEEN_TO_HERE).items() if value is not None}
     if spec.task_check is not None:
         options["task_check"] = _resolve(spec.task_check)
     if spec.tolerance is not None:
@@ -207,7 +207,9 @@ def _convert(values: dict[str, Any], folder: Path, on_stage: Callable[[str], Non
 
 
 def load_model(spec: ModelSpec) -> tuple[Any, Any]:
-    """The source and the inputs that ``bridge.convert`` takes."""
+    """The source and the inputs that ``bridge.convert`` takes; makes the model's plugins known first."""
+    for function in spec.plugins or ():
+        call(function)
     source, inputs = _load_source(spec.source)
     if spec.inputs is not None:
         inputs = call(spec.inputs) if isinstance(spec.inputs, str) else _load_arrays(spec.inputs)

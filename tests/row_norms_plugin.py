@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import bridge
 from bridge.plugins.python import TorchPlugin
 
 
@@ -22,3 +23,13 @@ class RowNorms(TorchPlugin):
 
         norms = torch.linalg.vector_norm(inputs[0], self.values["order"], -1)
         outputs[0].copy_(norms * self.values["scale"])
+
+
+def meaning(g: Any, x: Any, weight: Any = None, *, order: int, scale: float) -> Any:
+    norms = g.reduce("ReduceL2" if order == 2 else "ReduceL1", x, [-1])
+    norms = g.op.Mul(norms, g.constant(scale, x.dtype))
+    return norms if weight is None else g.op.Mul(norms, weight)
+
+
+def register_for_files() -> None:
+    bridge.register_plugin(RowNorms, reference=meaning, replaces=("their.lib", "Norms"))

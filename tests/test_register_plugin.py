@@ -26,6 +26,7 @@ from passes import all_rules  # noqa: E402
 from passes.framework import RULES  # noqa: E402
 from passes.plugins import PLUGINS, REPLACED  # noqa: E402
 from tests import row_norms_plugin  # noqa: E402
+from tests.row_norms_plugin import meaning  # noqa: E402
 from tests.support import RTX, RTX_INSTALLED  # noqa: E402
 
 needs_rtx = pytest.mark.skipif(not RTX_INSTALLED, reason="tensorrt_rtx is not installed")
@@ -51,12 +52,6 @@ class Net(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.ops.bridge_tests.row_norms(self.linear(x), 1) + row_norms(x, 2, scale=3)
-
-
-def meaning(g: Any, x: Any, weight: Any = None, *, order: int, scale: float) -> Any:
-    norms = g.reduce("ReduceL2" if order == 2 else "ReduceL1", x, [-1])
-    norms = g.op.Mul(norms, g.constant(scale, x.dtype))
-    return norms if weight is None else g.op.Mul(norms, weight)
 
 
 def wrong_meaning(g: Any, x: Any, weight: Any = None, *, order: int, scale: float) -> Any:
@@ -178,6 +173,16 @@ def test_a_pattern_of_the_users_own_becomes_the_plugin(tmp_path: Path) -> None:
     assert result.status == "rewritten", result.error
     assert [node.op_type for node in onnx.load(result.onnx).graph.node] == ["RowNorms"]
     assert next(iter(RULES)) == "norms_of_neg", "the user's rules come first"
+
+
+def test_the_command_line_calls_what_makes_plugins_known(tmp_path: Path, capfd: Any) -> None:
+    from bridge.cli import main
+
+    path = custom_file(tmp_path / "norms.onnx")
+    options = ["--plugins", "tests.row_norms_plugin:register_for_files", "--target", "tensorrt-rtx-1.7", "--no-build"]
+    status = main(["convert", str(path), "-o", str(tmp_path / "out"), *options])
+    result = json.loads((tmp_path / "out" / "norms" / "result.json").read_text())
+    assert status == 0 and result["status"] == "rewritten", (result["error"], capfd.readouterr())
 
 
 def test_what_does_not_fit_together_is_refused() -> None:
