@@ -18,6 +18,9 @@ from passes.ir import Array
 from passes.plugins import Plugin, register
 from passes.rules.shapes import reshape, size, times
 
+DEEPEST_SUM = 8
+"""Additions and scalings that are looked through, one after the other."""
+
 TILE = 64
 """The kernel works on tiles of this size and does not look where the sequence ends."""
 
@@ -74,7 +77,7 @@ def disentangled_attention_by_plugin(node: gs.Node, g: Builder) -> Replacement:
     users = node.outputs[0].outputs
     if users and all(user.op == "Add" for user in users):
         return None  # a part of a sum
-    terms = _terms(g, node.outputs[0], 1.0, None)
+    terms = _terms(g, node.outputs[0], 1.0, 0)
     found = {id(term): gathered for term in terms if (gathered := _gathered(term.tensor)) is not None}
     plain = [term for term in terms if id(term) in found and not found[id(term)].transposed]
     turned = [term for term in terms if id(term) in found and found[id(term)].transposed]
@@ -140,17 +143,18 @@ def _scaled(g: Builder, tensor: gs.Tensor) -> tuple[gs.Tensor, float] | None:
     return None
 
 
-def _terms(g: Builder, tensor: gs.Tensor, factor: float, user: gs.Node | None) -> list[_Term]:
-    """What is added to make ``tensor``; sums that something else reads too stay whole."""
-    whole = user is not None and (len(tensor.outputs) > 1 or any(tensor is item for item in _results(g)))
+def _terms(g: Builder, tensor: gs.Tensor, factor: float, depth: int) -> list[_Term]:
+    """What is added to make ``tensor``; sums that something else reads too stay whole, and those of many terms."""
+    read = len(tensor.outputs) > 1 or any(tensor is item for item in _results(g))
+    whole = depth > DEEPEST_SUM or (depth > 0 and read)
     if isinstance(tensor, gs.Constant) and not g.value(tensor).any():
         return []
     node = _maker(tensor, "Add")
     if node is not None and not whole:
-        return [term for item in node.inputs for term in _terms(g, item, factor, node)]
+        return [term for item in node.inputs for term in _terms(g, item, factor, depth + 1)]
     scaled = _scaled(g, tensor)
     if scaled is not None and not whole:
-        return _terms(g, scaled[0], factor * scaled[1], tensor.inputs[0])
+        return _terms(g, scaled[0], factor * scaled[1], depth + 1)
     return [_Term(tensor, factor)]
 
 
