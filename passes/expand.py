@@ -17,6 +17,7 @@ from onnx import AttributeProto
 
 from .framework import Log, redirect, take_over
 from .ir import (
+    CONTROL_FLOW,
     Names,
     Node,
     bodies,
@@ -138,7 +139,7 @@ class Meaning:
 
 def _meaning(node: gs.Node, scope: gs.Graph, wanted: _Wanted) -> Meaning | None:
     """What to write for ``node``, or None where it stays."""
-    if any(bodies(node)) and _captured(node):
+    if (node.op in CONTROL_FLOW or node.domain) and any(bodies(node)) and _captured(node):
         return None
     function = wanted.function(node)
     if function is not None:

@@ -459,9 +459,11 @@ def _apply(
             builder = Builder(names, scope.opset, "", target, scope, graph.functions)
         builder.stem = f"{node.name or node.op}/{item.name}"
         try:
-            if any(isinstance(value, gs.Node.AttributeRef) for value in node.attrs.values()):
+            if graph.functions and any(isinstance(value, gs.Node.AttributeRef) for value in node.attrs.values()):
                 builder.decline("its attributes are those of the function that it is in")
             result = item.function(node, builder)
+            if result is None and not builder.made:  # as of most nodes
+                continue
             tensors = [result] if isinstance(result, gs.Tensor) else list(result or ())
             if tensors:
                 _check_complete(node, tensors, builder)

@@ -8,6 +8,7 @@ of it is, or nothing: what cannot be lowered is named, and the model keeps the o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -176,6 +177,7 @@ def _carry_out(plan: _Plan, log: Log) -> None:
 # --- whether a node means the same under another opset ---------------------------------------------------------------
 
 
+@functools.cache
 def _schema(op: str, opset: int) -> Any:
     """The schema of ``op`` in ``opset``, or None where that has no such operator."""
     try:
