@@ -33,8 +33,8 @@ def non_max_suppression_by_plugin(node: gs.Node, g: Builder) -> gs.Tensor:
     return chosen
 
 
-def _nms(most: Any, iou: Any = None, score: Any = None, **attrs: Any) -> gs.Graph:
-    inputs = {"boxes": ("float32", [1, 12, 4]), "scores": ("float32", [1, 2, 12])}
+def _nms(most: Any, iou: Any = None, score: Any = None, batch: Any = 1, count: Any = 12, **attrs: Any) -> gs.Graph:
+    inputs = {"boxes": ("float32", [batch, count, 4]), "scores": ("float32", [batch, 2, count])}
     return example(inputs, lambda g, b, s: g.op.NonMaxSuppression(b, s, most, iou, score, **attrs))
 
 
@@ -46,6 +46,11 @@ def boxes_by_corners() -> gs.Graph:
 @non_max_suppression_by_plugin.example
 def boxes_by_centres_without_thresholds() -> gs.Graph:
     return _nms(np.array([3]), center_point_box=1)
+
+
+@non_max_suppression_by_plugin.example
+def any_number_of_boxes_and_of_images() -> gs.Graph:
+    return _nms(np.array([2]), np.array([0.5], np.float32), batch="n", count="boxes")
 
 
 @rule("DeformConv", when=lacks("DeformConv") & has_plugin("DeformConv"))
