@@ -364,7 +364,7 @@ class Conversion:
     # rewrite
 
     def _rewrite(self, exported: Outputs) -> tuple[dict[str, str], Outputs]:
-        """Writes the model for the parser; returns hints on what that may refuse, by node or operator, and its outputs."""
+        """Writes the model for the parser; returns hints on its refusals, by node or operator, and its outputs."""
         from passes import PassError, read, rewrite, write
 
         result, target = self.result, self.settings.target
