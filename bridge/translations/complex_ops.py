@@ -37,82 +37,13 @@ def parts(value: Any) -> tuple[Any, Any]:
 
 # --- what treats both parts alike --------------------------------------------------------------------------------
 
-LINEAR = [
-    "alias",
-    "_unsafe_view",
-    "view",
-    "reshape",
-    "permute",
-    "transpose.int",
-    "t",
-    "unsqueeze",
-    "squeeze",
-    "squeeze.dim",
-    "squeeze.dims",
-    "expand",
-    "clone",
-    "contiguous",
-    "detach",
-    "lift_fresh_copy",
-    "slice.Tensor",
-    "select.int",
-    "index_select",
-    "gather",
-    "flip",
-    "roll",
-    "repeat",
-    "diagonal",
-    "diagonal_copy",
-    "tril",
-    "triu",
-    "index.Tensor",
-    "sum",
-    "sum.dim_IntList",
-    "mean",
-    "mean.dim",
-    "cumsum",
-    "neg",
-    "unfold",
-    "unfold_copy",
-    "as_strided",
-    "copy",
-    "cat",
-    "stack",
-    "index_put",
-    "slice_scatter",
-    "select_scatter",
-    "diagonal_scatter",
-    "scatter.src",
-    "scatter_add",
-    "index_add",
-    "index_copy",
-    "flatten.using_ints",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-    "movedim.int",
-    "narrow",
-    "diag_embed",
-    "upsample_nearest1d",
-    "upsample_nearest2d",
-    "zeros_like",
-    "new_zeros",
-    "empty_like",
-    "new_empty",
-    "zeros",
-    "empty",
-    "empty.memory_format",
-    "view_copy",
-    "take",
-    "unflatten.int",
-    "broadcast_to",
-    "tile",
-    "adaptive_avg_pool1d",
-    "squeeze_copy.dim",
-    "expand_copy",
-    "permute_copy",
-    "slice_copy.Tensor",
-    "select_copy.int",
-]
+LINEAR = """alias _unsafe_view view reshape permute transpose.int t unsqueeze squeeze squeeze.dim squeeze.dims expand
+clone contiguous detach lift_fresh_copy slice.Tensor select.int index_select gather flip roll repeat diagonal tril triu
+diagonal_copy index.Tensor sum sum.dim_IntList mean mean.dim cumsum neg unfold unfold_copy as_strided copy cat stack
+index_put slice_scatter select_scatter diagonal_scatter scatter.src scatter_add index_add index_copy narrow diag_embed
+flatten.using_ints pixel_shuffle pixel_unshuffle movedim.int upsample_nearest1d upsample_nearest2d zeros_like new_zeros
+empty_like new_empty zeros empty empty.memory_format view_copy take unflatten.int broadcast_to tile squeeze_copy.dim
+adaptive_avg_pool1d expand_copy permute_copy slice_copy.Tensor select_copy.int"""  # noqa: SIM905
 
 
 def alike(op: Any) -> Callable[..., Any]:
@@ -142,7 +73,7 @@ def _value_operand(item: Real) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype.is_floating_point
 
 
-for _name in LINEAR:
+for _name in LINEAR.split():
     if (_found := overload(_name)) is not None:
         OPERATORS[_found] = alike(_found)
 

@@ -41,6 +41,20 @@ def _trim(src: Tensor, index: Tensor) -> Tensor:
     return src
 
 
+REDUCTIONS = {"add": "sum", "multiply": "prod"}
+
+
+@decomposes("scatter.reduce")
+def scatter_src(self: Tensor, dim: int, index: Tensor, src: Tensor, *, reduce: str) -> Tensor:
+    return self.scatter_reduce(dim, index, _trim(src, index), REDUCTIONS[reduce])
+
+
+@decomposes("scatter.value_reduce")
+def scatter_value(self: Tensor, dim: int, index: Tensor, value: float, *, reduce: str) -> Tensor:
+    src = torch.full(index.shape, value, dtype=self.dtype, device=self.device)
+    return self.scatter_reduce(dim, index, src, REDUCTIONS[reduce])
+
+
 @decomposes("index_reduce")
 def index_reduce(
     self: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
