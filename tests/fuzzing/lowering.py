@@ -180,3 +180,19 @@ def quantisation(s: Sketch) -> Case:
         return made
 
     return s.model(build, opset, tolerance=2e-2 if dtype == "float16" else None)
+
+
+@strategy("pooling_without_an_empty_window")
+def pool_with_ceil_mode(s: Sketch) -> Case:
+    op = s.pick("AveragePool", "MaxPool")
+    stride = s.integer(2, 4)
+    attrs = {
+        "kernel_shape": [s.integer(2, stride)] * 2,
+        "strides": [stride] * 2,
+        "pads": [1, 1, s.pick(1, 1, 1, 0), 1],
+        "ceil_mode": 1,
+        "count_include_pad": s.pick(None, 0, 1) if op == "AveragePool" else None,
+    }
+    size = stride * s.integer(1, 3) - s.pick(1, 1, 1, 0)  # where a window begins with the padding at the end
+    s.input("x", "float32", [s.integer(1, 2), s.integer(1, 3), size, size], static=True)
+    return s.model(lambda g, t: g.node(op, [t["x"]], attrs), opset=s.pick(10, 16, 22), tolerance=1e-4)
