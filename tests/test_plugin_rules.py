@@ -147,6 +147,23 @@ def test_more_boxes_than_the_plugin_looks_at_are_declined_unless_that_is_accepte
     assert_equal(before, after, {"boxes": detections(random, 5000), "scores": random.random((1, 1, 5000)).astype(F32)})
 
 
+@pytest.mark.parametrize("classes", [1, 3])
+def test_any_number_of_boxes_and_images_where_the_cut_is_accepted(
+    classes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins_nms, "ACCEPT_CUT", True)
+    graph = first_few(0.5, 0.3, 20, 10, classes)(7, 2)
+    for tensor, axis in zip(graph.inputs, (1, 2), strict=True):
+        tensor.shape = ["images", *tensor.shape[1:axis], "boxes", *tensor.shape[axis + 1 :]]
+    before, after, changed, log = rewritten(graph, tmp_path)
+    assert len(list(plugin_calls(changed))) == 1, log.declined
+    random = np.random.default_rng(0)
+    for images, count in ((1, 4), (3, 50)):
+        feeds = {"boxes": detections(random, count, images)}
+        feeds["scores"] = random.random((images, classes, count)).astype(F32)
+        assert_equal(before, after, feeds)
+
+
 # --- what the plugins' kernels compute -----------------------------------------------------------------------------
 
 

@@ -74,7 +74,9 @@ class _Gathered:
 @rule("Add", when=has_plugin("DisentangledAttention_TRT", "1"))
 def disentangled_attention_by_plugin(node: gs.Node, g: Builder) -> Replacement:
     """The three scores of DeBERTa's attention are gathered and added by one plugin."""
-    users = node.outputs[0].outputs
+    users, sizes = node.outputs[0].outputs, node.outputs[0].shape
+    if sizes is not None and (len(sizes) not in (3, 4) or (sizes[-1] != sizes[-2] and None not in sizes[-2:])):
+        return None
     if users and all(user.op == "Add" for user in users):
         return None  # a part of a sum
     terms = _terms(g, node.outputs[0], 1.0, 0)

@@ -210,6 +210,7 @@ def _as_lists(g: Builder, x: gs.Tensor, lists: Size, rest: list[Size]) -> gs.Ten
     if dynamic == [True, False, False]:
         return reshape(g, x, [lists, *rest])
     result: gs.Tensor = g.op.Reshape(x, shape_tensor(g, [lists, *rest]))
+    result.shape = [item if isinstance(item, int) else None for item in (lists, *rest)]
     return result
 
 
