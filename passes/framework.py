@@ -522,7 +522,8 @@ def replace(node: gs.Node, results: Sequence[gs.Tensor | None], made: list[gs.No
     """
     fresh = {id(tensor) for item in made for tensor in item.outputs}
     outputs = {id(tensor) for tensor in scope.outputs}
-    pairs = [(old, new) for old, new in zip(node.outputs, results) if new is not None and old is not new]  # noqa: B905
+    pairs = [(old, new) for old, new in zip(node.outputs, results) if new is not None and old.name]  # noqa: B905
+    pairs = [(old, new) for old, new in pairs if old is not new]
     stuck = {id(old) for old, new in pairs if id(old) in outputs and id(new) not in fresh and _fixed(new, scope)}
     if stuck and node.op == "Identity":
         return False
