@@ -122,6 +122,8 @@ def move_wider_integers(node: gs.Node, g: Builder) -> Replacement:
 def cast_past_missing_type(node: gs.Node, g: Builder) -> Replacement:
     """TensorRT cannot cast to this type on the way to another; what the detour changes is arithmetic."""
     middle = node.inputs[0]
+    if isinstance(middle, gs.Constant) and missing(g, middle):  # whose Cast makes an output of the model
+        return g.op.Identity(g.constant(np.asarray(middle.values).astype(numpy_dtype(node.attrs["to"]))))
     before = middle.inputs[0] if middle.inputs else None
     if before is None or before.op != "Cast" or before.domain or middle.dtype is None:
         return None
@@ -225,6 +227,11 @@ def float_stored_as_uint8() -> gs.Graph:
         {"x": ("float32", [3, 4])},
         lambda g, x: g.op.Cast(g.op.Cast(g.op.Mul(g.op.Abs(x), g.constant(100, np.float32)), to=2), to=1),
     )
+
+
+@cast_past_missing_type.example
+def a_constant_of_int16_as_an_output() -> gs.Graph:
+    return example({"x": ("float32", ["n"])}, lambda g, x: [g.op.Cast(g.constant([1, 2], np.int16), to=1), g.op.Neg(x)])
 
 
 @cast_past_missing_type.example

@@ -170,5 +170,16 @@ def sorted_numbers_with_counts() -> gs.Graph:
 
 
 @unique_by_comparison.example
+def counts_alone() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> list[gs.Tensor]:
+        numbers, _, _, counts = g.op.Unique(x, outputs=4)
+        node = numbers.inputs[0]
+        node.outputs[1] = node.outputs[2] = gs.Variable("")
+        return [numbers, counts]
+
+    return example({"x": ("int64", [6])}, build)
+
+
+@unique_by_comparison.example
 def rows_in_order_of_appearance() -> gs.Graph:
     return example({"x": ("int64", [7, 2])}, lambda g, x: g.op.Unique(x, outputs=4, axis=0, sorted=0))
