@@ -18,7 +18,7 @@ from passes.framework import Builder, example
 from passes.rules import plugins_instance, plugins_nms_examples, plugins_rows_mask
 from passes.rules.plugins_deberta import buckets, scores_model
 from passes.rules.plugins_deformable import attention_model
-from tests.test_plugin_rules import detections, first_few, mmdeploy, ssd, ultralytics, yolo
+from tests.test_plugin_rules import detections, first_few, mmdeploy, ssd, two_stages, ultralytics, yolo
 
 F32 = np.float32
 
@@ -139,6 +139,11 @@ def test_an_mmdeploy_head(tmp_path: Path) -> None:
 @needs("EfficientNMS_TRT")
 def test_an_ultralytics_head(tmp_path: Path) -> None:
     assert_verified(ultralytics(2), tmp_path, "EfficientNMS_TRT", images(2))
+
+
+@needs("EfficientNMS_TRT")
+def test_two_stages(tmp_path: Path) -> None:
+    assert_verified(two_stages(1), tmp_path, "ROIAlign_TRT", images(1))
 
 
 @needs("EfficientNMS_TRT")

@@ -337,6 +337,28 @@ def ultralytics(batch: int) -> gs.Graph:
     return example({"image": ("float32", [batch, 3, 32, 32])}, build)
 
 
+def two_stages(batch: int) -> gs.Graph:
+    """Faster R-CNN's: proposals kept by NMS, what the map has there, classified, and the best of them."""
+
+    def build(g: Builder, image: gs.Tensor) -> list[gs.Tensor]:
+        random = np.random.default_rng(5)
+        rows = head(g, image, 5)
+        boxes, scores = g.squeeze(decoded(g, rows, 8), [0]), g.squeeze(g.slice(rows, [4], [5], [2], [1]), [0])
+        kept = g.slice(kept_boxes(g, boxes, g.squeeze(scores, [1]), 0.5), [0], [20], [0], [1])
+        found = g.op.Mul(g.op.Gather(boxes, kept, axis=0), F32(32))
+        owner = g.op.Mul(kept, np.int64(0))
+        attrs = {"output_height": 3, "output_width": 3, "sampling_ratio": 2}
+        pooled = g.node("RoiAlign", [image, found, owner], attrs)
+        pooled = g.op.Relu(g.op.Conv(pooled, g.constant(random.standard_normal((4, 3, 3, 3)).astype(F32))))
+        logits = g.op.Gemm(g.op.Flatten(pooled), g.constant(random.standard_normal((4, 3)).astype(F32)))
+        share = g.op.Softmax(logits, axis=1)
+        best = g.op.Concat(g.reduce("ReduceMax", share, [1]), np.zeros(6, F32), axis=0)
+        values, where = g.op.TopK(best, [6], outputs=2)
+        return [values, g.op.Gather(g.op.Concat(found, np.zeros([6, 4], F32), axis=0), where, axis=0)]
+
+    return example({"image": ("float32", [batch, 3, 32, 32])}, build)
+
+
 HEADS: dict[str, tuple[gs.Graph, dict[str, Any]]] = {
     "ssd": (ssd(2), {}),
     "ssd of any number of images": (
@@ -346,6 +368,7 @@ HEADS: dict[str, tuple[gs.Graph, dict[str, Any]]] = {
     "yolo": (yolo(1), {}),
     "mmdeploy": (mmdeploy(2), {}),
     "ultralytics": (ultralytics(2), {}),
+    "two stages": (two_stages(1), {}),
 }
 
 

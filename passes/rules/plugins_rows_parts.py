@@ -9,6 +9,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.framework import Declined
+from passes.plugins import FIELDS
+from passes.rules.plugins_roi import ROI_ALIGN
 from passes.rules.plugins_rows import (
     Count,
     Evaluation,
@@ -359,6 +361,36 @@ def matmul(work: Evaluation, node: gs.Node, given: list[Value]) -> Value:
     if rank_of(work.g, rows) < 2 or rows.axis == rank_of(work.g, rows) - 1 or len(work.g.shape(other)) != 2:
         raise Declined("a product that sums over the rows")
     return Rows(same_operator(work, node, [rows.tensor, other]), rows.axis, rows.count)
+
+
+@handles(
+    *("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Gemm"),
+    *("BatchNormalization", "InstanceNormalization"),
+)
+def of_each_row(work: Evaluation, node: gs.Node, given: list[Value]) -> Value:
+    """Operators that treat each element of the first axis by itself."""
+    rows, others = rows_of(given[0]), plain_of(given[1:])
+    addend = others[1] if node.op == "Gemm" and len(others) > 1 else None
+    if addend is not None and len(work.g.shape(addend)) > 1 and work.g.shape(addend)[0] != 1:
+        raise Declined("Gemm adds a matrix of a known size to rows")
+    if rows.axis != 0 or node.attrs.get("transA", 0) or len(node.outputs) > 1:
+        raise Declined(f"{node.op} takes the rows together")
+    return Rows(same_operator(work, node, [rows.tensor, *others]), 0, rows.count)
+
+
+@handles("RoiAlign", "ROIAlign_TRT")
+def regions(work: Evaluation, node: gs.Node, given: list[Value]) -> Value:
+    """Boxes that are rows, each with its image."""
+    maps, boxes, images = given
+    if not isinstance(maps, Plain) or not isinstance(boxes, Rows) or not isinstance(images, Rows):
+        raise Declined("boxes and their images are not of one number")
+    if boxes.axis != 0 or images.axis != 0 or boxes.count != images.count:
+        raise Declined("boxes and their images are not of one number")
+    inputs = [maps.tensor, boxes.tensor, images.tensor]
+    if node.op == "RoiAlign":
+        return Rows(same_operator(work, node, inputs), 0, boxes.count)
+    values = {name: value for name, value in node.attrs.items() if name not in FIELDS}
+    return Rows(work.g.plugin(ROI_ALIGN, inputs, values), 0, boxes.count)
 
 
 # --- scattering --------------------------------------------------------------------------------------------------
