@@ -24,7 +24,7 @@ def reduce_bool_as_int32(node: gs.Node, g: Builder) -> Replacement:
     if g.dtype(node.inputs[0]) != np.bool_:
         return None
     reduced = g.node(node.op, [g.cast(node.inputs[0], np.int32), *node.inputs[1:]], node.attrs)
-    return g.cast(reduced, np.bool_)
+    return g.op.Greater(reduced, g.constant(0, np.int32))  # of nothing, the largest is the least int32, and false
 
 
 @reduce_bool_as_int32.example

@@ -69,11 +69,19 @@ def _occurrences(g: Builder, x: gs.Tensor, pool: Array, distance: int) -> gs.Ten
     here: gs.Tensor | None = None
     for place in range(length):
         end = place * distance - span
-        part = g.slice(x, [place * distance], [end if end else TO_THE_END], [rank - 1], [1])
+        part = _sliced(g, x, place * distance, end if end else TO_THE_END, rank - 1)
         equal = g.op.Equal(part, g.constant(np.ascontiguousarray(pool[:, place])))
         here = equal if here is None else g.op.And(here, equal)
     assert here is not None
     return g.reduce("ReduceSum", g.cast(here, np.float32), [rank - 1])
+
+
+def _sliced(g: Builder, x: gs.Tensor, start: int, end: int, axis: int) -> gs.Tensor:
+    """Before opset 10, in attributes."""
+    if g.opset >= 10:
+        return g.slice(x, [start], [end], [axis], [1])
+    result: gs.Tensor = g.op.Slice(x, starts=[start], ends=[end], axes=[axis])
+    return result
 
 
 def _none_found(g: Builder, x: gs.Tensor) -> gs.Tensor:
