@@ -99,6 +99,8 @@ class _Replay:
         graph = self.source.graph
         self.available = {name for node in graph.node for name in node.output if name} | set(self.feeds)
         self.available |= set(self.renamed)
+        imports = (*self.rewritten.opset_import, *self.source.opset_import)
+        self.domains = {item.domain: item.version for item in imports if item.domain not in ("", "ai.onnx")}
 
     def proofs(self, matches: Sequence[Match]) -> Iterator[Proof]:
         last = {name: index for index, match in enumerate(matches) for name in _needs(match)}
@@ -148,11 +150,11 @@ class _Replay:
         inner, outer = list(self.source.functions), list(self.rewritten.functions)
         before_wanted, after_wanted = set(match.outputs) & match.before.made, set(match.outputs.values()) | later
         try:
-            before = {**given, **_evaluate(match.before, given, before_wanted, [*inner, *outer])}
+            before = {**given, **_evaluate(match.before, given, before_wanted, [*inner, *outer], self.domains)}
         except NotRunnable as error:
             return _unchecked(match, f"what was there does not run by itself: {error}")
         try:
-            made = _evaluate(match.after, given, after_wanted & match.after.made, [*outer, *inner])
+            made = _evaluate(match.after, given, after_wanted & match.after.made, [*outer, *inner], self.domains)
         except NotRunnable as error:
             return _unchecked(match, f"{BROKEN}: {error}")
         constants = {name: match.after.constants[name].values for name in after_wanted & set(match.after.constants)}
@@ -255,7 +257,13 @@ def _run_whole(model: onnx.ModelProto, folder: Path, feeds: Mapping[str, Array],
     return _run(opened, dict(feeds), wanted, types, folder, threads=0)
 
 
-def _evaluate(part: Part, given: Values, wanted: set[str], functions: Sequence[onnx.FunctionProto]) -> Values:
+def _evaluate(
+    part: Part,
+    given: Values,
+    wanted: set[str],
+    functions: Sequence[onnx.FunctionProto],
+    domains: Mapping[str, int],
+) -> Values:
     """The tensors ``wanted`` of those that ``part`` makes. Raises NotRunnable."""
     if not wanted:
         return {}
@@ -281,7 +289,7 @@ def _evaluate(part: Part, given: Values, wanted: set[str], functions: Sequence[o
     model.functions.extend(used)
     imports = {"": part.opset, **{item.domain: item.version for f in used for item in f.opset_import if item.domain}}
     for domain in {node.domain for node in _nodes(part.nodes)} | {function.domain for function in used}:
-        imports.setdefault(domain, 1)
+        imports.setdefault(domain, domains.get(domain, 1))
     model.opset_import.extend(onnx.helper.make_opsetid(*item) for item in imports.items())
     return _run(model, values, sorted(wanted), part.types, None, threads=1)
 

@@ -25,8 +25,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from .ir import Array, Names, Node, node_metadata, scopes, set_type, tensor_proto, type_known, type_proto
-from .matches import Match, Recorder, part
+from .ir import Array, Names, Node, bodies, node_metadata, scopes, set_type, tensor_proto, type_known, type_proto
+from .matches import Match, Part, Recorder, part
 from .provenance import describe
 from .writing import node_proto
 
@@ -458,6 +458,7 @@ def _apply(
         if builder is None or builder.made:
             builder = Builder(names, scope.opset, "", target, scope, graph.functions)
         builder.stem = f"{node.name or node.op}/{item.name}"
+        before = part([node], scope.opset) if log.recorder and any(bodies(node)) else None  # a rule may move its bodies
         try:
             if graph.functions and any(isinstance(value, gs.Node.AttributeRef) for value in node.attrs.values()):
                 builder.decline("its attributes are those of the function that it is in")
@@ -474,7 +475,9 @@ def _apply(
             where = describe(node)
             raise PassError(f"rule {item.name} broke on {where}: {type(error).__name__}: {error}") from error
         where = describe(node) if tensors else ""
-        match = match_of(log.recorder, item.name, node, tensors, builder, scope) if tensors and log.recorder else None
+        match: Match | None = None
+        if tensors and log.recorder:
+            match = match_of(log.recorder, item.name, node, tensors, builder, scope, before)
         if not tensors or not replace(node, tensors, builder.made, scope):
             for unused in builder.made:
                 unused.inputs.clear()
@@ -497,12 +500,16 @@ def match_of(
     results: Sequence[gs.Tensor | None],
     builder: Builder,
     scope: gs.Graph,
+    before: Part | None = None,
 ) -> Match:
-    """The match as it is before the graph is changed, when every tensor still has a name of its own."""
+    """The match as it is before the graph is changed, when every tensor still has a name of its own.
+
+    ``before`` is the node as it was, where the rule has changed it.
+    """
     pairs = [(old, new) for old, new in zip(node.outputs, results) if new is not None and old.name]  # noqa: B905
     after = part(builder.made, builder.opset, [new for _, new in pairs])
     outputs = {old.name: new.name for old, new in pairs if builder.used(old)}
-    return recorder.match(rule, describe(node), scope, part([node], scope.opset), after, outputs)
+    return recorder.match(rule, describe(node), scope, before or part([node], scope.opset), after, outputs)
 
 
 def _check_complete(node: gs.Node, results: Sequence[gs.Tensor | None], builder: Builder) -> None:
