@@ -18,8 +18,9 @@ from .tensors import named_leaves, to_torch
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 
-DTYPES = ("float32", "float16", "bfloat16", "float64", "int8", "int32", "int64", "uint8", "bool")
-"""What torch and TensorRT share; float64 is computed as float32."""
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+DTYPES = ("float32", "float16", "bfloat16", "float64", *_INTEGERS, "bool")
+"""What goes in; the passes give what TensorRT has no type for another one, and say so."""
 
 CONSTANTS = (bool, int, float, complex, str, bytes, type(None))
 

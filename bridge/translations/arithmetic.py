@@ -54,7 +54,7 @@ def fmin(self: Tensor, other: Tensor) -> Tensor:
 
 def _without_nan(a: Tensor, b: Tensor, choose: object) -> Tensor:
     dtype = torch.result_type(a, b)
-    a, b = torch.broadcast_tensors(a.to(dtype), b.to(dtype))
+    a, b = torch.broadcast_tensors(a.to(dtype), b.to(dtype))  # type: ignore[no-untyped-call]
     chosen: Tensor = choose(a, b)  # type: ignore[operator]
     if not dtype.is_floating_point:
         return chosen
@@ -94,12 +94,13 @@ EUCLID = {torch.uint8: 13, torch.int8: 12, torch.int16: 23, torch.int32: 46, tor
 @decomposes("gcd")
 def gcd(self: Tensor, other: Tensor) -> Tensor:
     dtype = torch.result_type(self, other)
-    a, b = torch.broadcast_tensors(self.to(dtype).abs(), other.to(dtype).abs())
+    a, b = torch.broadcast_tensors(self.to(dtype).abs(), other.to(dtype).abs())  # type: ignore[no-untyped-call]
+    found: Tensor = a
     for _ in range(EUCLID[dtype]):
         more = b > 0
         safe = torch.where(more, b, torch.ones_like(b))
-        a, b = torch.where(more, b, a), torch.where(more, torch.remainder(a, safe), b)
-    return a
+        found, b = torch.where(more, b, found), torch.where(more, torch.remainder(found, safe), b)
+    return found
 
 
 @decomposes("lcm")

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from .complex_pairs import Pair, Real, Writer, mapped
-from .registry import overload, static
+from .registry import Function, overload, static
 
 OPERATORS: dict[Any, Callable[..., Any]] = {}
 """By operator, a function of a Writer and the operator's arguments with a Pair for each complex one."""
 
 
-def of(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+def of(*names: str) -> Callable[[Function], Function]:
+    def register(function: Function) -> Function:
         for name in names:
             found = overload(name)
             if found is not None:
@@ -43,10 +43,10 @@ diagonal_copy index.Tensor sum sum.dim_IntList mean mean.dim cumsum neg unfold u
 index_put slice_scatter select_scatter diagonal_scatter scatter.src scatter_add index_add index_copy narrow diag_embed
 flatten.using_ints pixel_shuffle pixel_unshuffle movedim.int upsample_nearest1d upsample_nearest2d zeros_like new_zeros
 empty_like new_empty zeros empty empty.memory_format view_copy take unflatten.int broadcast_to tile squeeze_copy.dim
-adaptive_avg_pool1d expand_copy permute_copy slice_copy.Tensor select_copy.int"""  # noqa: SIM905
+adaptive_avg_pool1d expand_copy permute_copy slice_copy.Tensor select_copy.int"""
 
 
-def alike(op: Any) -> Callable[..., Any]:
+def alike(op: Any) -> Callable[..., Pair]:
     def handler(w: Writer, *args: Any, **kwargs: Any) -> Pair:
         if getattr(kwargs.get("dtype"), "is_complex", False):
             kwargs["dtype"] = kwargs["dtype"].to_real()
@@ -156,7 +156,7 @@ def full(w: Writer, first: Any, *args: Any, **kwargs: Any) -> Pair:
 
 @of("ones_like", "ones", "new_ones")
 def ones(w: Writer, first: Any, *args: Any, **kwargs: Any) -> Pair:
-    made: Pair = alike(w.target)(w, first, *args, **kwargs)
+    made = alike(w.target)(w, first, *args, **kwargs)
     return Pair(made.re, w("zeros_like", made.re))
 
 

@@ -22,7 +22,7 @@ def installed() -> Iterator[None]:
 
     def decompose(program: torch.export.ExportedProgram, registry: Any) -> torch.export.ExportedProgram:
         registered = set(_decomp.get_onnx_implemented_overloads(registry))
-        table = dict(_decomp.create_onnx_friendly_decomposition_table(registered))
+        table: dict[Any, Callable[..., Any]] = dict(_decomp.create_onnx_friendly_decomposition_table(registered))
         table.update(DECOMPOSITIONS)
         return lower_complex(program.run_decompositions(table))
 

@@ -16,13 +16,13 @@ def index_put(self: Tensor, indices: Sequence[Tensor | None], values: Tensor, ac
     """``x[mask] = value`` of the same value for every place that the mask takes: a choice, and no NonZero."""
     given = [(place, index) for place, index in enumerate(indices) if index is not None]
     if len(given) != 1 or given[0][1].dtype != torch.bool:
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]
     place, mask = given[0]
     rest = self.dim() - place - mask.dim()
     if values.dim() > rest:
         along = values.shape[-rest - 1]
         if not isinstance(along, int) or along != 1:
-            return NotImplemented
+            return NotImplemented  # type: ignore[no-any-return]
         shape = list(values.shape)
         cut = values.dim() - rest - 1
         values = values.reshape(*shape[:cut], *[1] * mask.dim(), *shape[cut + 1 :])
@@ -50,7 +50,7 @@ def nonzero_static(self: Tensor, *, size: int, fill_value: int = -1) -> Tensor:
 def repeat_interleave(repeats: Tensor, *, output_size: Any = None) -> Tensor:
     """Which one each of ``output_size`` places repeats."""
     if output_size is None:
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]
     ends = repeats.to(torch.int64).cumsum(0)
     return (ends <= torch.arange(output_size, device=repeats.device).unsqueeze(-1)).to(torch.int64).sum(-1)
 

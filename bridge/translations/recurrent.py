@@ -13,25 +13,29 @@ from torch import Tensor
 
 from .registry import Untranslatable, replaces, static, translates
 
-_LIBRARY = torch.library.Library("bridge", "FRAGMENT")
-_LIBRARY.define("lstm(Tensor x, Tensor w, Tensor r, Tensor b, Tensor h, Tensor c) -> (Tensor, Tensor, Tensor)")
-_LIBRARY.define("gru(Tensor x, Tensor w, Tensor r, Tensor b, Tensor h) -> (Tensor, Tensor)")
-_LIBRARY.define("rnn(Tensor x, Tensor w, Tensor r, Tensor b, Tensor h, bool relu) -> (Tensor, Tensor)")
+_LIBRARY = torch.library.Library("bridge", "FRAGMENT")  # type: ignore[no-untyped-call]
+for _schema in (
+    "lstm(Tensor x, Tensor w, Tensor r, Tensor b, Tensor h, Tensor c) -> (Tensor, Tensor, Tensor)",
+    "gru(Tensor x, Tensor w, Tensor r, Tensor b, Tensor h) -> (Tensor, Tensor)",
+    "rnn(Tensor x, Tensor w, Tensor r, Tensor b, Tensor h, bool relu) -> (Tensor, Tensor)",
+):
+    _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
 
 
-@torch.library.register_fake("bridge::lstm", lib=_LIBRARY)
 def _lstm_shapes(x: Tensor, w: Tensor, r: Tensor, b: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape[0], w.shape[0], x.shape[1], h.shape[-1]), torch.empty_like(h), torch.empty_like(c)
 
 
-@torch.library.register_fake("bridge::gru", lib=_LIBRARY)
 def _gru_shapes(x: Tensor, w: Tensor, r: Tensor, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], w.shape[0], x.shape[1], h.shape[-1]), torch.empty_like(h)
 
 
-@torch.library.register_fake("bridge::rnn", lib=_LIBRARY)
 def _rnn_shapes(x: Tensor, w: Tensor, r: Tensor, b: Tensor, h: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     return _gru_shapes(x, w, r, b, h)
+
+
+for _name, _shapes in (("lstm", _lstm_shapes), ("gru", _gru_shapes), ("rnn", _rnn_shapes)):
+    torch.library.register_fake(f"bridge::{_name}", _shapes, lib=_LIBRARY)
 
 
 def _direction(w: Any) -> str:
@@ -64,7 +68,7 @@ def onnx_rnn(x, w, r, b, h, relu: bool):  # type: ignore[no-untyped-def]
 
 # --- weights -----------------------------------------------------------------------------------------------------
 
-ORDERS = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
+ORDERS = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,), "relu": (0,)}
 """ONNX's gates by their places in torch: i, o, f, c of i, f, c, o; z, r, h of r, z, n."""
 
 
@@ -100,7 +104,6 @@ def _stack(
     train: bool,
     bidirectional: bool,
     batch_first: bool,
-    relu: bool = False,
 ) -> tuple[Tensor, ...]:
     if train and dropout:
         raise Untranslatable("dropout between recurrent layers, in training mode")
@@ -115,8 +118,10 @@ def _stack(
             x, *end = _projected(x, start, own, biases, directions)
         else:
             weights = _weights(own, kind, biases, directions)
-            more = (relu,) if kind == "rnn" else ()
-            y, *end = getattr(torch.ops.bridge, kind)(x, *weights, *start, *more)
+            if kind in ("rnn", "relu"):
+                y, *end = torch.ops.bridge.rnn(x, *weights, *start, kind == "relu")
+            else:
+                y, *end = getattr(torch.ops.bridge, kind)(x, *weights, *start)
             x = y.transpose(1, 2).flatten(2)
         for found, state in zip(last, end, strict=True):
             found.append(state)
@@ -174,4 +179,4 @@ def rnn_tanh(input: Tensor, hx: Tensor, params: Sequence[Tensor], *options: Any)
 
 @replaces("rnn_relu.input")
 def rnn_relu(input: Tensor, hx: Tensor, params: Sequence[Tensor], *options: Any) -> tuple[Tensor, ...]:
-    return _stack("rnn", input, [hx], params, *options, relu=True)
+    return _stack("relu", input, [hx], params, *options)

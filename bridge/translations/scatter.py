@@ -19,7 +19,7 @@ def scatter_reduce(
     trimmed = _trim(src, index)
     if reduce != "mean":
         if trimmed is src:
-            return NotImplemented
+            return NotImplemented  # type: ignore[no-any-return]
         return self.scatter_reduce(dim, index, trimmed, reduce, include_self=include_self)
     ones = torch.ones_like(self)
     hits = torch.zeros_like(self).scatter_add(dim, index, torch.ones_like(trimmed))
@@ -78,7 +78,7 @@ def put(self: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -
 @decomposes("masked_scatter")
 def masked_scatter(self: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     """The n-th element that the mask takes is the n-th of the source: a cumulative sum says which."""
-    self, mask = torch.broadcast_tensors(self, mask)
+    self, mask = torch.broadcast_tensors(self, mask)  # type: ignore[no-untyped-call]
     taken = mask.reshape(-1)
     order = (taken.to(torch.int64).cumsum(0) - 1).clamp(min=0)
     values = source.reshape(-1).index_select(0, order)

@@ -34,7 +34,7 @@ def gauss_jordan(a: Tensor, b: Tensor, what: str) -> tuple[Tensor, Tensor, Tenso
     Rows stay where they are: the pivot's row is marked as used, and one product puts all in order at the end.
     """
     n = order(a, what)
-    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])  # type: ignore[no-untyped-call]
     work = torch.cat([a.expand(*batch, n, n), b.expand(*batch, *b.shape[-2:])], -1)
     rows = torch.arange(n, device=a.device)
     free = torch.ones(n, dtype=torch.bool, device=a.device)
@@ -162,7 +162,7 @@ def substitute(a: Tensor, b: Tensor, *, upper: bool, unit: bool = False) -> Tens
 def linalg_solve_triangular(
     self: Tensor, B: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
 ) -> Tensor:
-    batch = torch.broadcast_shapes(self.shape[:-2], B.shape[:-2])
+    batch = torch.broadcast_shapes(self.shape[:-2], B.shape[:-2])  # type: ignore[no-untyped-call]
     if left:
         return substitute(self, B, upper=upper, unit=unitriangular).expand(*batch, *B.shape[-2:])
     return substitute(self.mT, B.mT, upper=not upper, unit=unitriangular).mT.expand(*batch, *B.shape[-2:])
@@ -244,3 +244,6 @@ def linalg_lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True,
         chosen = torch.where(hit, work, torch.zeros_like(work)).sum(-2, keepdim=True)
         work = torch.where((rows == k).unsqueeze(-1), chosen, torch.where(hit, work[..., k : k + 1, :], work))
     return substitute(LU, substitute(LU, work, upper=False, unit=True), upper=True)
+
+
+# type: ignore[no-untyped-call]

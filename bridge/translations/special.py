@@ -27,9 +27,23 @@ def _filled(x: Tensor, value: float) -> Tensor:
     return torch.full((), value, dtype=x.dtype, device=x.device)
 
 
-ERFINV_CENTRE = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503)
+ERFINV_CENTRE: tuple[float, ...] = (
+    2.81022636e-08,
+    3.43273939e-07,
+    -3.5233877e-06,
+    -4.39150654e-06,
+    0.00021858087,
+    -0.00125372503,
+)
 ERFINV_CENTRE += (-0.00417768164, 0.246640727, 1.50140941)
-ERFINV_TAIL = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613)
+ERFINV_TAIL: tuple[float, ...] = (
+    -0.000200214257,
+    0.000100950558,
+    0.00134934322,
+    -0.00367342844,
+    0.00573950773,
+    -0.0076224613,
+)
 ERFINV_TAIL += (0.00943887047, 1.00167406, 2.83297682)
 """M. Giles, Approximating the erfinv function (GPU Computing Gems, Jade edition, 2011), single precision."""
 
@@ -126,7 +140,7 @@ def _zeta(s: int, x: Tensor) -> Tensor:
 
 
 I0_SMALL = (0.0045813, 0.0360768, 0.2659732, 1.2067492, 3.0899424, 3.5156229, 1.0)
-I0_LARGE = (0.00392377, -0.01647633, 0.02635537, -0.02057706, 0.00916281, -0.00157565, 0.00225319)
+I0_LARGE: tuple[float, ...] = (0.00392377, -0.01647633, 0.02635537, -0.02057706, 0.00916281, -0.00157565, 0.00225319)
 I0_LARGE += (0.01328592, 0.39894228)
 I1_SMALL = (0.00032411, 0.00301532, 0.02658733, 0.15084934, 0.51498869, 0.87890594, 0.5)
 I1_LARGE = (
@@ -186,7 +200,17 @@ def spherical_bessel_j0(x: Tensor) -> Tensor:
     return torch.where(near, series, torch.sin(far) / far)
 
 
-ERFCX = (0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807, -0.18628806, 0.09678418, 0.37409196, 1.00002368)
+ERFCX: tuple[float, ...] = (
+    0.17087277,
+    -0.82215223,
+    1.48851587,
+    -1.13520398,
+    0.27886807,
+    -0.18628806,
+    0.09678418,
+    0.37409196,
+    1.00002368,
+)
 ERFCX += (-1.26551223,)
 """Numerical Recipes in C (second edition, 6.2): the exponent of erfc(x) exp(x x) / t, t = 1 / (1 + x / 2); 1.2e-7."""
 
@@ -206,7 +230,7 @@ GAMMA_TERMS = 96
 
 def _incomplete_gamma(a: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """The lower and the upper regularised function, by the series or the continued fraction that converges."""
-    a, x = torch.broadcast_tensors(_float(a), _float(x))
+    a, x = torch.broadcast_tensors(_float(a), _float(x))  # type: ignore[no-untyped-call]
     below = x < a + 1
     near = torch.where(below, x, a)
     term = torch.ones_like(a)
@@ -240,7 +264,8 @@ def igammac(self: Tensor, other: Tensor) -> Tensor:
 @decomposes("special_zeta")
 def zeta(self: Tensor, other: Tensor) -> Tensor:
     """Hurwitz' zeta of s > 1 and q > 0, by Euler's and Maclaurin's sum."""
-    s, far = torch.broadcast_tensors(_float(self), _float(other))
+    found: Tensor
+    s, far = torch.broadcast_tensors(_float(self), _float(other))  # type: ignore[no-untyped-call]
     found = torch.zeros_like(s)
     for _ in range(8):
         found = found + far.pow(-s)

@@ -81,6 +81,7 @@ def matrix_norm(
     """torch's own makes the batch a constant."""
     x = self if dtype is None else self.to(dtype)
     first, second = (axis % x.dim() for axis in dim)
+    found: Tensor
     if abs(ord) == 2:
         values = torch.linalg.svdvals(x.movedim((first, second), (-2, -1)))
         found = values.amax(-1) if ord > 0 else values.amin(-1)
@@ -89,7 +90,7 @@ def matrix_norm(
         kept, summed = (second, first) if rows else (first, second)
         total = x.abs().sum(summed, keepdim=True)
         found = total.amax(kept, keepdim=True) if ord > 0 else total.amin(kept, keepdim=True)
-        found = found.squeeze(max(dim_pair := (first, second))).squeeze(min(dim_pair))
+        found = found.squeeze(max(first, second)).squeeze(min(first, second))
     if keepdim:
         for axis in sorted((first, second)):
             found = found.unsqueeze(axis)
