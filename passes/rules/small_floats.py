@@ -51,7 +51,7 @@ def rounded(g: Builder, x: gs.Tensor, kind: np.dtype[Any], attrs: Mapping[str, A
     if kind.name == "float8_e8m0fnu":
         return _power_of_two(g, x, form, str(attrs.get("round_mode", "up")))
     size = g.op.Abs(x)
-    step = g.op.Mul(_leading(g, size, form), g.constant(2.0**-form.digits, np.float32))
+    step = g.op.Mul(leading_power(g, size, form), g.constant(2.0**-form.digits, np.float32))
     y = g.op.Mul(g.op.Round(g.op.Div(x, step)), step)
     most = g.constant(form.largest, np.float32)
     if saturates:
@@ -65,7 +65,7 @@ def rounded(g: Builder, x: gs.Tensor, kind: np.dtype[Any], attrs: Mapping[str, A
     return result
 
 
-def _leading(g: Builder, size: gs.Tensor, form: Format) -> gs.Tensor:
+def leading_power(g: Builder, size: gs.Tensor, form: Format) -> gs.Tensor:
     """The power of two that ``size`` begins with, between the least and the greatest of the format.
 
     The logarithm is a little off at times; the comparison with the powers beside it is exact.
@@ -86,7 +86,7 @@ def _leading(g: Builder, size: gs.Tensor, form: Format) -> gs.Tensor:
 def _power_of_two(g: Builder, x: gs.Tensor, form: Format, mode: str) -> gs.Tensor:
     """|x| as a power of two; what has none (Inf, NaN) is NaN."""
     size = g.op.Abs(x)
-    below = _leading(g, size, form)
+    below = leading_power(g, size, form)
     most = g.constant(form.largest, np.float32)
     if mode == "down":
         y = below

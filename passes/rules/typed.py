@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from passes.framework import Builder, Replacement, example, lacks, rule
 from passes.model import onnx_dtype
 from passes.rules.integers import carried, is_integer, is_unsigned, wrapped
 from passes.rules.shapes import check_intermediate
+from passes.rules.small_floats import Format, leading_power
 
 FLOATS = ("float16", "bfloat16", "float32")
+SINGLE = Format(23, -126, float(np.finfo(np.float32).max), infinity=True)
 
 
 @rule("Mod")
@@ -168,6 +171,62 @@ def gemm_of_int64() -> gs.Graph:
         {"x": ("int64", [4, "n"]), "y": ("int64", [3, 4]), "c": ("int64", [3])},
         lambda g, x, y, c: g.op.Gemm(x, y, c, transA=1, transB=1, alpha=2.0, beta=3.0),
     )
+
+
+@rule("BitCast", when=lacks("BitCast"))
+def bits_of_float32(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT has no BitCast; sign, exponent and digits of a float32 are found, and put together, by arithmetic."""
+    x, to = node.inputs[0], np.dtype(node.outputs[0].dtype)
+    if g.dtype(x) == np.float32 and to in (np.int32, np.uint32):
+        made = _bits_from_float(g, x)
+        return made if to == np.int32 else g.op.BitCast(made, to=onnx_dtype(to))
+    if to == np.float32 and g.dtype(x) in (np.int32, np.uint32):
+        return _float_from_bits(g, x if g.dtype(x) == np.int32 else g.op.BitCast(x, to=onnx_dtype(np.int32)))
+    return None
+
+
+def _bits_from_float(g: Builder, x: gs.Tensor) -> gs.Tensor:
+    zero, one = g.constant(0, np.float32), g.constant(1, np.float32)
+    size, infinite = g.op.Abs(x), g.op.IsInf(x)
+    plain = g.op.Where(g.op.Or(infinite, g.op.IsNaN(x)), one, size)
+    power = leading_power(g, plain, SINGLE)
+    exponent = g.op.Round(g.op.Div(g.op.Log(power), g.constant(math.log(2), np.float32)))
+    digits = g.op.Mul(g.op.Div(plain, power), g.constant(2.0**23, np.float32))  # the first one counts as an exponent
+    steps = g.op.Mul(g.op.Add(g.cast(exponent, np.int32), g.constant(126, np.int32)), g.constant(1 << 23, np.int32))
+    bits = g.op.Add(steps, g.cast(digits, np.int32))
+    bits = g.op.Where(infinite, g.constant(0x7F800000, np.int32), bits)
+    bits = g.op.Where(g.op.IsNaN(x), g.constant(0x7FC00000, np.int32), bits)
+    below = g.op.Less(g.op.Where(g.op.Equal(x, zero), g.op.Div(one, x), x), zero)  # of -0, too
+    sign = g.op.Where(below, g.constant(np.iinfo(np.int32).min, np.int32), g.constant(0, np.int32))
+    result: gs.Tensor = g.op.Add(bits, sign)
+    return result
+
+
+def _float_from_bits(g: Builder, x: gs.Tensor) -> gs.Tensor:
+    zero, count = g.constant(0, np.int32), g.constant(1 << 23, np.int32)
+    below = g.op.Less(x, zero)
+    bits = g.op.Where(below, g.op.Sub(x, g.constant(np.iinfo(np.int32).min, np.int32)), x)
+    exponent, digits = g.op.Div(bits, count), g.op.Mod(bits, count)
+    first = g.op.Where(g.op.Equal(exponent, zero), zero, count)
+    powers = np.exp2(np.arange(256, dtype=np.float64) - 127)
+    powers[0] = powers[1]
+    powers = np.append(powers[:255], np.inf)  # whose product with 1 is infinity
+    share = g.op.Mul(g.cast(g.op.Add(first, digits), np.float32), g.constant(2.0**-23, np.float32))
+    value = g.op.Mul(share, g.op.Gather(g.constant(powers.astype(np.float32)), exponent))
+    last = g.op.Equal(exponent, g.constant(255, np.int32))
+    lost = g.op.And(last, g.op.Greater(digits, zero))
+    value = g.op.Where(lost, g.constant(np.nan, np.float32), value)
+    result: gs.Tensor = g.op.Where(below, g.op.Neg(value), value)
+    return result
+
+
+@bits_of_float32.example
+def float32_as_int32_and_back() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> list[gs.Tensor]:
+        bits = g.op.BitCast(x, to=onnx_dtype(np.int32))
+        return [bits, g.op.BitCast(g.op.Add(bits, g.constant(3, np.int32)), to=onnx_dtype(np.float32))]
+
+    return example({"x": ("float32", ["n", 4])}, build, opset=26)
 
 
 @rule("BitCast", when=lacks("BitCast"))

@@ -80,6 +80,26 @@ def products(s: Sketch) -> Case:
     return s.model(lambda g, t: g.op.MatMul(t["x"], t["y"]), opset=s.pick(9, 13, 20))
 
 
+@strategy("bits_of_float32")
+def float_bits(s: Sketch) -> Case:
+    sizes = s.sizes(0, 3)
+    to = s.pick("int32", "uint32")
+    if s.flag():
+        x = (s.random.standard_normal(sizes) * 2.0 ** s.random.integers(-120, 120, sizes)).astype(np.float32)
+        odd = s.random.choice(np.array([0, -0.0, np.inf, -np.inf, 1, 3.4e38], np.float32), sizes)
+        s.input("x", "float32", np.where(s.random.random(sizes) < 0.3, odd, x))
+        kind = np.dtype(to)
+        return s.model(
+            lambda g, t: g.op.BitCast(t["x"], to=onnx_dtype(kind)), opset=26, reference=lambda f: [f["x"].view(kind)]
+        )
+    bits = s.random.integers(0, 1 << 32, sizes, np.uint32)
+    bits = np.where(np.isnan(bits.view(np.float32)) | (np.abs(bits.view(np.float32)) < 1e-37), np.uint32(0), bits)
+    s.input("x", to, bits.view(to))
+    return s.model(
+        lambda g, t: g.op.BitCast(t["x"], to=1), opset=26, reference=lambda f: [f["x"].view(np.float32)], tolerance=0
+    )
+
+
 @strategy("bits_of_another_integer")
 def reinterpreted(s: Sketch) -> Case:
     given, to = s.pick(
