@@ -384,7 +384,8 @@ class Conversion:
         result.declined = [Decline(rule, where, reason) for (rule, _), (where, reason) in log.declined.items()]
         result.notes.extend(log.notes)
         self.plugins = needed_plugins(graph, target)
-        result.notes.extend(f"the engine needs {plugin} wherever it runs: {plugin.source}" for plugin in self.plugins)
+        loaded = [plugin for plugin in self.plugins if plugin.loaded]
+        result.notes.extend(f"the engine needs {plugin} wherever it runs: {plugin.source}" for plugin in loaded)
         result.inputs = [self._info(tensor, self.profiles.get(tensor.name)) for tensor in graph.inputs]
         result.outputs = [self._info(tensor, None) for tensor in graph.outputs]
         self._prove(log)

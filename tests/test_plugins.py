@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from bridge import target as targets
+from bridge.plugins.loading import needed_plugins
 from passes import all_rules, read, rewrite, write
 from passes.framework import RULES, example, has_plugin, lacks, rule
 from passes.ir import is_reference
@@ -115,6 +117,19 @@ def test_a_call_becomes_its_reference_body_where_the_target_lacks_the_plugin(tmp
     assert [node.op_type for node in after.graph.node] == ["Mul"] and not after.functions
     feeds = example_inputs(before)
     np.testing.assert_allclose(*(list(run_onnx(model, feeds).values()) for model in (before, after)))
+
+
+def test_what_has_to_be_loaded_for_a_model_is_known() -> None:
+    graph = one_call({"factor": 3.0}, {"factor": 4.0})
+    (needed,) = needed_plugins(graph, OLD)
+    assert needed.loaded and needed.library == "no.so"
+    PLUGINS.clear()
+    own = dataclasses.replace(OLD, plugins=frozenset((("Scale", "1"),)))
+    assert [(item.name, item.loaded) for item in needed_plugins(graph, own)] == [("Scale", False)]
+    masks = example({"x": ("float32", [3])}, lambda g, x: g.op.NonZero(x))
+    assert not needed_plugins(masks, OLD)
+    register(Plugin("NonZero", module="bridge.plugins.nonzero"))
+    assert [item.module for item in needed_plugins(masks, targets.resolve(RTX))] == ["bridge.plugins.nonzero"]
 
 
 def test_attributes_that_do_not_fit_the_plugin_are_refused() -> None:

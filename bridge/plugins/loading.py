@@ -29,7 +29,7 @@ class PluginError(BridgeError):
 
 @dataclass(frozen=True)
 class NeededPlugin:
-    """A plugin that an engine cannot be built or run without, and that TensorRT does not bring along."""
+    """A plugin that an engine cannot be built or run without; with nothing to load, TensorRT brings it along."""
 
     name: str
     version: str
@@ -42,8 +42,15 @@ class NeededPlugin:
         return f"plugin {self.name!r} version {self.version}{space}"
 
     @property
+    def loaded(self) -> bool:
+        """Whether something has to be loaded for it."""
+        return self.library is not None or self.module is not None
+
+    @property
     def source(self) -> str:
-        return f"the library {self.library}" if self.library else f"the Python module {self.module}"
+        if self.library is not None:
+            return f"the library {self.library}"
+        return f"the Python module {self.module}" if self.module is not None else "TensorRT's plugin library"
 
     def record(self) -> dict[str, Any]:
         """What an engine's sidecar says of it, the library's SHA-256 among it."""
@@ -59,12 +66,14 @@ def needed_plugins(graph: gs.Graph, target: Target) -> list[NeededPlugin]:
     found: dict[NeededPlugin, None] = {}
     for scope in scopes(graph):
         for node in scope.nodes:
-            if is_plugin_call(node) or (not node.domain and target.only_by_plugin(node.op)):
-                plugin = PLUGINS.get(plugin_of(node))
+            called = is_plugin_call(node)
+            if called or (not node.domain and target.only_by_plugin(node.op)):
+                space, name, version = plugin_of(node)
+                plugin = PLUGINS.get((space, name, version))
                 if plugin is not None and plugin.loads_into(target):
-                    found[
-                        NeededPlugin(plugin.name, plugin.version, plugin.namespace, plugin.library, plugin.module)
-                    ] = None
+                    found[NeededPlugin(name, version, space, plugin.library, plugin.module)] = None
+                elif called:
+                    found[NeededPlugin(name, version, space)] = None
     return list(found)
 
 
@@ -90,7 +99,7 @@ def load_plugins(plugins: Iterable[NeededPlugin], trt: Any) -> None:
     for plugin in plugins:
         if _creator(plugin, trt) is None:
             try:
-                _load_library(plugin, trt) if plugin.library else _load_module(plugin, trt)
+                _load(plugin, trt)
             except (ImportError, OSError) as error:
                 raise PluginError(f"{plugin}: {plugin.source} does not load: {error}") from error
         if _creator(plugin, trt) is None:
@@ -110,6 +119,15 @@ def _creator(plugin: NeededPlugin, trt: Any) -> Any:
     wanted = (plugin.name, plugin.version, plugin.namespace)
     found = (c for c in _creators(trt) if (c.name, c.plugin_version, c.plugin_namespace) == wanted)
     return next(found, None)
+
+
+def _load(plugin: NeededPlugin, trt: Any) -> None:
+    if plugin.library is not None:
+        _load_library(plugin, trt)
+    elif plugin.module is not None:
+        _load_module(plugin, trt)
+    elif hasattr(trt, "init_libnvinfer_plugins"):
+        trt.init_libnvinfer_plugins(None, "")
 
 
 def _load_library(plugin: NeededPlugin, trt: Any) -> None:
