@@ -241,7 +241,7 @@ def _in_order(g: Builder, filled: gs.Tensor, index: gs.Tensor, lists: Size, clas
     else:
         which = iota(g, lists)
         until = g.op.LessOrEqual(g.unsqueeze(which, [0]), g.unsqueeze(which, [1]))  # [list, those up to it]
-        ends = g.reduce("ReduceSum", g.op.Where(until, g.unsqueeze(numbers, [0]), np.int64(0)), [1])
+        ends = g.reduce("ReduceSum", g.op.Mul(g.op.Cast(until, to=7), g.unsqueeze(numbers, [0])), [1])
         past = g.op.GreaterOrEqual(g.unsqueeze(row, [1]), g.unsqueeze(ends, [0]))  # [places, lists]
         at = g.reduce("ReduceSum", g.op.Cast(past, to=7), [1])
         at = g.op.Min(at, g.op.Sub(as_tensor(g, lists), np.array([1])))

@@ -60,10 +60,11 @@ def _numbered(g: Builder, ones: gs.Tensor, length: int) -> gs.Tensor:
     """How many ones there are up to each place: sums within blocks, and of the blocks before."""
     blocks = -(-length // BLOCK)
     width = min(length, BLOCK)
-    padded = ones if blocks * width == length else g.op.Pad(ones, np.array([0, blocks * width - length]), np.int64(0))
+    more = blocks * width - length
+    padded = g.op.Concat(ones, np.zeros(more, np.int64), axis=0) if more else ones
     rows = g.op.Reshape(padded, np.array([blocks, 1, width]))
-    until = np.tril(np.ones((1, width, width), bool))
-    within = g.reduce("ReduceSum", g.op.Where(until, rows, np.int64(0)), [2])  # [blocks, width]
+    until = np.tril(np.ones((1, width, width), np.int64))
+    within = g.reduce("ReduceSum", g.op.Mul(rows, until), [2])  # [blocks, width]
     if blocks == 1:
         return g.op.Reshape(within, np.array([width]))
     totals = g.op.Reshape(g.slice(within, [width - 1], [width], [1], [1]), np.array([blocks]))

@@ -153,10 +153,9 @@ def gather_nd(work: Evaluation, node: gs.Node, given: list[Value]) -> Value:
         return Rows(same_operator(work, node, tensors), data.axis - depth + rank - 1, data.count)
     if isinstance(data, Rows):
         lengths = [work.count(data.count) if at == data.axis else work.g.constant([0]) for at in range(depth)]
-        wrapped = work.g.op.Add(tensors[1], work.g.op.Concat(*lengths, axis=0))
-        own = np.arange(depth) == data.axis
-        below = work.g.op.And(work.g.op.Less(tensors[1], np.int64(0)), own)
-        tensors = [tensors[0], work.g.op.Where(below, wrapped, tensors[1])]
+        below = work.g.op.Cast(work.g.op.Less(tensors[1], np.int64(0)), to=7)
+        wrapped = work.g.op.Add(tensors[1], work.g.op.Mul(below, work.g.op.Concat(*lengths, axis=0)))
+        tensors = [tensors[0], wrapped]
     result = same_operator(work, node, tensors)
     return Rows(result, index.axis, index.count) if isinstance(index, Rows) else Plain(result)
 
@@ -236,7 +235,9 @@ def pad(work: Evaluation, node: gs.Node, given: list[Value]) -> Value:
     fill = plain_of(given[2:3])
     begin, end = pads[rows.axis], pads[rank + rows.axis]
     pads[rows.axis] = pads[rank + rows.axis] = 0
-    padded = work.g.op.Pad(rows.tensor, work.g.constant([int(item) for item in pads]), *fill)
+    padded = rows.tensor
+    if any(item != 0 for item in pads):
+        padded = work.g.op.Pad(rows.tensor, work.g.constant([int(item) for item in pads]), *fill)
     if begin != 0:
         raise Declined("rows are padded at the front")
     if not isinstance(end, Count):
@@ -261,11 +262,17 @@ def pad(work: Evaluation, node: gs.Node, given: list[Value]) -> Value:
 def _with_fill(work: Evaluation, rows: Rows, more: int, fill: list[gs.Tensor]) -> gs.Tensor:
     """The rows, and so many more that are filled with a constant."""
     g = work.g
-    rank = len(g.shape(rows.tensor))
-    pads = [0] * (2 * rank)
-    pads[rank + rows.axis] = more
     other = fill[0] if fill and not fill[0].is_empty() else g.constant(np.zeros((), g.dtype(rows.tensor)))
-    whole: gs.Tensor = g.op.Pad(g.op.Where(work.filled(rows), rows.tensor, other), g.constant(pads), other)
+    filled = g.op.Where(work.filled(rows), rows.tensor, other)
+    sizes = [more if axis == rows.axis else item for axis, item in enumerate(g.shape(rows.tensor))]
+    whole: gs.Tensor
+    if isinstance(other, gs.Constant) and all(isinstance(item, int) for item in sizes):
+        value = g.value(other).reshape(-1)[0]
+        whole = g.op.Concat(filled, np.full([int(item) for item in sizes], value), axis=rows.axis)  # type: ignore[arg-type]
+    else:
+        pads = [0] * (2 * len(sizes))
+        pads[len(sizes) + rows.axis] = more
+        whole = g.op.Pad(filled, g.constant(pads), other)
     return whole
 
 
