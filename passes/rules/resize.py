@@ -201,10 +201,7 @@ def _coordinates(node: gs.Node, g: Builder, axis: Axis) -> Number:
     """[target]: of each output, its place among the inputs."""
     how = node.attrs.get("coordinate_transformation_mode", "half_pixel")
     length, target = _float(g, axis.length), _float(g, axis.target)
-    if isinstance(axis.target, int):
-        numbers: Number = np.arange(axis.target, dtype=np.float64)
-    else:
-        numbers = g.cast(iota(g, axis.target), np.float32)
+    numbers = _numbers(g, axis.target)
     single = isinstance(axis.target, int) and axis.target == 1
     before_last = of(g, "Max", of(g, "Sub", target, 1.0), 1.0)
     if how == "align_corners":
@@ -231,6 +228,11 @@ def _coordinates(node: gs.Node, g: Builder, axis: Axis) -> Number:
     if how != "half_pixel":
         g.decline(f"the coordinates are {how!r}")
     return half
+
+
+def _numbers(g: Builder, count: Size) -> Number:
+    """0, 1, … as floating-point numbers."""
+    return np.arange(count, dtype=np.float64) if isinstance(count, int) else g.cast(iota(g, count), np.float32)
 
 
 def _nearest(node: gs.Node, g: Builder, x: gs.Tensor, axis: Axis, places: Number) -> gs.Tensor:
@@ -313,12 +315,11 @@ def _smoothing(node: gs.Node, g: Builder, axis: Axis, places: Number, inside: bo
     """
     how = node.attrs.get("coordinate_transformation_mode", "half_pixel")
     if how == "align_corners" and inside:  # as torch exports it
-        if not isinstance(axis.target, int):
-            g.decline("antialiasing with aligned corners, to a dynamic size")
-        last = of(g, "Sub", _float(g, axis.length), 1.0)
-        step = of(g, "Div", last, float(axis.target - 1)) if axis.target > 1 else 0.0
-        numbers = np.arange(axis.target) + 0.5
-        return of(g, "Sub", of(g, "Mul", numbers, step), 0.5), of(g, "Max", step, 1.0)
+        last, before_last = (of(g, "Sub", _float(g, item), 1.0) for item in (axis.length, axis.target))
+        step = of(g, "Div", last, of(g, "Max", before_last, 1.0))
+        step = of(g, "Where", of(g, "Greater", before_last, 0.0), step, 0.0)
+        numbers = _numbers(g, axis.target)
+        return of(g, "Sub", of(g, "Mul", of(g, "Add", numbers, 0.5), step), 0.5), of(g, "Max", step, 1.0)
     if how not in ("half_pixel", "pytorch_half_pixel") or (how == "pytorch_half_pixel" and axis.target == 1):
         g.decline(f"the coordinates are {how!r}; antialiasing is done for 'half_pixel'")
     return places, of(g, "Max", of(g, "Div", 1.0, axis.factor), 1.0)
