@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -332,8 +333,6 @@ def power_tensor(w: Writer, x: Any, exponent: Any) -> Pair:
 
 @of("pow.Scalar")
 def power_of_number(w: Writer, x: Any, exponent: Pair) -> Pair:
-    import cmath
-
     return exp(w, mul(w, exponent, cmath.log(x)))
 
 
@@ -420,11 +419,6 @@ def sqrt(w: Writer, x: Pair) -> Pair:
     re = w("sqrt", w("clamp", (size + x.re) * 0.5, 0.0))
     im = w("sqrt", w("clamp", (size - x.re) * 0.5, 0.0))
     return Pair(re, w("where.self", w("lt.Scalar", x.im, 0), -im, im))
-
-
-@of("rsqrt")
-def rsqrt(w: Writer, x: Pair) -> Pair:
-    return reciprocal(w, sqrt(w, x))
 
 
 @of("sgn")

@@ -244,6 +244,3 @@ def linalg_lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True,
         chosen = torch.where(hit, work, torch.zeros_like(work)).sum(-2, keepdim=True)
         work = torch.where((rows == k).unsqueeze(-1), chosen, torch.where(hit, work[..., k : k + 1, :], work))
     return substitute(LU, substitute(LU, work, upper=False, unit=True), upper=True)
-
-
-# type: ignore[no-untyped-call]
