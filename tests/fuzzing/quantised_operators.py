@@ -32,7 +32,7 @@ def convolutions(s: Sketch) -> Case:
     kind, group = s.pick(*KINDS), s.integer(1, 2)
     weights = "int8" if kind == "int8" else s.pick(*KINDS)
     n, c, m = s.integer(1, 2), s.integer(1, 2) * group, s.integer(1, 2) * group
-    s.input("x", kind, _bytes(s, kind, [n, c, 5, 6]))
+    s.input("x", kind, _bytes(s, kind, [n, c, 5, 6]), static=True)  # TensorRT's Conv wants to know the channels
     s.operand("w", _bytes(s, weights, [m, c // group, 2, 3]), static=True)
     _grid(s, "x", kind)
     per_channel = s.flag()
@@ -79,7 +79,7 @@ def integer_products(s: Sketch) -> Case:
 @strategy("conv_integer_in_exact_pieces")
 def integer_convolutions(s: Sketch) -> Case:
     c, m = s.pick(1, 2, 40), s.integer(1, 3)
-    s.input("x", "uint8", _bytes(s, "uint8", [s.integer(1, 2), c, 5, 6]))
+    s.input("x", "uint8", _bytes(s, "uint8", [s.integer(1, 2), c, 5, 6]), static=True)
     s.operand("w", _bytes(s, "uint8", [m, c, 3, 3]), static=True)
     s.operand("x_zero", np.asarray(_bytes(s, "uint8", [])))
     s.operand("w_zero", np.asarray(_bytes(s, "uint8", [])))
