@@ -25,6 +25,12 @@ def negative(x: Tensor) -> Tensor:
     return (x < 0) | ((x == 0) & (1 / x < 0)) if x.dtype.is_floating_point else x < 0
 
 
+@decomposes("_neg_view")
+def neg_view(self: Tensor) -> Tensor:
+    """What the imaginary part of a conjugate is."""
+    return torch.neg(self)
+
+
 @decomposes("signbit")
 def signbit(self: Tensor) -> Tensor:
     return negative(self)

@@ -221,7 +221,7 @@ def conj(w: Writer, x: Pair) -> Pair:
     return Pair(x.re, -x.im)
 
 
-@of("resolve_conj", "resolve_neg", "_neg_view")
+@of("resolve_conj", "resolve_neg")
 def resolved(w: Writer, x: Pair) -> Pair:
     return x
 
@@ -273,6 +273,7 @@ def rsub(w: Writer, a: Any, b: Any, alpha: Any = 1) -> Pair:
     return add(w, neg(w, mul(w, a, alpha) if alpha != 1 else a), b)
 
 
+@of("_neg_view")
 def neg(w: Writer, x: Pair) -> Pair:
     return Pair(-x.re, -x.im)
 
