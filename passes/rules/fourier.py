@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from passes.framework import Builder, Replacement, example, lacks, rule
 from passes.model import Array
-from passes.rules.shapes import as_tensor, iota, size
+from passes.rules.shapes import Size, as_tensor, iota, shape_tensor, size
 
 LARGEST_MATRIX = 16 << 20
 """Elements of the largest constant matrix; a complex transform of 2048 samples has exactly as many."""
@@ -28,6 +28,13 @@ def dft_as_matmul(node: gs.Node, g: Builder) -> Replacement:
     parts = g.static_dim(x, -1)
     inverse, onesided = bool(node.attrs.get("inverse", 0)), bool(node.attrs.get("onesided", 0))
     given = g.input(node, 1)
+    if given is not None and not isinstance(given, gs.Constant):  # as torch writes it: of the axis' own size
+        n = g.op.Reshape(g.cast(given, np.int64), [1])
+        pads: list[Size] = [0] * (2 * rank)
+        pads[rank + axis] = n
+        x = g.op.Pad(x, shape_tensor(g, pads))  # then no shorter than wanted
+        x = g.op.Slice(x, [0], n, [axis], [1])
+        return _dynamic(g, x, axis, parts, inverse, onesided)
     if given is None and not isinstance(g.shape(x)[axis], int):
         return _dynamic(g, x, axis, parts, inverse, onesided)
     if given is not None:
@@ -194,6 +201,16 @@ def a_dynamic_axis_of_given_length() -> gs.Graph:
 @dft_as_matmul.example
 def rfft_of_any_length() -> gs.Graph:
     return example({"x": ("float32", ["n", "t", 1])}, lambda g, x: g.op.DFT(x, None, g.constant(1), onesided=1))
+
+
+@dft_as_matmul.example
+def fft_of_a_length_that_is_computed() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> gs.Tensor:
+        length = g.op.Gather(g.op.Shape(x), g.constant(1), axis=0)
+        result: gs.Tensor = g.op.DFT(x, g.op.Add(length, g.constant(1)), g.constant(1))
+        return result
+
+    return example({"x": ("float32", ["n", "t", 1])}, build)
 
 
 @dft_as_matmul.example
