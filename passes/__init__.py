@@ -24,8 +24,8 @@ from .matches import Recorder
 from .narrow import bfloat16_to_float32, check_int64_range, float64_to_float32, int64_boundary_to_int32
 from .plugins import PLUGINS, Plugin, drop_uncalled
 from .reading import read
-from .writing import write
 from .unroll import unroll_loops
+from .writing import write
 
 if TYPE_CHECKING:
     from bridge.target import Target
