@@ -4,9 +4,9 @@
 
 A test counts where its rewritten model gives the expected outputs in ONNX Runtime (or, where ONNX Runtime lacks an
 operator, in ONNX's reference evaluator), and TensorRT-RTX builds an engine from it. A test that does not build as it
-is, is tried again with its parameters (PARAMETERS, else all integers) as constants, as a model in practice has them; the
-table says how many needed that. Inputs that sizes depend on have the test's values in the
-profile. Tests whose inputs TensorRT's types cannot hold are left out. ``--plain`` builds with no pass.
+is, is tried again with its parameters (PARAMETERS, else all integers) as constants, as a model in practice has them;
+the table says how many needed that. Inputs that sizes depend on have the test's values in the profile. Tests
+whose inputs TensorRT's types cannot hold are left out. ``--plain`` builds with no pass.
 """
 
 from __future__ import annotations
