@@ -155,29 +155,6 @@ def is_inf(s: Sketch) -> Case:
     return s.model(lambda g, t: g.op.IsInf(t["x"], **attrs), opset=20)
 
 
-@strategy("cache_update_as_scatter")
-def caches(s: Sketch) -> Case:
-    sizes = s.sizes(2, 4, low=2)
-    axis = s.integer(1, len(sizes) - 1)
-    steps = s.integer(1, sizes[axis])
-    circular = s.flag()
-    s.input("cache", "float32", sizes)
-    s.input("update", "float32", [steps if place == axis else size for place, size in enumerate(sizes)])
-    if circular or s.flag():
-        most = sizes[axis] - 1 if circular else sizes[axis] - steps
-        s.operand("start", s.random.integers(0, most, sizes[:1], np.int64, endpoint=True))
-    attrs = {
-        "axis": axis - len(sizes) if s.flag() else axis,
-        "mode": "circular" if circular else s.pick(None, "linear"),
-    }
-
-    def build(g: Builder, t: Tensors) -> gs.Tensor:
-        made: gs.Tensor = g.op.TensorScatter(t["cache"], t["update"], t.get("start"), **attrs)
-        return made
-
-    return s.model(build, opset=24)
-
-
 @strategy("presence_of_a_value", "value_of_an_optional")
 def optionals(s: Sketch) -> Case:
     s.input("x", s.pick("float32", "int32"), s.sizes(1, 3))
