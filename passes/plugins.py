@@ -70,6 +70,8 @@ class Plugin:
     """The shared library to load; None for a plugin that TensorRT brings along, or that ``module`` registers."""
     module: str | None = None
     """The Python module whose import registers creators of IPluginV3."""
+    limits: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
+    """By name what the creator demands of an attribute's value: with others it makes no plugin, and the build fails."""
 
     @property
     def key(self) -> Key:
@@ -133,6 +135,8 @@ def _attributes(plugin: Plugin, attrs: Mapping[str, Any]) -> dict[str, Any]:
         if name not in attrs and isinstance(declared, type):
             raise PluginMisfit(f"plugin {plugin.name!r} needs the attribute {name!r}")
         value = _coerced(attrs.get(name, declared), declared)
+        if value is not None and name in plugin.limits and not plugin.limits[name](value):
+            raise PluginMisfit(f"the creator of plugin {plugin.name!r} refuses {name}={value!r}")
         if value is not None:
             values[name] = value
     return values

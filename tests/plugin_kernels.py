@@ -32,6 +32,13 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray
     return results
 
 
+def demand(plugin: str, **demands: bool) -> None:
+    """What the creator validates: with anything else TensorRT makes no plugin."""
+    broken = [name for name, holds in demands.items() if not holds]
+    if broken:
+        raise ValueError(f"{plugin} is not created with this {broken[0]}")
+
+
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
     """Intersection over union of two boxes, whose corners come in any order."""
     low_a, high_a = np.minimum(a[:2], a[2:]), np.maximum(a[:2], a[2:])
@@ -48,6 +55,7 @@ class EfficientNMS_TRT(OpRun):
 
     def _run(self, boxes: np.ndarray, scores: np.ndarray, **attrs: Any) -> tuple[np.ndarray, ...]:
         most, threshold, iou = attrs["max_output_boxes"], F32(attrs["score_threshold"]), F32(attrs["iou_threshold"])
+        demand("EfficientNMS_TRT", score_threshold=threshold >= 0, iou_threshold=iou > 0, max_output_boxes=most > 0)
         assert attrs["background_class"] < 0 and not attrs["score_activation"] and not attrs["box_coding"]
         count = np.zeros((len(boxes), 1), np.int32)
         kept, values = np.zeros((len(boxes), most, 4), F32), np.zeros((len(boxes), most), F32)
@@ -83,6 +91,15 @@ class ROIAlign_TRT(OpRun):
     def _run(self, x: np.ndarray, boxes: np.ndarray, images: np.ndarray, **attrs: Any) -> tuple[np.ndarray, ...]:
         rows, columns, sampling = attrs["output_height"], attrs["output_width"], attrs["sampling_ratio"]
         aligned, average = attrs["coordinate_transformation_mode"], attrs["mode"]
+        demand(
+            "ROIAlign_TRT",
+            output_height=rows > 0,
+            output_width=columns > 0,
+            sampling_ratio=sampling >= 0,
+            spatial_scale=F32(attrs["spatial_scale"]) > 0,
+            mode=average in (0, 1),
+            coordinate_transformation_mode=aligned in (0, 1),
+        )
         assert images.dtype == np.int32 and boxes.shape == (len(images), 4)
         out = np.zeros((len(boxes), x.shape[1], rows, columns), F32)
         for index, (box, image) in enumerate(zip(boxes, images, strict=True)):
@@ -157,7 +174,8 @@ class DisentangledAttention_TRT(OpRun):
 
     def _run(self, content: np.ndarray, first: np.ndarray, second: np.ndarray, **attrs: Any) -> tuple[np.ndarray, ...]:
         span, length = attrs["span"], content.shape[1]
-        assert length % 64 == 0 and first.shape[2] == second.shape[2] == 2 * span and 0 < attrs["factor"] < 1
+        demand("DisentangledAttention_TRT", span=span >= 0, factor=0 < F32(attrs["factor"]) < 1)
+        assert length % 64 == 0 and first.shape[2] == second.shape[2] == 2 * span
         middle = span // 2
         log = math.log(middle)
         slope = (middle - 1) / (math.log(first.shape[2] - 1) - log) * (1 - 1e-7)

@@ -50,7 +50,12 @@ def _disentangled(
 
 
 DISENTANGLED = register(
-    Plugin("DisentangledAttention_TRT", attributes={"span": int, "factor": float}, reference=_disentangled)
+    Plugin(
+        "DisentangledAttention_TRT",
+        attributes={"span": int, "factor": float},
+        limits={"span": lambda value: value >= 0, "factor": lambda value: 0 < np.float32(value) < 1},
+        reference=_disentangled,
+    )
 )
 
 
@@ -114,7 +119,7 @@ def _checked(g: Builder, first: _Term, second: _Term, to_position: _Gathered, to
         g.decline("the plugin wants equal sizes of both gathered scores")
     if length % TILE:
         g.decline(f"the plugin wants a sequence length that is a multiple of {TILE}: it is {length}")
-    if not math.isclose(first.factor, second.factor, rel_tol=1e-6) or not 0 < first.factor < 1:
+    if not math.isclose(first.factor, second.factor, rel_tol=1e-6) or not DISENTANGLED.limits["factor"](first.factor):
         g.decline("the plugin wants one scale between 0 and 1 for all scores")
     if g.dtype(first.tensor) not in (np.float32, np.float16):
         g.decline("the plugin computes with floats")

@@ -8,7 +8,8 @@ how to write the model instead.
 
 The plugin is asked for one class at a time (classes join the batch), since its limit of results is for all classes
 together and ONNX's is for each. It compares with ``>=`` where ONNX compares with ``>``; thresholds are one float apart.
-Boxes of equal scores come in any order.
+Boxes of equal scores come in any order. TensorRT creates no plugin with a negative score threshold: where the model has
+such a one, or none, TopK sorts the boxes (those of equal scores as it likes), and the plugin is given their ranks.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ ACCEPT_CUT = False
 scores. Exact where no image has more boxes of one class above the score threshold. Set it before converting."""
 
 LOWEST = float(-np.finfo(np.float32).max / 2)
-"""A score that none is below."""
+"""A score that no finite one is below."""
 
-FLOOR = -16384.0
-"""A threshold that scores are above, where it has to keep out boxes that are there only to fill places."""
+LEAST_RANK = 0.5
+"""What stands for the last rank: above 0.007, from where on the plugin leaves out what is below its threshold."""
 
 
 def _below(value: float) -> float:
-    return max(float(np.nextafter(np.float32(value), np.float32(-np.inf))), LOWEST)
+    return float(np.nextafter(np.float32(value), np.float32(-np.inf)))
 
 
 def _above(value: float) -> float:
@@ -66,7 +67,7 @@ def _efficient_nms(g: Builder, boxes: gs.Tensor, scores: gs.Tensor, **attrs: Any
     chosen = g.op.NonMaxSuppression(boxes, by_class, *limits, threshold, center_point_box=attrs["box_coding"])
     places = g.op.Gather(chosen, [0, 2, 1], axis=1)  # image, box, class
     ones = g.op.Expand(g.constant(np.float32(1)), g.slice(g.op.Shape(places), [0], [1], [0], [1]))
-    kept = g.op.ScatterND(g.op.Mul(scores, np.float32(0)), places, ones)
+    kept = g.op.ScatterND(g.op.Expand(g.constant(np.float32(0)), g.op.Shape(scores)), places, ones)
     left = g.op.Where(g.op.Cast(kept, to=9), scores, np.float32(LOWEST))
     pairs = g.op.Reshape(left, np.array([0, -1]))
     padded = g.op.Pad(pairs, np.array([0, 0, 0, most]), np.float32(LOWEST))
@@ -119,6 +120,13 @@ EFFICIENT_NMS = register(
             "class_agnostic": 0,
             "box_coding": 0,
         },
+        limits={
+            "score_threshold": lambda value: value >= 0,
+            "iou_threshold": lambda value: value > 0,
+            "max_output_boxes": lambda value: value > 0,
+            "score_activation": lambda value: value in (0, 1),
+            "box_coding": lambda value: value in (0, 1),
+        },
         outputs=4,
         reference=_efficient_nms,
     )
@@ -141,7 +149,7 @@ def selected(work: Evaluation, node: gs.Node, given: list[Value]) -> Result:
     """All places of the selected indices [places, 3], the filled ones first, with their number [1]."""
     g = work.g
     threshold = _constant(node, g, 4, None)
-    boxes, scores, threshold = _candidates(work, given, threshold)
+    boxes, scores, count = _candidates(work, given)
     classes, number = g.static_dim(scores, 1), g.shape(boxes)[1]
     if not isinstance(number, int):
         number = g.shape(scores)[2]
@@ -155,33 +163,72 @@ def selected(work: Evaluation, node: gs.Node, given: list[Value]) -> Result:
     if classes > 1:
         boxes = g.op.Expand(g.unsqueeze(boxes, [1]), g.constant([1, classes, 1, 1]))
         boxes = _as_lists(g, boxes, lists, [length, 4])
-    scores = _as_lists(g, scores, lists, [length, 1])
-    attrs = {
-        "score_threshold": LOWEST if threshold is None else float(threshold),
-        "iou_threshold": _above(float(_constant(node, g, 3, 0.0))),
-        "max_output_boxes": most,
-    }
-    count, kept, values, _ = g.plugin(EFFICIENT_NMS, [boxes, scores], attrs)
-    places = iota(g, most)
-    filled = g.op.Less(places, g.op.Cast(count, to=7))  # [lists, most]
-    if threshold is not None:  # below a threshold of 0.007, what is below it comes too, at the end
-        filled = g.op.And(filled, g.op.Greater(values, np.float32(threshold)))
-    check_intermediate(g, [*g.shape(values), number], "the comparison of every result with every box")
-    return _in_order(g, filled, _found(g, boxes, scores, kept, values), lists, classes, most)
+    scores = _as_lists(g, scores, lists, [length])
+    limits = {"iou_threshold": _above(float(_constant(node, g, 3, 0.0))), "max_output_boxes": most}
+    if threshold is not None and threshold >= 0:
+        filled, index = _by_score(g, boxes, scores, float(threshold), limits)
+    else:
+        if count is None:
+            count = as_tensor(g, length)
+        filled, index = _by_rank(g, boxes, scores, count, threshold, limits)
+    return _in_order(g, filled, index, lists, classes, most)
 
 
-def _candidates(
-    work: Evaluation, given: list[Value], threshold: float | None
-) -> tuple[gs.Tensor, gs.Tensor, float | None]:
-    """Boxes, scores and the threshold; boxes that were selected before have the others' scores below it."""
+def _candidates(work: Evaluation, given: list[Value]) -> tuple[gs.Tensor, gs.Tensor, gs.Tensor | None]:
+    """Boxes, scores, and of boxes that were selected before how many there are; the others' scores are the lowest."""
     boxes, scores = given[:2]
     if isinstance(boxes, Plain) and isinstance(scores, Plain):
-        return boxes.tensor, scores.tensor, threshold
+        return boxes.tensor, scores.tensor, None
     if not (isinstance(boxes, Rows) and isinstance(scores, Rows)) or boxes.count != scores.count:
         work.g.decline("boxes and scores are of different numbers")
     if (boxes.axis, scores.axis) != (1, 2):
         work.g.decline("the number of images or of classes is known only at run time")
-    return boxes.tensor, work.only_filled(scores, LOWEST), FLOOR if threshold is None else max(threshold, FLOOR)
+    return boxes.tensor, work.only_filled(scores, LOWEST), work.count(boxes.count)
+
+
+def _by_score(
+    g: Builder, boxes: gs.Tensor, scores: gs.Tensor, threshold: float, limits: dict[str, Any]
+) -> tuple[gs.Tensor, gs.Tensor]:
+    """Which places of each list are filled, and by which box, [lists, most], where no score below zero is wanted."""
+    attrs = {**limits, "score_threshold": threshold}
+    count, kept, values, _ = g.plugin(EFFICIENT_NMS, [boxes, g.unsqueeze(scores, [2])], attrs)
+    filled = g.op.Less(iota(g, limits["max_output_boxes"]), g.op.Cast(count, to=7))
+    # below a threshold of 0.007, what is below it comes too, at the end
+    filled = g.op.And(filled, g.op.Greater(values, np.float32(threshold)))
+    pairs = [(g.op.Gather(kept, np.array(at), axis=2), g.op.Gather(boxes, np.array(at), axis=2)) for at in range(4)]
+    return filled, _nearest(g, [*pairs, (values, scores)])
+
+
+def _by_rank(
+    g: Builder,
+    boxes: gs.Tensor,
+    scores: gs.Tensor,
+    count: gs.Tensor,
+    threshold: float | None,
+    limits: dict[str, Any],
+) -> tuple[gs.Tensor, gs.Tensor]:
+    """As ``_by_score`` for scores of any sign, of which the first ``count`` of each list [1] are some box's.
+
+    The ranks are neighbours in half precision, so that an engine in it tells them apart too.
+    """
+    number = g.shape(scores)[1]
+    best = min(number, MOST_CANDIDATES) if isinstance(number, int) else MOST_CANDIDATES
+    if not isinstance(number, int):  # there may be fewer
+        scores = g.op.Pad(g.op.Max(scores, np.float32(LOWEST)), np.array([0, 0, 0, best]), np.float32(LOWEST))
+    values, order = g.op.TopK(scores, np.array([best]), axis=1, outputs=2)
+    some = g.op.Less(order, count)
+    if threshold is not None:
+        some = g.op.And(some, g.op.Greater(values, np.float32(threshold)))
+    order = g.op.Where(some, order, np.int64(0))
+    bits = np.float16(LEAST_RANK).view(np.uint16) + np.arange(best, dtype=np.uint16)
+    ranks = g.constant(bits[::-1].copy().view(np.float16).astype(np.float32)[None])  # [1, best]
+    sorted_boxes = g.op.GatherElements(boxes, g.op.Expand(g.unsqueeze(order, [2]), np.array([1, 1, 4])), axis=1)
+    given = g.unsqueeze(g.op.Where(some, ranks, np.float32(0)), [2])
+    attrs = {**limits, "score_threshold": LEAST_RANK}
+    found, _, values, _ = g.plugin(EFFICIENT_NMS, [sorted_boxes, given], attrs)
+    filled = g.op.Less(iota(g, limits["max_output_boxes"]), g.op.Cast(found, to=7))
+    index: gs.Tensor = g.op.GatherElements(order, _nearest(g, [(values, ranks)]), axis=1)
+    return filled, index
 
 
 def _most(g: Builder, asked: int, number: int | str | None) -> int:
@@ -206,28 +253,23 @@ def _constant(node: gs.Node, g: Builder, index: int, default: Any) -> Any:
 
 def _as_lists(g: Builder, x: gs.Tensor, lists: Size, rest: list[Size]) -> gs.Tensor:
     """``x`` with its first axes, of images and classes, as one."""
-    dynamic = [not isinstance(item, int) for item in (lists, *rest)]
-    if dynamic == [True, False, False]:
+    if not isinstance(lists, int) and all(isinstance(item, int) for item in rest):
         return reshape(g, x, [lists, *rest])
     result: gs.Tensor = g.op.Reshape(x, shape_tensor(g, [lists, *rest]))
     result.shape = [item if isinstance(item, int) else None for item in (lists, *rest)]
     return result
 
 
-def _found(g: Builder, boxes: gs.Tensor, scores: gs.Tensor, kept: gs.Tensor, values: gs.Tensor) -> gs.Tensor:
-    """For each result the index of the box that it is: the plugin gives the box alone. The nearest one, not an equal
-    one, since an engine in half precision rounds them."""
-
-    def column(x: gs.Tensor, index: int) -> gs.Tensor:
-        result: gs.Tensor = g.op.Gather(x, np.array(index), axis=2)
-        return result
-
-    pairs = [(column(kept, index), column(boxes, index)) for index in range(4)]
+def _nearest(g: Builder, pairs: list[tuple[gs.Tensor, gs.Tensor]]) -> gs.Tensor:
+    """Of each result [lists, most] which of those given [lists, n] it is, by all that is known of them: the plugin does
+    not tell. The nearest one, not an equal one, since an engine in half precision rounds them."""
+    result, given = pairs[-1]
+    check_intermediate(g, [*g.shape(result), g.shape(given)[1]], "the comparison of every result with every box")
     total: gs.Tensor | None = None
-    for result, given in [*pairs, (values, g.squeeze(scores, [2]))]:
+    for result, given in pairs:
         apart = g.op.Abs(g.op.Sub(g.unsqueeze(result, [2]), g.unsqueeze(given, [1])))
         total = apart if total is None else g.op.Add(total, apart)
-    index: gs.Tensor = g.op.ArgMin(total, axis=2, keepdims=0)  # [lists, most]
+    index: gs.Tensor = g.op.ArgMin(total, axis=2, keepdims=0)
     return index
 
 

@@ -35,6 +35,14 @@ ROI_ALIGN = register(
             "sampling_ratio": 0,
             "spatial_scale": 1.0,
         },
+        limits={
+            "coordinate_transformation_mode": lambda value: value in (0, 1),
+            "mode": lambda value: value in (0, 1),
+            "output_height": lambda value: value > 0,
+            "output_width": lambda value: value > 0,
+            "sampling_ratio": lambda value: value >= 0,
+            "spatial_scale": lambda value: value > 0,
+        },
         reference=_roi_align,
     )
 )
@@ -49,8 +57,8 @@ def roi_align_by_plugin(node: gs.Node, g: Builder) -> Replacement:
     attrs = {name: node.attrs.get(name, 1) for name in ("output_height", "output_width", "spatial_scale")}
     attrs |= {"mode": MODES[mode], "coordinate_transformation_mode": ALIGNMENTS[aligned]}
     attrs["sampling_ratio"] = int(node.attrs.get("sampling_ratio", 0))
-    if attrs["spatial_scale"] <= 0 or attrs["sampling_ratio"] < 0:
-        g.decline("the plugin wants a positive scale, and a sampling ratio that is not negative")
+    if not all(holds(attrs[name]) for name, holds in ROI_ALIGN.limits.items()):
+        g.decline("the plugin wants a positive scale and size, and a sampling ratio that is not negative")
     kept = g.dtype(x)
     x, boxes = g.cast(x, np.float32), g.cast(boxes, np.float32)  # places in half precision are off by pixels
     number, places = g.shape(boxes)[0], g.shape(images)[0]
