@@ -233,8 +233,6 @@ def test_names_given_twice_nodes_out_of_order_and_a_version_too_new_are_put_righ
 @pytest.mark.parametrize(
     ("node", "dtype", "out"),
     [
-        (oh.make_node("Cast", ["x"], ["y"], to=FLOAT), TensorProto.UINT16, FLOAT),
-        (oh.make_node("Cast", ["x"], ["y"], to=FLOAT), TensorProto.INT16, FLOAT),
         (oh.make_node("Identity", ["x"], ["y"]), TensorProto.STRING, TensorProto.STRING),
         (oh.make_node("Identity", ["x"], ["y"]), TensorProto.COMPLEX64, TensorProto.COMPLEX64),
     ],
@@ -246,10 +244,10 @@ def test_an_input_of_a_type_that_tensorrt_has_not_is_named(tmp_path: Path, node:
         bridge.convert(path, workdir=tmp_path / "out", target=RTX)
 
 
-@pytest.mark.parametrize("out", [TensorProto.STRING, TensorProto.INT16])
-def test_an_output_of_a_type_that_tensorrt_has_not_ends_in_words(tmp_path: Path, out: int) -> None:
+def test_an_output_of_a_type_that_tensorrt_has_not_ends_in_words(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    path.write_bytes(of_nodes([oh.make_node("Cast", ["x"], ["y"], to=out)], FLOAT, out).SerializeToString())
+    cast = oh.make_node("Cast", ["x"], ["y"], to=TensorProto.STRING)
+    path.write_bytes(of_nodes([cast], FLOAT, TensorProto.STRING).SerializeToString())
     error, _ = failure(path)
     assert "y" in error or "Cast" in error, error
 

@@ -88,6 +88,8 @@ def mask_to_blocks_and_back() -> gs.Graph:
 def pow_of_one_type(node: gs.Node, g: Builder) -> Replacement:
     """TensorRT's Pow wants base and exponent of one type; ONNX computes in the wider one and gives the base's."""
     x, y = node.inputs
+    if x.dtype is None or y.dtype is None:
+        return None  # in the body of a function, which is read as it is
     base, exponent = g.dtype(x), g.dtype(y)
     if base == exponent:
         return None
