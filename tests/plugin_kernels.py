@@ -28,8 +28,17 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray
     called = {(node.op_type, node.domain) for node in used.graph.node if node.op_type in kernels}
     ops = [type(name, (kernels[name],), {"op_domain": domain}) for name, domain in called]
     assert ops, "no plugin is called"
-    results: list[np.ndarray] = ReferenceEvaluator(used, new_ops=ops).run(None, feeds)
+    results: list[np.ndarray] = ReferenceEvaluator(used, new_ops=[*ops, GatherElements]).run(None, feeds)
     return results
+
+
+class GatherElements(OpRun):
+    """The operator: onnx's own gathers from 64 elements at most."""
+
+    op_domain = ""
+
+    def _run(self, data: np.ndarray, indices: np.ndarray, axis: int = 0) -> tuple[np.ndarray, ...]:
+        return (np.take_along_axis(data, indices, axis),)
 
 
 def demand(plugin: str, **demands: bool) -> None:

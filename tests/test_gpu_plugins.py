@@ -15,10 +15,21 @@ import bridge
 from bridge.target import gpu_compute_capabilities, installed
 from passes import write
 from passes.framework import Builder, example
+from passes.plugins import PLUGINS
 from passes.rules import plugins_instance, plugins_nms_examples, plugins_rows_mask
 from passes.rules.plugins_deberta import buckets, scores_model
 from passes.rules.plugins_deformable import attention_model
-from tests.test_plugin_rules import detections, first_few, mmdeploy, ssd, two_stages, ultralytics, yolo
+from tests.test_plugin_rules import (
+    NEEDED,
+    REFUSED,
+    detections,
+    first_few,
+    mmdeploy,
+    ssd,
+    two_stages,
+    ultralytics,
+    yolo,
+)
 
 F32 = np.float32
 
@@ -59,11 +70,14 @@ def images(count: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 @needs("EfficientNMS_TRT")
-@pytest.mark.parametrize("threshold", [None, 0.0, 0.003, 0.6, 2.0], ids=str)
+@pytest.mark.parametrize("lowest", [0, -0.5], ids=str)
+@pytest.mark.parametrize("threshold", [None, -0.2, 0.0, 0.003, 0.6, 2.0], ids=str)
 @pytest.mark.parametrize(("count", "classes"), [(1, 1), (1, 3), (2, 1), (3, 4)])
-def test_nms_gives_what_onnx_selects_in_its_order(count: int, classes: int, threshold: Any, tmp_path: Path) -> None:
+def test_nms_gives_what_onnx_selects_in_its_order(
+    count: int, classes: int, threshold: Any, lowest: float, tmp_path: Path
+) -> None:
     random = np.random.default_rng(count)
-    scores = (random.permutation(count * classes * 40) + 1) / (count * classes * 40)
+    scores = (random.permutation(count * classes * 40) + 1) / (count * classes * 40) + lowest
     inputs = {"boxes": detections(random, 40, count), "scores": scores.reshape(count, classes, 40).astype(F32)}
     graph = first_few(0.45, threshold, 12, 30, classes)(40, count)
     assert_verified(graph, tmp_path, "EfficientNMS_TRT", inputs)
@@ -75,6 +89,36 @@ def test_nms_at_its_thresholds_is_onnxs(tmp_path: Path) -> None:
     boxes = np.array([[[0, 0, 2, 2], [0, 0, 2, 1], [4, 4, 5, 5], [0, 0, 1, 1]]], F32)
     inputs = {"boxes": boxes, "scores": np.array([[[0.9, 0.8, 0.25, 0.7]]], F32)}
     assert_verified(first_few(0.5, 0.25, 9, 4)(4), tmp_path, "EfficientNMS_TRT", inputs)
+
+
+@needs("EfficientNMS_TRT")
+def test_what_is_said_of_refused_attributes_is_what_creators_refuse() -> None:
+    import tensorrt
+
+    registry = tensorrt.get_plugin_registry()
+    tensorrt.init_libnvinfer_plugins(None, "")
+    types = {int: (np.int32, tensorrt.PluginFieldType.INT32), float: (F32, tensorrt.PluginFieldType.FLOAT32)}
+    for name, values in REFUSED.items():
+        plugin, creator = PLUGINS["", name, "1"], registry.get_plugin_creator(name, "1", "")
+        given = {**plugin.attributes, **NEEDED.get(name, {})}
+        for changed, made in (({}, True), *(({key: value}, False) for key, value in values.items())):
+            fields = []
+            for key, value in {**given, **changed}.items():
+                dtype, kind = types[type(value)]
+                fields.append(tensorrt.PluginField(key, np.array([value], dtype), kind))
+            found = creator.create_plugin(name, tensorrt.PluginFieldCollection(fields))
+            assert (found is not None) == made, (name, changed)
+
+
+@needs("EfficientNMS_TRT")
+@pytest.mark.parametrize("threshold", [None, -1.0], ids=str)
+def test_nms_of_thousands_of_boxes_of_any_scores(threshold: Any, tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    boxes = detections(random, 4000)
+    boxes[..., 2:] = boxes[..., :2] + (boxes[..., 2:] - boxes[..., :2]) * F32(0.1)
+    scores = (random.permutation(4000).reshape(1, 1, 4000).astype(F32) - 2000) / 1000
+    graph = first_few(0.5, threshold, 300, 300)(4000)
+    assert_verified(graph, tmp_path, "EfficientNMS_TRT", {"boxes": boxes, "scores": scores})
 
 
 @needs("EfficientNMS_TRT")

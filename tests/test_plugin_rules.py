@@ -16,7 +16,7 @@ from bridge import target as targets
 from passes import Log, read, rewrite, write
 from passes.framework import Builder, example
 from passes.model import to_proto
-from passes.plugins import plugin_calls
+from passes.plugins import PLUGINS, PluginMisfit, plugin_calls
 from passes.rules import plugins_nms
 from passes.rules.plugins_deberta import buckets, scores_model
 from passes.rules.plugins_deformable import attention_model
@@ -106,6 +106,21 @@ def test_a_threshold_is_met_as_onnx_meets_it(tmp_path: Path) -> None:
     assert_equal(before, after, feeds)
 
 
+@pytest.mark.parametrize("threshold", [None, -np.inf, -0.5])
+def test_without_a_threshold_above_zero_equal_scores_are_in_the_order_of_the_boxes(threshold, tmp_path: Path) -> None:
+    """Scores of every size, infinite ones too, and boxes that are the same, some without an area."""
+    before, after, _, log = rewritten(first_few(0.5, threshold, 40, 40, 2)(40), tmp_path)
+    assert "nms_as_efficient_nms" in log.nodes
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        boxes = detections(random, 40)
+        boxes[:, ::3] = boxes[:, :1]
+        boxes[:, 1::4, 2:] = boxes[:, 1::4, :2]
+        scores = random.choice([-np.inf, -3e38, -70000, -1, -0.5, 0, 1e-30, 0.25, 0.26, 3e38], (1, 2, 40)).astype(F32)
+        with np.errstate(invalid="ignore"):
+            assert_equal(before, after, {"boxes": boxes, "scores": scores})
+
+
 def test_boxes_by_their_centre_and_corners_in_any_order(tmp_path: Path) -> None:
     def build(g: Builder, boxes: gs.Tensor, scores: gs.Tensor, centre: int) -> gs.Tensor:
         kept = kept_boxes(g, boxes, scores, 0.4, center_point_box=centre)
@@ -134,10 +149,11 @@ def test_results_that_leave_the_model_are_declined_with_what_to_write_instead(tm
     assert any(node.op_type == "NonMaxSuppression" for node in after.graph.node)
 
 
+@pytest.mark.parametrize("threshold", [0.9, None, -0.5])
 def test_more_boxes_than_the_plugin_looks_at_are_declined_unless_that_is_accepted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    threshold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = first_few(0.5, 0.9, 20, 10)
+    model = first_few(0.5, threshold, 20, 10)
     _, _, changed, log = rewritten(model(5000), tmp_path)
     assert not list(plugin_calls(changed)) and "ACCEPT_CUT" in str(log.declined), log.declined
     monkeypatch.setattr(plugins_nms, "ACCEPT_CUT", True)
@@ -147,12 +163,24 @@ def test_more_boxes_than_the_plugin_looks_at_are_declined_unless_that_is_accepte
     assert_equal(before, after, {"boxes": detections(random, 5000), "scores": random.random((1, 1, 5000)).astype(F32)})
 
 
+def test_as_many_boxes_as_the_plugin_looks_at_are_sorted(tmp_path: Path) -> None:
+    before, after, _, log = rewritten(first_few(0.5, None, 200, 200)(4096), tmp_path)
+    assert "nms_as_efficient_nms" in log.nodes and "long_topk_in_rounds" in log.nodes
+    (ranks,) = (onnx.numpy_helper.to_array(item) for item in after.graph.initializer if list(item.dims) == [1, 4096])
+    assert (np.diff(ranks) < 0).all() and (ranks == ranks.astype(np.float16)).all(), "half precision makes some equal"
+    random = np.random.default_rng(0)
+    boxes = detections(random, 4096)
+    boxes[..., 2:] = boxes[..., :2] + (boxes[..., 2:] - boxes[..., :2]) * F32(0.1)
+    assert_equal(before, after, {"boxes": boxes, "scores": random.standard_normal((1, 1, 4096)).astype(F32)})
+
+
+@pytest.mark.parametrize("threshold", [0.3, None, -0.5])
 @pytest.mark.parametrize("classes", [1, 3])
 def test_any_number_of_boxes_and_images_where_the_cut_is_accepted(
-    classes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classes, threshold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plugins_nms, "ACCEPT_CUT", True)
-    graph = first_few(0.5, 0.3, 20, 10, classes)(7, 2)
+    graph = first_few(0.5, threshold, 20, 10, classes)(7, 2)
     for tensor, axis in zip(graph.inputs, (1, 2), strict=True):
         tensor.shape = ["images", *tensor.shape[1:axis], "boxes", *tensor.shape[axis + 1 :]]
     before, after, changed, log = rewritten(graph, tmp_path)
@@ -160,7 +188,7 @@ def test_any_number_of_boxes_and_images_where_the_cut_is_accepted(
     random = np.random.default_rng(0)
     for images, count in ((1, 4), (3, 50)):
         feeds = {"boxes": detections(random, count, images)}
-        feeds["scores"] = random.random((images, classes, count)).astype(F32)
+        feeds["scores"] = random.random((images, classes, count)).astype(F32) - F32(0.2 if threshold is None else 0)
         assert_equal(before, after, feeds)
 
 
@@ -185,6 +213,43 @@ def test_efficient_nms_as_it_is_gives_what_onnx_selects(threshold, images, class
     scores = random.permutation(images * classes * 12).reshape(images, classes, 12) / (images * classes * 12) - 0.25
     feeds = {"boxes": detections(random, 12, images), "scores": scores.astype(F32)}
     assert_kernels_agree(first_few(0.4, threshold, 9, 30, classes)(12, images), tmp_path, feeds)
+
+
+REFUSED = {
+    "EfficientNMS_TRT": {
+        "score_threshold": -1e-3,
+        "iou_threshold": 0.0,
+        "max_output_boxes": 0,
+        "score_activation": 2,
+        "box_coding": 2,
+    },
+    "ROIAlign_TRT": {
+        "coordinate_transformation_mode": 2,
+        "mode": 2,
+        "output_height": 0,
+        "output_width": 0,
+        "sampling_ratio": -1,
+        "spatial_scale": 0.0,
+    },
+    "DisentangledAttention_TRT": {"span": -1, "factor": 1 - 1e-9},  # which is 1 in single precision
+}
+NEEDED = {"EfficientNMS_TRT": {"max_output_boxes": 3}, "DisentangledAttention_TRT": {"span": 4, "factor": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute"), [(name, attribute) for name, values in REFUSED.items() for attribute in values]
+)
+def test_no_plugin_is_called_that_its_creator_refuses(name, attribute) -> None:
+    given = NEEDED.get(name, {}) | {attribute: REFUSED[name][attribute]}
+    with pytest.raises(PluginMisfit, match=attribute):
+        example({"x": ("float32", [1])}, lambda g, x: g.plugin(PLUGINS["", name, "1"], [x], given))
+
+
+def test_a_scale_or_size_that_the_plugin_refuses_is_declined(tmp_path: Path) -> None:
+    shapes = {"x": ("float32", [1, 1, 4, 4]), "boxes": ("float32", [2, 4]), "images": ("int64", [2])}
+    graph = example(shapes, lambda g, *inputs: g.node("RoiAlign", inputs, {"spatial_scale": -1.0}))
+    _, _, changed, log = rewritten(graph, tmp_path)
+    assert not list(plugin_calls(changed)) and "a positive scale" in str(log.declined)
 
 
 @pytest.mark.parametrize("mode", ["avg", "max"])
@@ -390,3 +455,10 @@ def test_a_detection_head_is_rewritten_with_one_plugin_for_each_selection(name, 
         size = 3 if "any number" in name else before.graph.input[0].type.tensor_type.shape.dim[0].dim_value
         image = np.random.default_rng(seed).standard_normal((size, 3, 32, 32)).astype(F32)
         assert_equal(before, after, {"image": image})
+
+
+@pytest.mark.parametrize("name", ["ssd", "yolo", "mmdeploy", "ultralytics", "two stages"])
+def test_a_detection_head_is_the_same_with_the_plugins_as_they_are(name, tmp_path: Path) -> None:
+    graph, _ = HEADS[name]
+    image = np.random.default_rng(3).standard_normal((graph.inputs[0].shape[0], 3, 32, 32)).astype(F32)
+    assert_kernels_agree(graph, tmp_path, {"image": image}, 1e-4)

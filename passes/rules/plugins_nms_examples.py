@@ -97,6 +97,19 @@ def mask_of_the_kept_of_any_number_of_images() -> gs.Graph:
 
 
 @nms.example
+def scores_above_a_negative_threshold() -> gs.Graph:
+    """Logits, of which those above -1 are kept, in three classes."""
+
+    def build(g: Builder, boxes: gs.Tensor, scores: gs.Tensor) -> list[gs.Tensor]:
+        limits = (g.constant([6]), g.constant(np.array([0.5], FLOAT)), g.constant(np.array([-1], FLOAT)))
+        chosen = g.op.NonMaxSuppression(boxes, scores, *limits)
+        padded = g.op.Concat(chosen, np.zeros([12, 3], np.int64), axis=0)
+        return [g.slice(padded, [0], [12], [0], [1]), g.op.Shape(chosen)]
+
+    return example({"boxes": ("float32", [2, 9, 4]), "scores": ("float32", [2, 3, 9])}, build)
+
+
+@nms.example
 def padded_by_what_is_missing() -> gs.Graph:
     """``F.pad(kept, (0, 10 - len(kept)), value=-1)``, and how many there are."""
 

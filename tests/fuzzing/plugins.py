@@ -20,7 +20,7 @@ Tail = Callable[[Builder, gs.Tensor, gs.Tensor], gs.Tensor]
 # --- non-maximum suppression ---------------------------------------------------------------------------------------
 
 
-def boxes_and_scores(s: Sketch, images: int, classes: int, count: int, centre: bool) -> None:
+def boxes_and_scores(s: Sketch, images: int, classes: int, count: int, centre: bool, ties: bool) -> None:
     low = s.random.random((images, count, 2)) * 0.7
     size = 0.05 + s.random.random((images, count, 2)) * 0.5
     if s.rarely():
@@ -30,8 +30,11 @@ def boxes_and_scores(s: Sketch, images: int, classes: int, count: int, centre: b
         boxes = boxes[..., [2, 1, 0, 3]]
     total = images * classes * count
     scores = (s.random.permutation(total).reshape(images, classes, count) / max(total, 1)).astype(F32)
+    scores = scores * 2 - 1 if s.flag() else scores
+    if ties:
+        scores = np.where(scores < -0.9, F32(-np.inf), np.round(scores * 3) / F32(3))
     s.input("boxes", "float32", boxes, static=True)
-    s.input("scores", "float32", scores * 2 - 1 if s.flag() else scores, static=True)
+    s.input("scores", "float32", scores, static=True)
     if s.flag():
         for name in ("boxes", "scores"):
             s.inputs[name][1][0] = "images"
@@ -84,10 +87,11 @@ def some_tail(s: Sketch, columns: int) -> Tail:
 def detection_heads(s: Sketch) -> Case:
     images, classes, count = s.integer(1, 3), s.pick(1, 1, 2, 3), s.integer(1, 12)
     centre = s.flag()
-    boxes_and_scores(s, images, classes, count, centre)
     limits = [np.array([s.pick(1, 3, 100)]), np.array([s.pick(0.0, 0.3, 0.5, 1.0)], F32)]
     if s.flag():
         limits.append(np.array([s.pick(-0.5, 0.0, 0.001, 0.4, 0.9, 2.0)], F32))
+    ranked = len(limits) < 3 or limits[2][0] < 0  # elsewhere the plugin gives boxes of equal scores in any order
+    boxes_and_scores(s, images, classes, count, centre, ranked and s.flag())
     tails = [some_tail(s, 8) for _ in range(s.integer(1, 3))]
 
     def build(g: Builder, t: Tensors) -> list[gs.Tensor]:
