@@ -282,14 +282,13 @@ def _by_dynamo(
     from . import translations
 
     options: dict[str, Any] = {
-        "custom_translation_table": translations.table(),
+        "custom_translation_table": {**translations.table(), **custom_ops.translations()},
         "input_names": list(source.call.tensors),
         "output_names": source.output_names,
         "opset_version": opset,
         "dynamo": True,
         "verbose": False,
     }
-    options["custom_translation_table"] = {**options.get("custom_translation_table", {}), **custom_ops.translations()}
     with translations.installed():
         if source.program is not None:
             program = torch.onnx.export(source.program, **options)
