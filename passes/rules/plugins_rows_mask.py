@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes.framework import Builder, Replacement, example, lacks, rule
+from passes.framework import Builder, Condition, Replacement, example, lacks, rule
 from passes.rules.plugins_rows import Evaluation, Plain, Result, Rows, Value, mark, replaced
 from passes.rules.plugins_rows_parts import EXITS
 from passes.rules.shapes import check_intermediate
@@ -17,10 +17,12 @@ from passes.rules.shapes import check_intermediate
 BLOCK = 128
 """Places that are numbered by comparing each with each; then blocks are."""
 
+by_plugin = Condition(lambda target: target.only_by_plugin("NonZero"))
 
-@rule("NonZero", *EXITS, when=lacks("NonZero"))
+
+@rule("NonZero", *EXITS, when=lacks("NonZero") | by_plugin)
 def mask_as_places(node: gs.Node, g: Builder) -> Replacement:
-    """The parser lacks NonZero; where the number of selected elements is made a fixed one, all are carried that far."""
+    """TensorRT has no NonZero but by plugin; where the number of selected elements becomes a fixed one, none is needed."""
     if node.op == "NonZero":
         mark(node, g, nonzero)
         return None
