@@ -22,7 +22,7 @@ by_plugin = Condition(lambda target: target.only_by_plugin("NonZero"))
 
 @rule("NonZero", *EXITS, when=lacks("NonZero") | by_plugin)
 def mask_as_places(node: gs.Node, g: Builder) -> Replacement:
-    """TensorRT has no NonZero but by plugin; where the number of selected elements becomes a fixed one, none is needed."""
+    """TensorRT has no NonZero but by plugin; where the number of what it finds becomes a fixed one, none is needed."""
     if node.op == "NonZero":
         mark(node, g, nonzero)
         return None
@@ -102,3 +102,19 @@ def rows_above_a_threshold_then_the_best_of_them() -> gs.Graph:
         return result
 
     return example({"x": ("float32", [300, 3])}, build)
+
+
+@mask_as_places.example
+def rows_that_are_added_to_what_is_there() -> gs.Graph:
+    """A mixture of experts: ``out.index_add(0, chosen, expert(x[chosen]))``; none and one may be chosen."""
+
+    def build(g: Builder, x: gs.Tensor) -> list[gs.Tensor]:
+        results = []
+        for limit, reduction in ((0.1, "add"), (100.0, "add"), (0.1, "mul"), (1.0, "max")):
+            chosen = g.op.NonZero(g.op.Greater(g.op.Gather(x, np.array(0), axis=1), np.float32(limit)))
+            rows = g.op.Mul(g.op.Gather(x, g.squeeze(chosen, [0]), axis=0), np.float32(3))
+            places = g.op.Transpose(chosen, perm=[1, 0])
+            results.append(g.op.ScatterND(x, places, rows, reduction=reduction))
+        return results
+
+    return example({"x": ("float32", [40, 3])}, build)

@@ -403,14 +403,17 @@ def regions(work: Evaluation, node: gs.Node, given: list[Value]) -> Value:
 # --- scattering --------------------------------------------------------------------------------------------------
 
 
+UNCHANGING = {"add": 0, "mul": 1}
+"""What changes nothing where it is combined; a maximum or minimum may see a row twice."""
+
+
 @handles("ScatterElements", "ScatterND")
 def scatter(work: Evaluation, node: gs.Node, given: list[Value]) -> Value:
-    """Places that are not filled write what the last filled one does."""
+    """Places that are not filled write what the last filled one does, or add nothing to it."""
     data, index, updates = given
     if not isinstance(data, Plain) or not isinstance(index, Rows) or not isinstance(updates, Rows):
         raise Declined("rows are written to, or written by other than rows")
-    if node.attrs.get("reduction", "none") != "none":
-        raise Declined("rows are combined with what is there")
+    reduction = node.attrs.get("reduction", "none")
     if index.count != updates.count or index.axis != updates.axis:
         raise Declined("indices and updates are of different numbers")
     rank = rank_of(work.g, index)
@@ -418,7 +421,10 @@ def scatter(work: Evaluation, node: gs.Node, given: list[Value]) -> Value:
         raise Declined("the rows are coordinates")
     if node.op == "ScatterElements" and axis_of(node, rank, 0) != index.axis:
         raise Declined("ScatterElements along another axis than the rows'")
-    written = same_operator(work, node, [data.tensor, work.repeated(index), work.repeated(updates)])
+    new = work.repeated(updates)
+    if reduction in UNCHANGING:
+        new = work.only_filled(updates, UNCHANGING[reduction])
+    written = same_operator(work, node, [data.tensor, work.repeated(index), new])
     if index.count.least:
         return Plain(written)
     some = work.g.op.Greater(work.count(index.count), np.array([0]))
