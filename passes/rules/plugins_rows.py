@@ -175,7 +175,8 @@ def replaced(node: gs.Node, g: Builder, op: str) -> Replacement:
 
     ``op`` selects the rows; what depends on another operator's selection too is the business of the later one's rule.
     """
-    memory = next((item.__dict__[MARK] for item in node.inputs if MARK in item.__dict__), None)
+    memories = [item.__dict__[MARK] for item in node.inputs if MARK in item.__dict__]
+    memory = max(memories, key=lambda item: len(item.sources), default=None)  # the last: it knows the earlier ones too
     if memory is None or memory.op != op:
         return None
     work = Evaluation(g, memory)
