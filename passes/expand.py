@@ -114,7 +114,6 @@ class _Wanted:
         limit = self.target.opset
         return limit is None or onnx.defs.has(operator, limit, "")
 
-
     def too_new(self, node: gs.Node) -> bool:
         """Whether the opset that the target reads has no such operator. What a plugin computes is of that opset too."""
         if self.target.opset is None or node.domain or not onnx.defs.has(node.op):
