@@ -15,9 +15,10 @@ import onnx_graphsurgeon as gs
 from . import rules as _rules
 from .boundary import boundary_to_wider_types
 from .clean import infer_types, pin_inputs, refine_types, remove_unused, sanitise
+from .engine import run_rules
 from .expand import expand_functions
 from .fold import fold_constants, take_branches
-from .framework import RULES, Log, PassError, Rule, run_rules
+from .framework import RULES, Log, PassError, Rule
 from .ir import ModelError, collector_paused
 from .lower import lower
 from .matches import Recorder

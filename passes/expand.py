@@ -15,7 +15,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto
 
-from .framework import Log, redirect, take_over
+from .engine import redirect, take_over
+from .framework import Log
 from .ir import (
     CONTROL_FLOW,
     Names,

@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from .framework import Log, infer, merge_type, redirect
+from .engine import redirect
+from .framework import Log, infer, merge_type
 from .ir import Array, Constant, Node, detach, onnx_dtype, scopes, tensor_proto, type_proto
 from .matches import part
 from .provenance import describe

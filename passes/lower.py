@@ -18,7 +18,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from .clean import oldest_ir_version
-from .framework import Builder, Declined, Log, PassError, Rule, match_of, replace
+from .engine import match_of, replace
+from .framework import Builder, Declined, Log, PassError, Rule
 from .ir import Names, bodies, elem_type, node_metadata, onnx_dtype, scopes
 from .provenance import describe
 from .restate import not_restated, restate, restated

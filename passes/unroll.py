@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from .framework import Log, infer, redirect
+from .engine import redirect
+from .framework import Log, infer
 from .ir import Names, Node, bodies, detach, node_metadata, scopes
 from .matches import part
 from .provenance import describe

@@ -18,7 +18,8 @@ from onnx.reference import ReferenceEvaluator
 
 from bridge import target as targets
 from passes import Log, ModelError, PassError, rewrite
-from passes.framework import Builder, Rule, always, example, run_rules
+from passes.engine import run_rules
+from passes.framework import Builder, Rule, always, example
 from passes.ir import node_metadata
 from passes.model import from_proto, scopes, to_proto
 from passes.provenance import SCOPES, STACK, origin_of

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes.framework import Builder, Replacement, example, redirect, rule
+from passes.engine import redirect
+from passes.framework import Builder, Replacement, example, rule
 from passes.ir import Array, Node, numpy_dtype, scopes
 from passes.rules.shapes import reshape, size, times
 
