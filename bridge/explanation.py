@@ -184,8 +184,8 @@ def _exported(
             profiles,
             Case("example", example),
             folder / "exported.onnx",
-            exporters=target.exporters,
-            opset=opset or target.export_opset or made.opset,
+            exporters=export.EXPORTERS,
+            opset=opset or made.opset,
             accept=lambda path: None,
         )
     return folder / "exported.onnx", profiles, done.notes

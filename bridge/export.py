@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 Exporter = Literal["dynamo", "torchscript"]
 
+EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
+"""The preferred one first. It writes newer opsets than some parsers read; the passes bring them down."""
+
 INLINE_LIMIT = 64 << 20
 """A model with more weights than this (bytes) keeps them in a data file beside it."""
 

@@ -183,13 +183,14 @@ class Conversion:
         if isinstance(source, Path):
             self._from_export(self._from_file(source, inputs))
             return
-        exporters = self.settings.target.exporters
-        exported = self._from_torch(source, inputs, exporters)
+        from .export import EXPORTERS
+
+        exported = self._from_torch(source, inputs, EXPORTERS)
         try:
             self._from_export(exported)
         except (RewriteError, BuildError) as error:
             assert self.result.exporter is not None
-            others = exporters[list(map(str, exporters)).index(self.result.exporter) + 1 :]
+            others = EXPORTERS[list(map(str, EXPORTERS)).index(self.result.exporter) + 1 :]
             if not others or isinstance(error, BuildTimeout):
                 raise
             self._try_again(source, inputs, others, error)
@@ -286,7 +287,7 @@ class Conversion:
                     self.cases[0],
                     self.workspace.partial / EXPORTED,
                     exporters=exporters,
-                    opset=settings.opset or settings.target.export_opset or made.opset,
+                    opset=settings.opset or made.opset,
                     accept=accept,
                 )
                 self.workspace.publish(*done.files)

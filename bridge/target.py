@@ -73,22 +73,12 @@ class Target:
     def opset(self) -> int | None:
         """The newest opset whose forms its parser reads; None where that is not known to be a limit.
 
-        TensorRT 8.5 and 8.6 name 17 in their operator tables; 8.5 takes no operator that 17 brought. TensorRT 9 to
-        10.5 were made with ONNX 1.14 to 1.16, and name 20.
+        TensorRT 8.5 and 8.6 name 17 in their operator tables; 8.5 takes no operator that 17 brought (measured). The 20
+        of TensorRT 9 to 10.5 is assumed, on the safe side.
         """
         if self.flavour == "tensorrt-rtx" or self.version >= (10, 6):
             return None
         return 16 if self.version < (8, 6) else 17 if self.version < (9,) else 20
-
-    @property
-    def exporters(self) -> tuple[Literal["dynamo", "torchscript"], ...]:
-        """torch.onnx's exporters, the preferred one first. The passes bring down what is too new for the parser."""
-        return ("dynamo", "torchscript")
-
-    @property
-    def export_opset(self) -> int | None:
-        """The opset to ask the exporter for; None leaves it to the exporter."""
-        return None
 
     @property
     def reads_functions(self) -> bool:

@@ -57,12 +57,6 @@ def test_each_target_names_the_newest_opset_that_its_parser_reads(name: str, lim
     assert targets.resolve(f"tensorrt-{name}").opset == limit
 
 
-def test_dynamo_exports_for_every_target_and_chooses_its_own_opset() -> None:
-    for target in (OLD, RTX, targets.resolve("tensorrt-10.0")):
-        assert target.exporters == ("dynamo", "torchscript")
-        assert target.export_opset is None
-
-
 def test_a_model_that_the_parser_reads_keeps_its_opset() -> None:
     for target, version in ((OLD, 16), (RTX, 22)):
         graph = example({"x": ("float32", ["n", 4])}, lambda g, x: g.reduce("ReduceMean", x, [1]), version)

@@ -289,7 +289,7 @@ def test_an_engine_is_built_of_every_dtype(tmp_path: Path, dtype: torch.dtype) -
 def test_a_refused_node_is_reported_with_its_module_its_line_and_a_hint(
     tmp_path: Path, exporter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(target.Target, "exporters", property(lambda self: (exporter,)))
+    monkeypatch.setattr(export, "EXPORTERS", (exporter,))
     result = convert(Finds(), (X,), tmp_path)
     assert (result.status, result.stage, result.exporter) == ("failed", "build", exporter), result.error
     [refusal] = result.refusals
