@@ -1,7 +1,7 @@
 """Products, extremes and determinants in forms that TensorRT's parsers refuse.
 
-``torch.any``/``all`` and ``amax`` of bool (ReduceMax and ReduceMin of bool), ``cumprod``, ``torch.linalg.det``, and
-``torch.matmul`` of a vector with a stack of matrices.
+``torch.any``/``all`` and ``amax`` of bool (ReduceMax and ReduceMin of bool), ``cumprod``, ``torch.linalg.det``,
+``x.argmax()`` (of all elements, as a vector), and ``torch.matmul`` of a vector with a stack of matrices.
 """
 
 from __future__ import annotations
@@ -106,6 +106,24 @@ def det_of_one_matrix() -> gs.Graph:
 @det_by_cofactors.example
 def det_two_by_two() -> gs.Graph:
     return _det([5, 2, 2])
+
+
+@rule("ArgMax", "ArgMin")
+def place_in_a_vector(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT's ArgMax and ArgMin want two axes at least; a vector is the only row of a matrix."""
+    x = node.inputs[0]
+    if x.shape is None or len(x.shape) != 1:
+        return None
+    found = g.node(node.op, [g.unsqueeze(x, [0])], {**node.attrs, "axis": 1, "keepdims": 0})
+    return found if node.attrs.get("keepdims", 1) else g.squeeze(found, [0])
+
+
+@place_in_a_vector.example
+def argmax_and_argmin_of_all_elements() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> list[gs.Tensor]:
+        return [g.op.ArgMax(x), g.op.ArgMin(x, axis=-1, keepdims=0), g.op.ArgMax(x, keepdims=0, select_last_index=1)]
+
+    return example({"x": ("float32", ["n"])}, build)
 
 
 @rule("MatMul")

@@ -93,8 +93,9 @@ def resize_as_matmul(node: gs.Node, g: Builder) -> Replacement:
     if kept.kind in "iub" and kept.itemsize == 1 and kept != np.bool_:
         x = g.cast(x, np.int32)
     outside: list[tuple[int, Number]] = []
-    crops = node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
-    if not crops and all(isinstance(axis.length, int) and axis.length == axis.target for axis in axes):
+    coordinates = node.attrs.get("coordinate_transformation_mode", "half_pixel")
+    crops = coordinates == "tf_crop_and_resize"
+    if not crops and coordinates != "half_pixel_symmetric" and all(map(_same_length, axes)):
         axes = []  # torch and ONNX Runtime copy then, whatever the scales
     for axis in axes:
         if axis.rests and not (crops and (axis.start, axis.end) != (0, 1)):
@@ -106,6 +107,10 @@ def resize_as_matmul(node: gs.Node, g: Builder) -> Replacement:
         x = _nearest(node, g, x, axis, places) if mode == "nearest" else _weighed(node, g, x, axis, places)
     x = _extrapolated(node, g, g.cast(x, kept), outside)
     return x if x.inputs and x is not node.inputs[0] else g.op.Identity(x)
+
+
+def _same_length(axis: Axis) -> bool:
+    return isinstance(axis.length, int) and isinstance(axis.target, int) and axis.length == axis.target
 
 
 def _needs_matrices(node: gs.Node, g: Builder) -> bool:

@@ -62,6 +62,8 @@ def scatter_nd_with_reduction(node: gs.Node, g: Builder) -> Replacement:
     data, indices, updates = node.inputs
     indices = _int64(g, indices)
     rank = len(g.shape(data))
+    if 0 in g.shape(indices)[:-1]:
+        return g.op.Identity(data)
     depth = g.static_dim(indices, -1)
     if isinstance(indices, gs.Constant) and _distinct_rows(g, indices, data, depth):
         old = _widened(g, g.op.GatherND(data, indices))

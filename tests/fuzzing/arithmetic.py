@@ -55,6 +55,14 @@ def determinants(s: Sketch) -> Case:
     return s.model(lambda g, t: g.op.Det(t["x"]), opset=s.pick(11, 20), reference=true)
 
 
+@strategy("place_in_a_vector")
+def places_of_extremes(s: Sketch) -> Case:
+    s.input("x", s.pick("float32", "float16", "int32", "int64", "int8", "uint8"), s.sizes(1, 2))
+    attrs = {"axis": s.pick(None, 0, -1), "keepdims": s.pick(None, 0, 1), "select_last_index": s.pick(None, 0, 1)}
+    op = s.pick("ArgMax", "ArgMin")
+    return s.model(lambda g, t: g.node(op, [t["x"]], attrs), opset=s.pick(13, 20))
+
+
 @strategy("vector_times_stack")
 def products_of_vectors(s: Sketch) -> Case:
     n, left = s.integer(1, 4), s.flag()
