@@ -12,7 +12,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.framework import Builder, Replacement, example, lacks, rule
-from passes.rules.shapes import check_intermediate
+from passes.ir import numpy_dtype
+from passes.rules.shapes import check_intermediate, iota, size
 
 LARGEST_MATRIX = 4
 """Rows of the largest matrix whose determinant is written out: 24 products. Elimination would need pivots."""
@@ -106,6 +107,26 @@ def det_of_one_matrix() -> gs.Graph:
 @det_by_cofactors.example
 def det_two_by_two() -> gs.Graph:
     return _det([5, 2, 2])
+
+
+@rule("EyeLike")
+def eye_of_a_dynamic_size(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT's EyeLike wants sizes that are known; ones are where the numbers of row and column agree."""
+    x = node.inputs[0]
+    if x.shape is None or all(isinstance(item, int) for item in x.shape):
+        return None
+    dtype = numpy_dtype(node.attrs["dtype"]) if "dtype" in node.attrs else g.dtype(x)
+    rows, columns = iota(g, size(g, x, 0)), iota(g, size(g, x, 1))
+    diagonal = g.op.Add(g.unsqueeze(rows, [1]), np.int64(node.attrs.get("k", 0)))
+    return g.cast(g.op.Equal(diagonal, g.unsqueeze(columns, [0])), dtype)
+
+
+@eye_of_a_dynamic_size.example
+def a_diagonal_beside_the_main_one() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> list[gs.Tensor]:
+        return [g.op.EyeLike(x), g.op.EyeLike(x, k=1, dtype=7)]
+
+    return example({"x": ("float32", ["n", 4])}, build)
 
 
 @rule("ArgMax", "ArgMin")

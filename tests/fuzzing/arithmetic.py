@@ -55,6 +55,13 @@ def determinants(s: Sketch) -> Case:
     return s.model(lambda g, t: g.op.Det(t["x"]), opset=s.pick(11, 20), reference=true)
 
 
+@strategy("eye_of_a_dynamic_size")
+def diagonals(s: Sketch) -> Case:
+    s.input("x", s.pick("float32", "float16", "int32", "int64", "bool"), s.sizes(2, 2))
+    attrs = {"k": s.pick(None, -1, 0, 2), "dtype": s.pick(None, 1, 7, 6, 9)}
+    return s.model(lambda g, t: g.op.EyeLike(t["x"], **attrs), opset=s.pick(13, 20))
+
+
 @strategy("place_in_a_vector")
 def places_of_extremes(s: Sketch) -> Case:
     s.input("x", s.pick("float32", "float16", "int32", "int64", "int8", "uint8"), s.sizes(1, 2))
