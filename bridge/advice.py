@@ -79,15 +79,28 @@ def advise(
     if foreign:  # of types that no plugin could take either
         return found
     call = _call(operator, domain, attributes or {}, outputs)
-    if domain not in STANDARD:
+    if is_plugin_domain(domain):
+        found.append(Advice("restriction", hint(target, operator, domain)))
+    elif domain not in STANDARD:
         found.append(Advice("plugin", f"It is an operator of the domain {domain!r}. {call}"))
     elif not target.takes(operator):
         found.append(Advice("plugin", " ".join(filter(None, (hint(target, operator), call)))))
     return found or [NO_WAY]
 
 
+def is_plugin_domain(domain: str) -> bool:
+    """Whether the operators of the domain are calls of registered plugins."""
+    from passes.ir import PLUGIN_DOMAIN
+
+    return domain == PLUGIN_DOMAIN or domain.startswith(f"{PLUGIN_DOMAIN}.")
+
+
 def hint(target: Target, operator: str, domain: str = "") -> str:
     """The advice that concerns plugins; empty where the operator needs none."""
+    if is_plugin_domain(domain):
+        return (
+            f"It calls the plugin {operator!r}, and TensorRT could not make it: its own words, in build.log, say why."
+        )
     if domain not in STANDARD:
         return f"It is an operator of the domain {domain!r}. {_call(operator, domain, {}, 1)}"
     if target.only_by_plugin(operator) and not target.has_plugin(operator):

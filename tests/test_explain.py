@@ -316,3 +316,8 @@ def test_the_library_is_listed_whole_and_by_target(capsys: pytest.CaptureFixture
     assert listed["det_by_cofactors"]["replaces"] == ["Det"]
     assert listed["det_by_cofactors"]["targets"] == ["TensorRT 8.5"] and listed["take_branches"]["replaces"] == []
     assert all(entry["reason"].endswith(".") for entry in listed.values())
+
+
+def test_a_plugin_that_cannot_be_created_is_not_advised_to_be_registered() -> None:
+    [found] = advise(resolve("tensorrt-8.5"), "EfficientNMS_TRT", "bridge.plugins.2", outputs=4)
+    assert found.kind == "restriction" and "build.log" in found.text and "register" not in found.text, found
