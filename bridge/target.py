@@ -81,6 +81,16 @@ class Target:
         return 16 if self.version < (8, 6) else 17 if self.version < (9,) else 20
 
     @property
+    def of_tensorrt_8(self) -> bool:
+        """Whether its parser is one of TensorRT 8, which takes fewer forms of the operators that it has."""
+        return self.flavour == "tensorrt" and self.version < (9,)
+
+    @property
+    def orders_integers(self) -> bool:
+        """Whether TopK, ArgMax and ArgMin take int32; TensorRT 8.6 is the first."""
+        return self.flavour == "tensorrt-rtx" or self.version >= (8, 6)
+
+    @property
     def reads_functions(self) -> bool:
         """Whether its parser reads local functions."""
         return self.flavour == "tensorrt-rtx" or self.version >= (9,)

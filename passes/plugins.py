@@ -327,7 +327,7 @@ DEFORM_CONV = register(
         module="bridge.plugins.deform_conv",
     )
 )
-"""``bias`` and ``mask``: which of them follow the offset."""
+"""``bias`` and ``mask`` say which of them follow the offset, in this order: a plugin's inputs have no gaps."""
 
 
 # --- models ------------------------------------------------------------------------------------------------------

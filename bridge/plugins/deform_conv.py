@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
+
+from passes.plugins import DEFORM_CONV
 
 from .python import AnySize, Shape, Sizes, TorchPlugin
 
@@ -79,18 +81,7 @@ def deform_conv(
 
 
 class DeformConv(TorchPlugin):
-    name = "DeformConv"
-    namespace = "bridge"
-    attributes: ClassVar = {
-        "strides": [1, 1],
-        "pads": [0, 0, 0, 0],
-        "dilations": [1, 1],
-        "group": 1,
-        "offset_group": 1,
-        "bias": 0,
-        "mask": 0,
-    }
-    """``bias`` and ``mask`` say which of them follow the offset, in this order: a plugin's inputs have no gaps."""
+    name, namespace, attributes = DEFORM_CONV.name, DEFORM_CONV.namespace, DEFORM_CONV.attributes
 
     def output_types(self, inputs: Sequence[str]) -> list[str]:
         return [inputs[0]]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
+
+from passes.plugins import NON_MAX_SUPPRESSION
 
 from .python import Shape, Sizes, TorchPlugin
 
@@ -91,9 +93,8 @@ def _greedy(boxes: torch.Tensor, group: torch.Tensor, threshold: torch.Tensor) -
 
 
 class NonMaxSuppression(TorchPlugin):
-    name = "NonMaxSuppression"
-    namespace = "bridge"
-    attributes: ClassVar = {"center_point_box": 0, "most": -1}
+    name, namespace = NON_MAX_SUPPRESSION.name, NON_MAX_SUPPRESSION.namespace
+    attributes = NON_MAX_SUPPRESSION.attributes
     outputs = 2
 
     def output_types(self, inputs: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _takes_few_equations(target: Target) -> bool:
-    return target.opset is not None and target.opset <= 17
+    return target.of_tensorrt_8
 
 
 @dataclass

@@ -24,8 +24,7 @@ MOST_COMPARED = 2048
 
 
 def _orders_floats_alone(target: Target) -> bool:
-    """TensorRT 8.6 is the first that takes int32."""
-    return target.flavour == "tensorrt" and target.version < (8, 6)
+    return not target.orders_integers
 
 
 @rule("ArgMax", "ArgMin", when=_orders_floats_alone)

@@ -139,7 +139,7 @@ def by_sizes_computed_from_the_shape() -> gs.Graph:
 
 def _reads_whole_shapes(target: Target) -> bool:
     """Of parsers before TensorRT 9 it is not known that they read Shape's attributes, which opset 15 brought."""
-    return target.opset is not None and target.opset <= 17
+    return target.of_tensorrt_8
 
 
 @rule("Shape", when=_reads_whole_shapes)

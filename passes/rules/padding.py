@@ -10,9 +10,9 @@ from passes.framework import Builder, Replacement, example, rule
 INT64 = np.iinfo(np.int64)
 
 
-@rule("Pad", when=lambda target: target.opset is not None)
+@rule("Pad", when=lambda target: target.of_tensorrt_8)
 def cut_before_padding(node: gs.Node, g: Builder) -> Replacement:
-    """Older parsers take no pads below zero along with others; a Slice cuts, and the Pad is left with the rest."""
+    """TensorRT 8 takes no pads below zero along with others; a Slice cuts, and the Pad is left with the rest."""
     if len(node.inputs) < 2 or node.attrs.get("mode", "constant") != "constant":
         return None
     x, pads = node.inputs[0], node.inputs[1]
