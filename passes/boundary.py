@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 NAME = "boundary_to_wider_types"
 
-_NATIVE = {"uint8": (), "int8": ("QuantizeLinear",), "float8_e4m3fn": ("QuantizeLinear",), "int4": ("QuantizeLinear",)}
-"""Types that a target may have, and what alone can make an output of such (of uint8, anything).
+_QUANTISED = ("int8", "float8_e4m3fn", "int4")
+"""Types that a target may have, and then only between QuantizeLinear and DequantizeLinear.
 
 Of int8, only where the target chooses types by itself: it takes other int8 for quantised too."""
 
@@ -66,15 +66,12 @@ def _lacking(tensor: gs.Variable, kind: str, target: Target) -> bool:
     name = np.dtype(tensor.dtype).name
     if name == "int8" and target.strongly_typed:
         return False
-    if name not in target.types and name in CARRIERS:
-        return True
-    makers = _NATIVE.get(name)
-    if makers is None:
-        return False
-    if not makers:
+    if name not in target.types:
+        return name in CARRIERS
+    if name not in _QUANTISED:
         return False
     if kind == "output":
-        return not (tensor.inputs and tensor.inputs[0].op in makers and _around_zero(tensor.inputs[0]))
+        return not (tensor.inputs and tensor.inputs[0].op == "QuantizeLinear" and _around_zero(tensor.inputs[0]))
     return not all(node.op == "DequantizeLinear" and _around_zero(node) for node in tensor.outputs)
 
 
