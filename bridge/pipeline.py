@@ -457,7 +457,7 @@ class Conversion:
         return result.engine
 
     def _run_engine(self, engine: Path, rewritten: Outputs) -> None:
-        from .runtime import engine_runner
+        from .runtime.runner import engine_runner
 
         with self.clock("run"):
             outputs = run_stage(
@@ -485,7 +485,7 @@ class Conversion:
         if self.settings.task_check is None:
             return
         from .export import user_line
-        from .runtime import engine_runner
+        from .runtime.runner import engine_runner
 
         path = self.result.onnx
         assert path is not None

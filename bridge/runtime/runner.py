@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import RunError
-from .plugins.loading import NeededPlugin, PluginError, load_plugins
-from .target import Target
+from ..errors import RunError
+from ..plugins.loading import NeededPlugin, PluginError, load_plugins
+from ..target import Target
 
 
 def engine_runner(engine: Path, target: Target, plugins: Sequence[NeededPlugin] = ()) -> Any:
