@@ -1,0 +1,164 @@
+"""What makes two builds the same: a SHA-256 over all that reaches the builder, and over nothing else.
+
+The model counts by its content: where it lies, how its files are called, and what is written in it for people (doc
+strings, the source lines of its nodes) make no difference. Node names do: an engine's layers are called after them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, TensorProto
+
+from . import __version__
+from .digests import Region, region_digests
+from .gpu import gpu_here
+from .inputs import Case
+from .plugins.loading import NeededPlugin
+from .settings import Settings
+
+FORMAT = 1
+"""Of the key and of the entries; another one makes every older entry unknown."""
+
+
+def engine_key(
+    model: Path,
+    settings: Settings,
+    profiles: Any,
+    plugins: Sequence[NeededPlugin],
+) -> str:
+    """The key of the engine that ``model`` becomes. Raises OSError where a file that belongs to it cannot be read."""
+    target = settings.target
+    builds_for_gpu = settings.compute_capabilities is None
+    parts = {
+        "format": [FORMAT, __version__],
+        "model": model_digest(model),
+        "profiles": profiles,
+        "precision": settings.precision,
+        "builder": getattr(settings, "builder", None),
+        "compute_capabilities": settings.compute_capabilities,
+        "plugins": [_plugin(plugin) for plugin in plugins],
+        "target": [target.flavour, target.version_text],
+        "gpu": gpu_here() if builds_for_gpu else None,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    raise TypeError(f"{value!r} cannot be part of a cache key: it has no plain form")
+
+
+def _plugin(plugin: NeededPlugin) -> dict[str, Any]:
+    """What the engine has of a plugin; where its library or module lies makes no difference."""
+    record = plugin.record()
+    del record["library"]
+    if plugin.module is None:
+        return record
+    try:
+        found = importlib.util.find_spec(plugin.module)
+    except ImportError:  # the package that it should be in is not there
+        found = None
+    if found is None or found.origin is None:
+        raise OSError(f"the source of the plugin module {plugin.module} is not there")
+    sources = (Path(found.origin), Path(__file__).with_name("plugins") / "python.py")
+    return {**record, "sources": [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources]}
+
+
+def model_digest(path: Path) -> str:
+    """Of the graph and of the bytes that its tensors have, inside of the file or beside it."""
+    from passes.reading import read_proto
+
+    model = read_proto(path)
+    for name in ("doc_string", "producer_name", "producer_version", "metadata_props", "model_version"):
+        model.ClearField(name)
+    tensors = list(_undress_graph(model.graph))
+    for function in model.functions:
+        function.ClearField("doc_string")
+        function.ClearField("metadata_props")
+        tensors += _undress_nodes(function.node)
+        for info in function.value_info:
+            _undress(info)
+    regions = [_region(tensor, path.parent) for tensor in tensors]
+    different = list(dict.fromkeys(region for region in regions if region is not None))
+    digests = dict(zip(different, region_digests(different), strict=True))
+    for tensor, region in zip(tensors, regions, strict=True):
+        if region is not None:
+            for field in ("external_data", "raw_data"):
+                tensor.ClearField(field)
+            tensor.data_location = TensorProto.EXTERNAL
+            tensor.external_data.add(key="sha256", value=f"{digests[region].hex()} of {region.length}")
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _undress(proto: Any) -> None:
+    proto.ClearField("doc_string")
+    proto.ClearField("metadata_props")
+
+
+def _undress_graph(graph: GraphProto) -> Iterator[TensorProto]:
+    """Takes off what is written for people; yields the tensors."""
+    _undress(graph)
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        _undress(info)
+    for tensor in graph.initializer:
+        _undress(tensor)
+        yield tensor
+    yield from _undress_nodes(graph.node)
+
+
+def _undress_nodes(nodes: Any) -> Iterator[TensorProto]:
+    for node in nodes:
+        _undress(node)
+        for attribute in node.attribute:
+            kind = attribute.type
+            if attribute.doc_string:
+                attribute.ClearField("doc_string")
+            if kind == AttributeProto.TENSOR:
+                _undress(attribute.t)
+                yield attribute.t
+            elif kind == AttributeProto.TENSORS:
+                yield from attribute.tensors
+            elif kind == AttributeProto.GRAPH:
+                yield from _undress_graph(attribute.g)
+            elif kind == AttributeProto.GRAPHS:
+                for graph in attribute.graphs:
+                    yield from _undress_graph(graph)
+
+
+def _region(tensor: TensorProto, folder: Path) -> Region | None:
+    """Where the tensor's bytes are; None where it has them as numbers, which are few."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return Region(raw, 0, len(raw)) if (raw := tensor.raw_data) else None
+    from passes.ir import tensor_bytes
+
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    length = int(entries.get("length", 0)) or tensor_bytes(tensor.data_type, tuple(tensor.dims))
+    return Region(folder / entries["location"], int(entries.get("offset", 0)), length)
+
+
+def feeds_key(cases: Sequence[Case]) -> str:
+    """Of the inputs that a model is run with, and of what runs it."""
+    import onnxruntime
+
+    parts = []
+    for case in cases:
+        for name, array in case.feeds.items():
+            data = np.ascontiguousarray(array)
+            digest = hashlib.sha256(memoryview(data.reshape(-1).view(np.uint8))).hexdigest()
+            parts.append([case.name, name, str(array.dtype), array.shape, digest])
+    versions = [FORMAT, onnxruntime.__version__, onnx.__version__, np.__version__]
+    return hashlib.sha256(json.dumps([versions, parts]).encode()).hexdigest()

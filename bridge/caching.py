@@ -1,0 +1,135 @@
+"""What a conversion has to do with the engine cache. Whatever is wrong there is a note, and the engine is built."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from .build import BuildOutcome
+from .cache import Damaged, EngineCache, Outputs
+from .cache_key import engine_key, feeds_key
+from .errors import BuildTimeout
+from .gpu import gpu_here
+from .inputs import Case
+from .plugins.loading import NeededPlugin
+from .result import ConversionResult
+from .settings import Settings
+
+
+@dataclass
+class Caching:
+    """The cache of one conversion, or none; its notes go to the result."""
+
+    settings: Settings
+    result: ConversionResult
+    key: str = ""
+    """Empty where the cache is not used."""
+    feeds: str = ""
+    _known: Outputs | None = field(default=None, repr=False)
+
+    @property
+    def cache(self) -> EngineCache | None:
+        settings = self.settings
+        return settings.cache if settings.build and settings.target.installed else None
+
+    def outputs(
+        self, model: Path, profiles: Any, plugins: Sequence[NeededPlugin], cases: Sequence[Case]
+    ) -> Outputs | None:
+        """Looks for the engine of the rewritten ``model``; returns what the model is known to compute for ``cases``."""
+        cache = self.cache
+        if cache is None:
+            return None
+        with self._noted(cache):
+            self.key = engine_key(model, self.settings, profiles, plugins)
+            self.feeds = feeds_key(cases)
+            with contextlib.ExitStack() as stack:
+                if not self._lock(cache, stack, 0):
+                    return None
+                entry = cache.find(self.key)
+                self._known = cache.outputs(entry, self.feeds) if entry is not None else None
+        return self._known
+
+    def build(
+        self, make: Callable[[float | None], BuildOutcome], engine: Path, log: Path, outputs: Outputs
+    ) -> tuple[BuildOutcome, str | None]:
+        """The engine out of the cache, or the one that ``make(time-out)`` builds; and its SHA-256, if it is known."""
+        cache, timeout = self.cache, self.settings.build_timeout
+        if cache is None or not self.key:
+            return make(timeout), None
+        with contextlib.ExitStack() as stack:
+            began = time.monotonic()
+            with self._noted(cache):
+                if not self._lock(cache, stack, timeout):
+                    raise BuildTimeout(
+                        f"another process has been building this engine for longer than the time-out of {timeout:g} s."
+                    )
+            with self._noted(cache):
+                found = self._take(cache, engine, log)
+                if found is not None:
+                    if self._known is None:
+                        cache.put_outputs(self.key, self.feeds, outputs)
+                    return found
+            left = None if timeout is None else max(0.001, timeout - (time.monotonic() - began))
+            outcome, sha256 = make(left), None
+            with self._noted(cache):
+                name, target = self.result.name, str(self.settings.target)
+                sha256 = cache.put(self.key, engine, log, name, target, asdict(outcome))
+                cache.put_outputs(self.key, self.feeds, outputs)
+            return outcome, sha256
+
+    def _take(self, cache: EngineCache, engine: Path, log: Path) -> tuple[BuildOutcome, str] | None:
+        entry = cache.find(self.key)
+        if entry is None:
+            return None
+        try:
+            cache.take(entry, engine, log)
+            outcome = BuildOutcome(**entry.outcome)
+        except (Damaged, TypeError) as error:
+            cache.damaged(self.key, str(error))
+            return None
+        self.result.from_cache = True
+        self.result.notes.append(f"engine from the cache, built on {entry.built[:10]}")
+        return outcome, entry.engine_sha256
+
+    def _lock(self, cache: EngineCache, stack: contextlib.ExitStack, timeout: float | None) -> bool:
+        """False where another process has the key for longer than ``timeout``. What can only be read has no locks."""
+        try:
+            stack.enter_context(cache.locked(self.key, timeout))
+        except filelock.Timeout:
+            return False
+        except (OSError, NotImplementedError) as error:
+            self._note(f"nothing can be written to the engine cache {cache.folder}: {_words(error)}")
+        return True
+
+    @contextlib.contextmanager
+    def _noted(self, cache: EngineCache) -> Iterator[None]:
+        """Makes notes of what the cache says, and of why it cannot be used."""
+        try:
+            yield
+        except OSError as error:
+            self._note(f"nothing can be written to the engine cache {cache.folder}: {_words(error)}")
+        finally:
+            for note in cache.notes:
+                self._note(note)
+            cache.notes.clear()
+
+    def _note(self, note: str) -> None:
+        if note not in self.result.notes:
+            self.result.notes.append(note)
+
+    def timing_file(self) -> Path | None:
+        """Where the builder keeps what it has measured of kernels; None where it measures none, or without a cache."""
+        target = self.settings.target
+        if self.cache is None or not target.keeps_timings:
+            return None
+        return self.cache.timing_file(f"{target.flavour}-{target.version_text}-{gpu_here()}")
+
+
+def _words(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,95 @@
+"""SHA-256 of large files, each byte hashed once and on every core; hashlib lets other threads run meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+PIECE = 4 << 20
+"""Bytes that one thread hashes at a time."""
+_BUFFER = 256 << 10
+"""Bytes that are read at a time: as much as stays in a core's own cache."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a file, or bytes that are in memory."""
+
+    source: Path | bytes
+    offset: int
+    length: int
+
+    def pieces(self) -> list[Region]:
+        starts = range(0, max(1, self.length), PIECE)
+        return [Region(self.source, self.offset + at, min(PIECE, self.length - at)) for at in starts]
+
+
+def region_digests(regions: Sequence[Region]) -> list[bytes]:
+    """Of each region, the SHA-256 of its pieces' SHA-256s. Raises OSError, also where a file ends too early."""
+    pieces = [region.pieces() for region in regions]
+    flat = iter(_hashed([piece for group in pieces for piece in group]))
+    return [hashlib.sha256(b"".join(next(flat) for _ in group)).digest() for group in pieces]
+
+
+def file_digest(path: Path) -> tuple[int, str]:
+    """The size of a file, and the SHA-256 of its pieces' SHA-256s, on every core. Raises OSError."""
+    size = path.stat().st_size
+    return size, region_digests([Region(path, 0, size)])[0].hex()
+
+
+def sha256(path: Path) -> str:
+    """The plain SHA-256 of a file, on one core. Raises OSError."""
+    return _hash(Region(path, 0, path.stat().st_size)).hex()
+
+
+def both_digests(path: Path) -> tuple[int, str, str]:
+    """``file_digest`` and ``sha256`` at the same time."""
+    with ThreadPoolExecutor(1) as pool:
+        plain = pool.submit(sha256, path)
+        return *file_digest(path), plain.result()
+
+
+def _hashed(pieces: Sequence[Region]) -> list[bytes]:
+    """The SHA-256 of each piece; neighbours share a task, so that many small tensors do not cost a task each."""
+    if sum(piece.length for piece in pieces) <= PIECE:
+        return _hash_all(pieces)
+    tasks: list[list[Region]] = [[]]
+    room = PIECE
+    for piece in pieces:
+        if piece.length > room:
+            tasks.append([])
+            room = PIECE
+        tasks[-1].append(piece)
+        room -= piece.length
+    with ThreadPoolExecutor(_cores()) as pool:
+        return [digest for found in pool.map(_hash_all, tasks) for digest in found]
+
+
+def _hash_all(pieces: Iterable[Region]) -> list[bytes]:
+    return [_hash(piece) for piece in pieces]
+
+
+def _hash(piece: Region) -> bytes:
+    if isinstance(piece.source, bytes):
+        return hashlib.sha256(memoryview(piece.source)[piece.offset : piece.offset + piece.length]).digest()
+    digest, at, end = hashlib.sha256(), piece.offset, piece.offset + piece.length
+    buffer = memoryview(bytearray(min(_BUFFER, max(1, piece.length))))
+    handle = os.open(piece.source, os.O_RDONLY)
+    try:
+        while at < end:
+            read = os.preadv(handle, [buffer[: min(len(buffer), end - at)]], at)
+            if not read:
+                raise OSError(f"{piece.source} has become shorter while it was read")
+            digest.update(buffer[:read])
+            at += read
+    finally:
+        os.close(handle)
+    return digest.digest()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

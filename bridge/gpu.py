@@ -1,0 +1,21 @@
+"""The GPU that engines are built for here, as the CUDA driver describes it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+from .target import gpu_compute_capabilities
+
+
+@functools.cache
+def gpu_here() -> str:
+    """Name and compute capability of the GPU that TensorRT uses by default; empty where there is none."""
+    capabilities = gpu_compute_capabilities()
+    if not capabilities:
+        return ""
+    driver = ctypes.CDLL("libcuda.so.1")
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    if driver.cuDeviceGet(ctypes.byref(device), 0) != 0 or driver.cuDeviceGetName(name, len(name), device) != 0:
+        return ""
+    return f"{name.value.decode(errors='replace')} {'.'.join(map(str, capabilities[0]))}"
