@@ -39,19 +39,27 @@ def named_leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[
     torch's own ``tree_flatten_with_path`` refuses classes that were registered without names for their children, as
     those of transformers' outputs are; these are asked for their keys.
     """
+    parts = children_of(tree)
+    if parts is None:
+        yield path, tree
+        return
+    for key, child in zip(*parts[:2], strict=True):
+        yield from named_leaves(child, (*path, key))
+
+
+def children_of(tree: Any) -> tuple[list[Any], list[Any], Any] | None:
+    """Keys, places or fields of a value that torch's pytree takes apart, what they hold, and pytree's context."""
     from torch.utils import _pytree as pytree
 
     node = pytree.SUPPORTED_NODES.get(pytree._get_node_type(tree))
     if node is None:
-        yield path, tree
-        return
-    children, _ = node.flatten_fn(tree)
+        return None
+    children, context = node.flatten_fn(tree)
     if node.flatten_with_keys_fn is not None:
         keys = [_plain_key(key) for key, _ in node.flatten_with_keys_fn(tree)[0]]
     else:
         keys = list(tree) if isinstance(tree, Mapping) and len(tree) == len(children) else list(range(len(children)))
-    for key, child in zip(keys, children, strict=True):
-        yield from named_leaves(child, (*path, key))
+    return keys, list(children), context
 
 
 def _plain_key(key: Any) -> Any:
