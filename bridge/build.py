@@ -5,7 +5,6 @@ The child is ``python -m bridge.builder``; its result comes back over a pipe, Te
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ import onnx
 
 from passes.provenance import origin_of
 
+from .digests import sha256
 from .errors import BuildError, BuildTimeout, Refusal
 from .inputs import Profile
 from .plugins.loading import NeededPlugin, check_files
@@ -52,6 +52,8 @@ class BuildJob:
     """Whether types are what the graph says, and not what the builder is allowed."""
     paths: list[str] = field(default_factory=list)
     """Where the parent imports modules from, those of plugins among them."""
+    timing_cache: str = ""
+    """The file of earlier timings of kernels, to which this build adds its own; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class BuildOutcome:
     compute_capabilities: list[list[int]] = field(default_factory=list)
     seconds: float = 0.0
     """Inside TensorRT's parser and builder."""
+    notes: list[str] = field(default_factory=list)
 
 
 def build(
@@ -78,6 +81,7 @@ def build(
     timeout: float | None = None,
     hints: Mapping[str, str] | None = None,
     plugins: Sequence[NeededPlugin] = (),
+    timing_cache: Path | None = None,
 ) -> BuildOutcome:
     """Builds ``model`` into ``engine``, or without that parses it alone, and writes TensorRT's messages to ``log``.
 
@@ -95,6 +99,7 @@ def build(
         [asdict(plugin) for plugin in plugins],
         target.strongly_typed,
         [path for path in sys.path if path] if plugins else [],
+        timing_cache=str(timing_cache or ""),
     )
     reply, messages, code = _run_child(job, timeout)
     kept = [line for line in messages.splitlines() if not any(word in line for word in NOISE)]
@@ -222,8 +227,12 @@ def write_sidecar(
     target: Target,
     engine: Path,
     plugins: Sequence[NeededPlugin] = (),
+    engine_sha256: str | None = None,
 ) -> None:
-    """Writes what the engine is, what it was made of, and which plugins it needs, beside it."""
+    """Writes what the engine is, what it was made of, and which plugins it needs, beside it.
+
+    ``engine_sha256`` is that of the engine, where it is known.
+    """
     assert result.onnx is not None
     sidecar = {
         "target": asdict(target.info),
@@ -234,15 +243,7 @@ def write_sidecar(
         "engine_outputs": outcome.outputs,
         "plugins": [plugin.record() for plugin in plugins],
         "tensorrt_seconds": outcome.seconds,
-        "onnx_sha256": _sha256(result.onnx),
-        "engine_sha256": _sha256(engine),
+        "onnx_sha256": sha256(result.onnx),
+        "engine_sha256": engine_sha256 or sha256(engine),
     }
     write_text(path, json.dumps(sidecar, indent=2) + "\n")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -18,6 +18,7 @@ from typing import Any
 from .build import BuildJob, BuildOutcome
 from .plugins.loading import NeededPlugin, PluginError, add_import_paths, load_plugins
 from .target import MODULES
+from .timing import TimingCache
 
 
 def main() -> None:
@@ -71,14 +72,19 @@ def run(job: BuildJob) -> BuildOutcome:
     }
     if not job.engine:
         return BuildOutcome(**described)
+    config = _config(job, inputs, not job.strongly_typed and _quantised(trt, network))
+    timings = TimingCache(Path(job.timing_cache)) if job.timing_cache else None
+    if timings is not None:
+        config = timings.into(config)
     try:
-        engine = EngineBytesFromNetwork(
-            (builder, network, parser), config=_config(job, inputs, not job.strongly_typed and _quantised(trt, network))
-        )()
+        engine = EngineBytesFromNetwork((builder, network, parser), config=config)()
     except PolygraphyException as error:
         # Polygraphy only knows that there is no engine; why, TensorRT has told its logger.
         return BuildOutcome(error=f"the builder refuses the model: {logger.last_error or error}", **described)
     described["seconds"] = round(time.perf_counter() - began, 4)
+    if timings is not None:
+        timings.save()
+        described["notes"] = timings.notes
     try:
         _write(Path(job.engine), engine)
     except OSError as error:

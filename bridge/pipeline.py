@@ -12,6 +12,8 @@ import numpy as np
 
 from . import custom_ops
 from .advice import RESTRICTIONS
+from .cache import open_cache
+from .caching import Caching
 from .clock import Clock
 from .compare import Tolerances, compare_stages, disagreement, onnx_runner, run_stage
 from .errors import (
@@ -64,6 +66,7 @@ def convert(
     seed: int = 0,
     int_range: tuple[int, int] = INT_RANGE,
     prove: bool = False,
+    cache: bool | str | Path = True,
     check: bool = False,
     on_stage: Callable[[Stage], None] | None = None,
 ) -> ConversionResult:
@@ -89,6 +92,9 @@ def convert(
         seed, int_range: of generated inputs.
         prove: run each match of the passes before and after, by itself, on the tensors that flow through it; the
             result's ``proofs`` say what was found, and an error of the rewrite names the match that caused it.
+        cache: whether an engine that was built before from the same model, by the same TensorRT, for the same GPU and
+            with the same settings may be taken instead of a new one; a path is the folder of another cache than the
+            default one.
         check: raise the error of a failed conversion rather than return it.
         on_stage: called with the name of each stage as it begins.
 
@@ -115,6 +121,7 @@ def convert(
         seed,
         int_range,
         prove,
+        open_cache(cache),
     )
     path = source_path(source)
     folder = Path(workdir) if workdir is not None else Path(tempfile.mkdtemp(prefix="bridge-"))
@@ -150,6 +157,10 @@ class Conversion:
     """dtype of each input and output in the source."""
     plugins: list[NeededPlugin] = field(default_factory=list)
     """What has to be loaded where the engine is built, and where it runs."""
+    caching: Caching = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.caching = Caching(self.settings, self.result)
 
     def run(self, source: Any, inputs: Any) -> None:
         """Runs every stage and writes ``result.json``. Raises UsageError alone."""
@@ -227,7 +238,7 @@ class Conversion:
             self.result.status = "rewritten"
             return
         self.clock.enter("build")
-        engine = self._build(hints)
+        engine = self._build(hints, rewritten)
         reason = self.settings.target.why_not_run()
         if reason is not None:
             self._task_check(None)
@@ -390,9 +401,11 @@ class Conversion:
         result.inputs = [self._info(tensor, self.profiles.get(tensor.name)) for tensor in graph.inputs]
         result.outputs = [self._info(tensor, None) for tensor in graph.outputs]
         self._prove(log)
+        with self.clock("build"):
+            known = self.caching.outputs(result.onnx, self.profiles, self.plugins, self.cases)
         with self.clock("run"):
             try:
-                outputs = self._run_onnx(result.onnx, "rewritten")
+                outputs = self._run_onnx(result.onnx, "rewritten") if known is None else known
             except RunError as error:
                 raise RunError(f"{error}\n{self._culprit()}") from error
         comparisons = self._compare(("exported", "rewritten"), exported, outputs)
@@ -434,24 +447,31 @@ class Conversion:
 
     # build and run
 
-    def _build(self, hints: Mapping[str, str]) -> Path:
-        from .build import build, write_sidecar
+    def _build(self, hints: Mapping[str, str], rewritten: Outputs) -> Path:
+        from .build import BuildOutcome, build, write_sidecar
 
         result, settings, partial = self.result, self.settings, self.workspace.partial
         assert result.onnx is not None
-        with self.clock("build"):
-            outcome = build(
-                result.onnx,
-                partial / ENGINE,
-                self.workspace.path(BUILD_LOG),
+        model, engine, log = result.onnx, partial / ENGINE, self.workspace.path(BUILD_LOG)
+
+        def make(timeout: float | None) -> BuildOutcome:
+            return build(
+                model,
+                engine,
+                log,
                 target=settings.target,
                 profiles=self.profiles,
                 compute_capabilities=settings.compute_capabilities,
-                timeout=settings.build_timeout,
+                timeout=timeout,
                 hints=hints,
                 plugins=self.plugins,
+                timing_cache=self.caching.timing_file(),
             )
-        write_sidecar(partial / SIDECAR, outcome, result, settings.target, partial / ENGINE, self.plugins)
+
+        with self.clock("build"):
+            outcome, sha256 = self.caching.build(make, engine, log, rewritten)
+            result.notes.extend(outcome.notes)
+            write_sidecar(partial / SIDECAR, outcome, result, settings.target, engine, self.plugins, sha256)
         self.workspace.publish(SIDECAR, ENGINE)
         result.engine = self.workspace.path(ENGINE)
         return result.engine

@@ -177,6 +177,8 @@ class ConversionResult:
     onnx: Path | None = None
     """The model handed to the parser."""
     engine: Path | None = None
+    from_cache: bool = False
+    """Whether the engine was built by an earlier conversion (``convert(cache=…)``)."""
     inputs: list[TensorInfo] = field(default_factory=list)
     outputs: list[TensorInfo] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)

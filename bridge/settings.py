@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .cache import EngineCache
 from .compare import Tolerances
 from .errors import UsageError
 from .inputs import Array
@@ -37,6 +38,7 @@ class Settings:
     seed: int = 0
     int_range: tuple[int, int] = INT_RANGE
     prove: bool = False
+    cache: EngineCache | None = None
 
     def __post_init__(self) -> None:
         if self.precision != "fp32":

@@ -115,6 +115,11 @@ class Target:
         """Whether its ONNX parser takes plugins that are written in Python (IPluginV3)."""
         return self.flavour == "tensorrt-rtx" or self.version >= (10,)
 
+    @property
+    def keeps_timings(self) -> bool:
+        """Whether its builder has a timing cache; TensorRT-RTX has the calls, and they do nothing (measured of 1.7.1)."""
+        return self.flavour == "tensorrt"
+
     def refuses(self, node: gs.Node) -> bool:
         """Whether the parser is known to refuse this very node: the operator, or this form of it."""
         if not self.takes(node.op):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import hypothesis
 import onnxruntime
 import pytest
@@ -23,6 +25,15 @@ OLD_RUNTIME = {
     "test_dilated_pooling[AveragePool-3": "divides by the wrong count at the borders",
 }
 """What ONNX Runtime 1.23, the last for Python 3.10, does to models of these tests."""
+
+
+@pytest.fixture(autouse=True)
+def engine_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has an engine cache of its own, so that none is served with another's engine."""
+    folder = tmp_path_factory.mktemp("engine-cache")
+    monkeypatch.setenv("BRIDGE_CACHE_DIR", str(folder))
+    monkeypatch.delenv("BRIDGE_CACHE_LIMIT", raising=False)
+    return folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
