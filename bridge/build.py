@@ -239,6 +239,7 @@ def write_sidecar(
         "compute_capabilities": [".".join(map(str, pair)) for pair in outcome.compute_capabilities],
         "inputs": [asdict(item) for item in result.inputs],
         "outputs": [asdict(item) for item in result.outputs],
+        "calling": result.calling.pack() if result.exporter is not None and result.calling is not None else None,
         "engine_inputs": outcome.inputs,
         "engine_outputs": outcome.outputs,
         "plugins": [plugin.record() for plugin in plugins],

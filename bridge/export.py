@@ -20,12 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import custom_ops
-from .errors import ExportError, UsageError
+from .errors import ExportError, RunError, UsageError
 from .inputs import Array, Call, Case, Profile, check_names, resized
 from .tensors import named_leaves, to_numpy, to_torch
 
 if TYPE_CHECKING:
     import torch
+
+    from .runtime.calling import Calling
+    from .runtime.flattener import Flattener
 
 Exporter = Literal["dynamo", "torchscript"]
 
@@ -45,6 +48,8 @@ class Source:
     program: torch.export.ExportedProgram | None = None
     """The source itself, where it was one: exported as it is."""
     output_names: list[str] = field(default_factory=list)
+    outputs: Flattener | None = None
+    """The structure of what the module returned; constants that differed from run to run are left out."""
 
     def __post_init__(self) -> None:
         self.device = next(iter(self.call.tensors.values())).device
@@ -83,7 +88,38 @@ class Source:
         for name in self.output_names:
             if name in self.call.tensors:
                 raise UsageError(f"output_names: {name!r} is the name of an input.")
+        self._remember(result)
         return {name: to_numpy(tensor) for name, tensor in zip(self.output_names, outputs, strict=True)}
+
+
+    def _remember(self, result: Any) -> None:
+        import torch
+
+        from .runtime.flattener import Flattener
+
+        found = Flattener.from_value(result, torch.is_tensor)
+        try:
+            self.outputs = found.without_varying(self.outputs or found)
+        except RunError as error:
+            raise ExportError(
+                "the module returns another structure of tensors for other shapes of its inputs, or in another run: "
+                "an engine always returns the same."
+            ) from error
+
+    def calling(self) -> tuple[Calling, list[str]]:
+        """How the engine is called in the module's place, and notes on what it will not return."""
+        from .runtime.calling import Calling
+
+        forward, structure, names = self.module.forward, self.call.structure, tuple(self.call.tensors)
+        lost = self.outputs.lost("output") if self.outputs is not None else []
+        notes = [f"{place}: is no tensor and no constant; as a module, the engine returns None there" for place in lost]
+        calling = Calling.of(forward, structure, self.outputs, names)
+        try:
+            calling.pack()
+        except RunError as error:
+            calling = Calling.of(forward, structure, None, names)
+            notes = [f"as a module, the engine returns a flat tuple of tensors: {error}"]
+        return calling, notes
 
 
 def flatten_outputs(result: Any) -> tuple[list[str], list[torch.Tensor]]:

@@ -7,13 +7,16 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import UsageError
 from .tensors import named_leaves, to_torch
+
+if TYPE_CHECKING:
+    from .runtime.flattener import Flattener
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -48,12 +51,22 @@ class Case:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a module, taken apart: its tensors by name, and how to put them together again."""
+    """A call of a module, taken apart: its tensors by name, and how to put others together in the same way."""
 
     tensors: dict[str, Any]
     """torch tensors, in the order in which the exported model takes them."""
-    rebuild: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
-    """From tensors in that order to the positional and keyword arguments."""
+    structure: Flattener
+    """Of the arguments: a tuple of positional ones, or a dict by name."""
+    positional: int = 0
+    """How many of a dict's are passed by position."""
+
+    def rebuild(self, given: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """From tensors in the order of ``tensors`` to the positional and keyword arguments."""
+        arguments = self.structure.unflatten(given)
+        if isinstance(arguments, tuple):
+            return arguments, {}
+        items = list(arguments.items())
+        return tuple(value for _, value in items[: self.positional]), dict(items[self.positional :])
 
 
 def take_apart(
@@ -71,7 +84,8 @@ def take_apart(
     Raises UsageError where forward does not take them, or where a value is neither a tensor nor a constant.
     """
     import torch
-    from torch.utils import _pytree as pytree
+
+    from .runtime.flattener import Flattener
 
     if isinstance(inputs, torch.Tensor):
         inputs = (inputs,)
@@ -87,29 +101,24 @@ def take_apart(
             f"inputs: {error}. {what} takes {inspect.signature(forward)}; {len(args)} positional and "
             f"{len(kwargs)} keyword arguments were given."
         ) from error
+    arguments: tuple[Any, ...] | dict[str, Any] = kwargs if isinstance(inputs, Mapping) else args
     if positional is not None:
-        ordered = list(bound.arguments.items())
-        args, kwargs = tuple(value for _, value in ordered[:positional]), dict(ordered[positional:])
-    leaves = list(named_leaves((args, dict(kwargs))))
-    spec = pytree.tree_structure((args, dict(kwargs)))
+        arguments = dict(bound.arguments)
     parameters = _parameter_names(bound, len(args))
     found: list[str] = []
     values: list[Any] = []
-    places: list[int] = []
-    for place, (path, leaf) in enumerate(leaves):
-        values.append(leaf)
+    for path, leaf in named_leaves(arguments):
+        name = _dotted(path, parameters)
         if isinstance(leaf, (torch.Tensor, np.ndarray)):
-            name = _dotted(path, parameters)
             if str(leaf.dtype).removeprefix("torch.") not in DTYPES:
                 raise UsageError(
                     f"input {name!r}: is {leaf.dtype}, which TensorRT has not; it takes {', '.join(DTYPES)}."
                 )
-            values[place] = to_torch(leaf) if isinstance(leaf, np.ndarray) else leaf
             found.append(name)
-            places.append(place)
+            values.append(to_torch(leaf) if isinstance(leaf, np.ndarray) else leaf)
         elif not isinstance(leaf, CONSTANTS):
             raise UsageError(
-                f"input {_dotted(path, parameters)!r}: is a {type(leaf).__name__}, neither a tensor nor a constant. "
+                f"input {name!r}: is a {type(leaf).__name__}, neither a tensor nor a constant. "
                 "Register a dataclass of tensors with torch.export.register_dataclass, or pass its tensors one by one."
             )
     if not found:
@@ -119,16 +128,8 @@ def take_apart(
     for name in found if names is None else ():
         if found.count(name) > 1:
             raise UsageError(f"inputs: two of them come to be called {name!r}; give input_names.")
-    tensors = dict(zip(names or found, (values[place] for place in places), strict=True))
-
-    def rebuild(given: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        filled = list(values)
-        for place, tensor in zip(places, given, strict=True):
-            filled[place] = tensor
-        positional, keywords = pytree.tree_unflatten(filled, spec)
-        return positional, keywords
-
-    return Call(tensors, rebuild)
+    tensors = dict(zip(names or found, values, strict=True))
+    return Call(tensors, Flattener.from_value(arguments), positional or 0)
 
 
 def check_names(what: str, names: Sequence[str], own: Sequence[str]) -> None:
@@ -152,9 +153,9 @@ def _parameter_names(bound: inspect.BoundArguments, positional: int) -> list[str
 
 
 def _dotted(path: Sequence[Any], parameters: Sequence[str]) -> str:
-    """``(args, kwargs)`` path of a leaf as a name: the parameter, then keys, indices and fields, with dots."""
-    first = parameters[path[1]] if path[0] == 0 else str(path[1])
-    return ".".join([first, *map(str, path[2:])])
+    """A leaf's path from a tuple or dict of arguments as a name: the parameter, keys, places and fields, with dots."""
+    first = parameters[path[0]] if isinstance(path[0], int) else str(path[0])
+    return ".".join([first, *map(str, path[1:])])
 
 
 # --- shapes ------------------------------------------------------------------------------------------------------

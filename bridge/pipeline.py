@@ -304,6 +304,8 @@ class Conversion:
                 self.workspace.publish(*done.files)
         result.exporter = done.exporter
         result.notes.extend(done.notes)
+        result.calling, notes = made.calling()
+        result.notes.extend(notes)
         result.exported_onnx = self.workspace.path(EXPORTED)
         return outputs[-1]
 

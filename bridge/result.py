@@ -8,9 +8,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import BridgeError, Refusal, Stage
+
+if TYPE_CHECKING:
+    from .runtime.calling import Calling
 
 Status = Literal["verified", "built", "rewritten", "failed"]
 
@@ -196,6 +199,23 @@ class ConversionResult:
     def __post_init__(self) -> None:
         self.exception: BridgeError | None = None
         """The exception behind ``error``; not in ``result.json``."""
+        self._calling: Calling | None = None
+
+    @property
+    def calling(self) -> Calling | None:
+        """How the engine takes a module's arguments and returns its outputs; not in ``result.json``.
+
+        None where the conversion failed before it was known. An ONNX file's arguments are its inputs, in their order.
+        """
+        if self._calling is None and self.inputs and self.exporter is None:
+            from .runtime.calling import Calling
+
+            self._calling = Calling((), None, None, tuple(item.name for item in self.inputs))
+        return self._calling
+
+    @calling.setter
+    def calling(self, calling: Calling) -> None:
+        self._calling = calling
 
     @property
     def ok(self) -> bool:
