@@ -186,7 +186,7 @@ class Asker:
                 self.folder / "engine" if profiles is not None else None,
                 self.folder / "log",
                 target=self.target,
-                profiles=profiles or {},
+                profiles=[profiles or {}],
                 timeout=self.timeout,
                 plugins=self.plugins,
             )

@@ -22,7 +22,7 @@ from passes.provenance import origin_of
 
 from .digests import sha256
 from .errors import BuildError, BuildTimeout, Refusal
-from .inputs import Profile
+from .inputs import Profiles
 from .plugins.loading import NeededPlugin, check_files
 from .result import ConversionResult
 from .target import Target
@@ -43,7 +43,8 @@ class BuildJob:
     onnx: str
     engine: str
     """Empty where the parser alone is to be asked."""
-    profiles: dict[str, dict[str, list[int]]]
+    profiles: list[dict[str, dict[str, list[int]]]]
+    """Of each optimization profile, the min, opt and max shape by input."""
     compute_capabilities: list[list[int]] = field(default_factory=list)
     """For TensorRT-RTX: (major, minor) of the GPUs to build for; empty for its default."""
     plugins: list[dict[str, Any]] = field(default_factory=list)
@@ -76,7 +77,7 @@ def build(
     log: Path,
     *,
     target: Target,
-    profiles: Mapping[str, Profile],
+    profiles: Sequence[Profiles],
     compute_capabilities: Sequence[tuple[int, int]] | None = None,
     timeout: float | None = None,
     hints: Mapping[str, str] | None = None,
@@ -94,7 +95,10 @@ def build(
         target.flavour,
         str(model),
         str(engine) if engine is not None else "",
-        {name: {key: list(value) for key, value in asdict(profile).items()} for name, profile in profiles.items()},
+        [
+            {name: {key: list(value) for key, value in asdict(one).items()} for name, one in profile.items()}
+            for profile in profiles
+        ],
         [list(pair) for pair in compute_capabilities or ()],
         [asdict(plugin) for plugin in plugins],
         target.strongly_typed,

@@ -102,14 +102,12 @@ def _config(job: BuildJob, inputs: list[Any], int8: bool) -> Any:
     """The builder's configuration, through Polygraphy: fp32 is fp32, so TF32 is off."""
     from polygraphy.backend.trt import CreateConfig, Profile
 
-    profile = Profile()
-    dynamic = False
-    for tensor in inputs:
-        shapes = job.profiles[tensor.name]
-        if -1 in tuple(tensor.shape):
-            dynamic = True
-            profile.add(tensor.name, min=shapes["min"], opt=shapes["opt"], max=shapes["max"])
-    options: dict[str, Any] = {"profiles": [profile] if dynamic else None}
+    dynamic = [tensor.name for tensor in inputs if -1 in tuple(tensor.shape)]
+    profiles = [Profile() for _ in job.profiles]
+    for profile, shapes in zip(profiles, job.profiles, strict=True):
+        for name in dynamic:
+            profile.add(name, **shapes[name])
+    options: dict[str, Any] = {"profiles": profiles if dynamic else None}
     if job.flavour == "tensorrt-rtx":
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 

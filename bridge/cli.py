@@ -1,4 +1,4 @@
-"""The command line: ``bridge convert SOURCE… -o DIR``, ``bridge explain MODEL`` and ``bridge passes``.
+"""The command line: ``bridge convert SOURCE… -o DIR``, ``bridge explain``, ``bridge passes`` and ``bridge cache``.
 
 Exit status of ``convert``: 0 where every model was verified, built or rewritten; 2 for a wrong call, and where every
 model that failed was wrongly described (an unknown input, a source that is not there); 1 for any other failure, a file
@@ -42,8 +42,9 @@ _TARGET = "tensorrt or tensorrt-rtx, with a version where it is not the installe
 _PLUGINS = "a function that makes plugins known (bridge.register_plugin); repeat for more"
 _SHAPES = (
     "the shapes of an input, such as x=1x3x224x224:8x3x224x224:16x3x224x224; "
-    "one shape alone makes it static; repeat for more inputs"
+    "one shape alone makes it static; repeat for more inputs, and for the same input to make more optimization profiles"
 )
+_CACHE = "the folder of engines that were built before (default: $BRIDGE_CACHE_DIR, or one of the user's)"
 _EXPLAIN = """\
 MODEL is an .onnx file or package.module:function, as for `bridge convert`, or a manifest with --only NAME.
 
@@ -74,6 +75,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "bridge") -> int:
             description="Lists each node that a target refuses, in its own words, and what would help.",
             epilog=_EXPLAIN,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    _describe_cache(
+        commands.add_parser(
+            "cache",
+            help="list the engines that are kept, or remove them",
+            description="Lists the engines of the cache, the least recently used first.",
         )
     )
     _describe_passes(
@@ -160,6 +168,10 @@ def _describe_convert(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="of the inputs that are made up")
     add("--plugins", action="append", metavar="PACKAGE.MODULE:FUNCTION", help=_PLUGINS)
     add("--prove", action="store_true", default=None, help="run each match of the passes before and after, by itself")
+    either = options.add_mutually_exclusive_group()
+    either.add_argument("--cache", type=_folder, metavar="DIR", help=_CACHE)
+    either.add_argument("--no-cache", dest="cache", action="store_false", help="build each engine anew, and keep none")
+    parser.set_defaults(cache=None)
 
 
 def _describe_explain(parser: argparse.ArgumentParser) -> None:
@@ -174,6 +186,12 @@ def _describe_explain(parser: argparse.ArgumentParser) -> None:
     add("--build-timeout", type=float, metavar="SECONDS", help="for each question to the parser or builder")
     add("--no-build", dest="build", action="store_false", default=None, help="ask the parser alone")
     add("--json", action="store_true", help="for programs: all that is known of each node")
+
+
+def _describe_cache(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_cache)
+    parser.add_argument("--cache", type=_folder, metavar="DIR", help=_CACHE)
+    parser.add_argument("--clear", action="store_true", help="remove all that no other process is using")
 
 
 def _describe_passes(parser: argparse.ArgumentParser) -> None:
@@ -214,19 +232,36 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     from .spec import Options
 
     given = {key: getattr(arguments, key, None) for key in Options.model_fields}
-    for key in ("profiles", "tolerance"):
-        pairs = given[key] or []
-        twice = sorted({name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1})
-        if twice:
-            option = "--shapes" if key == "profiles" else "--tolerance"
-            raise UsageError(f"{option} was given twice for {' and '.join(map(repr, twice))}")
-        given[key] = dict(pairs) or None
-    tolerance = given["tolerance"]
+    given["profiles"] = _profiles(given["profiles"] or [])
+    pairs = given["tolerance"] or []
+    twice = sorted({name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1})
+    if twice:
+        raise UsageError(f"--tolerance was given twice for {' and '.join(map(repr, twice))}")
+    given["tolerance"] = tolerance = dict(pairs) or None
     if tolerance and "" in tolerance:
         if len(tolerance) > 1:
             raise UsageError("--tolerance: give one for all outputs, or one for each output, not both")
         given["tolerance"] = tolerance[""]
     return {key: value for key, value in given.items() if value is not None}
+
+
+def _profiles(pairs: Sequence[tuple[str, Any]]) -> Any:
+    """The first shapes of each input are the first optimization profile, the second ones the second, and so on.
+
+    An input that is given once has these shapes in all of them.
+    """
+    shapes: dict[str, list[Any]] = {}
+    for name, given in pairs:
+        shapes.setdefault(name, []).append(given)
+    count = max(map(len, shapes.values()), default=0)
+    for name, given in shapes.items():
+        if len(given) not in (1, count):
+            raise UsageError(
+                f"--shapes was given {len(given)} times for {name!r} and {count} times for another input; for several "
+                "optimization profiles, give each input as often, or once for all of them"
+            )
+    listed = [{name: given[min(index, len(given) - 1)] for name, given in shapes.items()} for index in range(count)]
+    return listed if count > 1 else listed[0] if listed else None
 
 
 def _convert(arguments: argparse.Namespace) -> int:
@@ -282,6 +317,25 @@ def _passes(arguments: argparse.Namespace) -> int:
     target = resolve(arguments.target) if arguments.target is not None else None
     entries = library(target)
     sys.stdout.write(as_json(entries) if arguments.json else as_text(entries, target))
+    return 0
+
+
+def _folder(text: str) -> str:
+    return str(Path(text).expanduser().absolute())
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    from .cache import EngineCache, as_text
+
+    cache = EngineCache(arguments.cache)
+    try:
+        if arguments.clear:
+            count = cache.clear()
+            print(f"{cache.folder}: {count} engine{'' if count == 1 else 's'} removed")
+        else:
+            print(as_text(cache))
+    except OSError as error:
+        raise BridgeError(f"{error.filename or cache.folder}: {error.strerror or error}") from error
     return 0
 
 

@@ -100,7 +100,7 @@ def explain(
     *,
     target: str | Target = "auto",
     name: str | None = None,
-    profiles: Mapping[str, Any] | None = None,
+    profiles: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     opset: int | None = None,
@@ -132,7 +132,7 @@ def explain(
             else:
                 graph = read(path)
                 known, notes = _profiles_of(graph, inputs, profiles)
-            log = rewrite(graph, wanted, pinned_shapes(graph, known))
+            log = rewrite(graph, wanted, pinned_shapes(graph, [known]))
         except ModelError as error:
             raise ExportError(str(error)) from error
         except PassError as error:
@@ -164,7 +164,7 @@ def _exported(
     inputs: Any,
     folder: Path,
     target: Target,
-    given: Mapping[str, Any] | None,
+    given: Any,
     input_names: Sequence[str] | None,
     output_names: Sequence[str] | None,
     opset: int | None,
@@ -191,15 +191,16 @@ def _exported(
     return folder / "exported.onnx", profiles, done.notes
 
 
-def _profiles_of(graph: gs.Graph, inputs: Any, given: Mapping[str, Any] | None) -> tuple[dict[str, Profile], list[str]]:
+def _profiles_of(graph: gs.Graph, inputs: Any, given: Any) -> tuple[dict[str, Profile], list[str]]:
     """A profile of each input whose shape is known: from a given one, an example, or the file itself."""
     from .onnx_source import check_static_axes, given_inputs, input_names
 
-    given = known_profiles(given, input_names(graph))
+    listed = known_profiles(given, input_names(graph))
+    first = {name: value for item in reversed(listed) for name, value in item.items()}
     shapes: dict[str, Sequence[int]] = {name: array.shape for name, array in given_inputs(graph, inputs).items()}
     for tensor in graph.inputs:
-        if tensor.name not in shapes and tensor.name in given:
-            shapes[tensor.name] = _usual(tensor.name, given[tensor.name])
+        if tensor.name not in shapes and tensor.name in first:
+            shapes[tensor.name] = _usual(tensor.name, first[tensor.name])
         static = tensor.shape is not None and all(isinstance(size, int) and size >= 0 for size in tensor.shape)
         if tensor.name not in shapes and static:
             shapes[tensor.name] = tensor.shape

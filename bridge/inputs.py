@@ -41,9 +41,16 @@ class Profile:
         return tuple(axis for axis, (low, high) in enumerate(zip(self.min, self.max, strict=True)) if low != high)
 
 
+Profiles = Mapping[str, Profile]
+"""One for each input: an optimization profile of TensorRT's. An engine may have several."""
+
+
 @dataclass(frozen=True)
 class Case:
-    """One set of inputs, by name; ``example``, or the same values at the profile's ``min`` or ``max`` shapes."""
+    """One set of inputs, by name; ``example``, or the same values at a profile's ``min`` or ``max`` shapes.
+
+    With several profiles these are called ``profile 0 min``, and so on.
+    """
 
     name: str
     feeds: dict[str, Array]
@@ -161,32 +168,57 @@ def _dotted(path: Sequence[Any], parameters: Sequence[str]) -> str:
 # --- shapes ------------------------------------------------------------------------------------------------------
 
 
-def make_profiles(given: Mapping[str, Any] | None, shapes: Mapping[str, Sequence[int]]) -> dict[str, Profile]:
-    """A profile for every input: the given one, or the static shape of the example.
+def make_profiles(given: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, Profile]:
+    """A profile for every input: the hull of what ``read_profiles`` reads."""
+    return hull(read_profiles(given, shapes))
 
-    Raises UsageError for an unknown input, a profile that is no three shapes of the input's rank, min > opt or
-    opt > max, or an example outside of it.
+
+def read_profiles(given: Any, shapes: Mapping[str, Sequence[int]]) -> list[dict[str, Profile]]:
+    """The optimization profiles, at least one; an input that one of them leaves out has the example's shape there.
+
+    ``given`` is ``{input: (min, opt, max)}``, or a list of such, and ``shapes`` those of the example. Raises UsageError
+    for an unknown input, a profile that is no three shapes of the input's rank, min > opt or opt > max, or an example
+    outside of all of them.
     """
-    given = known_profiles(given, list(shapes))
-    profiles = {}
-    for name, shape in shapes.items():
-        static = tuple(int(size) for size in shape)
-        profiles[name] = _profile(name, given[name], static) if name in given else Profile(static, static, static)
-    return profiles
+    example = {name: tuple(int(size) for size in shape) for name, shape in shapes.items()}
+    sets = []
+    for ranges in known_profiles(given, list(example)) or [{}]:
+        static = {name: Profile(shape, shape, shape) for name, shape in example.items()}
+        sets.append(static | {name: _profile(name, value, example[name]) for name, value in ranges.items()})
+    outside = [_outside(profiles, example) for profiles in sets]
+    if all(outside):
+        places = outside if len(sets) == 1 else [f"profile {index}: {words}" for index, words in enumerate(outside)]
+        raise UsageError(f"profiles: {'; '.join(map(str, places))}.")
+    return sets
 
 
-def known_profiles(given: Mapping[str, Any] | None, inputs: Sequence[str]) -> Mapping[str, Any]:
-    """``given`` itself, or nothing. Raises UsageError where it is no mapping or names what is no input."""
+def hull(sets: Sequence[Profiles]) -> dict[str, Profile]:
+    """Of each input, the smallest range that holds all its profiles; its opt is the first one's."""
+    return {
+        name: Profile(
+            tuple(map(min, *(item[name].min for item in sets), first.min)),
+            first.opt,
+            tuple(map(max, *(item[name].max for item in sets), first.max)),
+        )
+        for name, first in sets[0].items()
+    }
+
+
+def known_profiles(given: Any, inputs: Sequence[str]) -> list[Mapping[str, Any]]:
+    """``given`` as a list, which is empty for None. Raises UsageError where it is neither a mapping nor a list of them,
+    or names what is no input."""
     if given is None:
-        return {}
-    if not isinstance(given, Mapping):
-        raise UsageError(f"profiles: a {type(given).__name__}; give {{input: (min shape, opt shape, max shape)}}.")
-    for name in given:
+        return []
+    listed = list(given) if isinstance(given, (list, tuple)) else [given]
+    if not listed or not all(isinstance(item, Mapping) for item in listed):
+        kind = "an empty list" if not listed else f"a {type(given).__name__}"
+        raise UsageError(f"profiles: {kind}; give {{input: (min shape, opt shape, max shape)}}, or a list of such.")
+    for name in (name for item in listed for name in item):
         if name not in inputs:
-            near = difflib.get_close_matches(name, inputs, 1)
+            near = difflib.get_close_matches(str(name), inputs, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UsageError(f"profiles: {name!r} is no input; the inputs are {', '.join(inputs)}.{hint}")
-    return given
+    return listed
 
 
 def _profile(name: str, value: Any, example: Shape) -> Profile:
@@ -201,17 +233,23 @@ def _profile(name: str, value: Any, example: Shape) -> Profile:
             raise UsageError(
                 f"profiles: {name!r}, axis {axis}: min {smallest}, opt {usual}, max {largest} are not in this order."
             )
-        if not smallest <= example[axis] <= largest:
-            raise UsageError(
-                f"profiles: {name!r}, axis {axis}: the example input has {example[axis]}, "
-                f"outside of {smallest} to {largest}."
-            )
         if example[axis] == 0 and largest:
             raise UsageError(
                 f"profiles: {name!r}, axis {axis}: the example input is empty there, and has no values to repeat "
                 f"{largest} times."
             )
     return Profile(low, opt, high)
+
+
+def _outside(profiles: Profiles, shapes: Mapping[str, Shape]) -> str:
+    """Where the example is outside of the profiles, in words; empty where it is not."""
+    for name, shape in shapes.items():
+        for axis, (smallest, size, largest) in enumerate(
+            zip(profiles[name].min, shape, profiles[name].max, strict=True)
+        ):
+            if not smallest <= size <= largest:
+                return f"{name!r}, axis {axis}: the example input has {size}, outside of {smallest} to {largest}"
+    return ""
 
 
 def resized(array: Array, shape: Sequence[int]) -> Array:
@@ -222,13 +260,14 @@ def resized(array: Array, shape: Sequence[int]) -> Array:
     return np.ascontiguousarray(array)
 
 
-def make_cases(example: Mapping[str, Array], profiles: Mapping[str, Profile]) -> list[Case]:
-    """The example and, where axes are dynamic, the same values at the min and max shapes."""
+def make_cases(example: Mapping[str, Array], sets: Sequence[Profiles]) -> list[Case]:
+    """The example and, where axes are dynamic, the same values at the min and max shapes of each profile."""
     cases = [Case("example", dict(example))]
-    for which in ("min", "max"):
-        feeds = {name: resized(array, getattr(profiles[name], which)) for name, array in example.items()}
-        if all(not _same_shapes(feeds, case.feeds) for case in cases):
-            cases.append(Case(which, feeds))
+    for number, profiles in enumerate(sets):
+        for which in ("min", "max"):
+            feeds = {name: resized(array, getattr(profiles[name], which)) for name, array in example.items()}
+            if all(not _same_shapes(feeds, case.feeds) for case in cases):
+                cases.append(Case(which if len(sets) == 1 else f"profile {number} {which}", feeds))
     return cases
 
 

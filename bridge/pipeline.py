@@ -27,7 +27,7 @@ from .errors import (
     Stage,
     UsageError,
 )
-from .inputs import Array, Case, Profile, make_cases, make_profiles
+from .inputs import Array, Case, Profile, hull, make_cases, read_profiles
 from .onnx_source import INT_RANGE, pinned_shapes
 from .plugins.loading import NeededPlugin, needed_plugins
 from .result import Comparison, ConversionResult, Decline, Rewrite, TaskCheck, TensorInfo
@@ -54,7 +54,7 @@ def convert(
     workdir: str | Path | None = None,
     target: str | Target = "auto",
     precision: str = "fp32",
-    profiles: Mapping[str, Any] | None = None,
+    profiles: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     tolerance: Tolerances = None,
@@ -81,7 +81,8 @@ def convert(
         target: ``auto``, ``tensorrt``, ``tensorrt-rtx``, or one of them with a version (``tensorrt-8.5``), which is
             rewritten for and not built unless it is installed.
         profiles: ``{input: (min shape, opt shape, max shape)}``; an axis is dynamic where they differ. Inputs without
-            a profile are static at the example's shape.
+            a profile are static at the example's shape. A list of such mappings makes an engine with several
+            optimization profiles, of which each has its own best kernels; the example has to lie within one of them.
         tolerance: one for all outputs, or by output name; by default according to dtype, integers and booleans exact.
         task_check: is given a function that runs the converted model, and returns what it found; raises
             AssertionError where the model does not do its job.
@@ -151,7 +152,8 @@ class Conversion:
     settings: Settings
     workspace: Workspace
     clock: Clock
-    profiles: dict[str, Profile] = field(default_factory=dict)
+    profiles: list[dict[str, Profile]] = field(default_factory=list)
+    """The engine's; everything before the engine has to hold for their hull."""
     cases: list[Case] = field(default_factory=list)
     source_types: dict[str, np.dtype[Any]] = field(default_factory=dict)
     """dtype of each input and output in the source."""
@@ -259,8 +261,9 @@ class Conversion:
         settings, result = self.settings, self.result
         made = export.make_source(source, inputs, settings.input_names, settings.output_names)
         example = {name: to_numpy(tensor) for name, tensor in made.call.tensors.items()}
-        self.profiles = make_profiles(settings.profiles, {name: array.shape for name, array in example.items()})
-        export.check_static_axes(made, self.profiles)
+        self.profiles = read_profiles(settings.profiles, {name: array.shape for name, array in example.items()})
+        allowed = hull(self.profiles)
+        export.check_static_axes(made, allowed)
         self.cases = make_cases(example, self.profiles)
         with export.evaluating(made.module) as changed:
             if changed:
@@ -294,7 +297,7 @@ class Conversion:
             with self.clock("export"):
                 done = export.export(
                     made,
-                    self.profiles,
+                    allowed,
                     self.cases[0],
                     self.workspace.partial / EXPORTED,
                     exporters=exporters,
@@ -400,8 +403,11 @@ class Conversion:
         self.plugins = needed_plugins(graph, target)
         loaded = [plugin for plugin in self.plugins if plugin.loaded]
         result.notes.extend(f"the engine needs {plugin} wherever it runs: {plugin.source}" for plugin in loaded)
-        result.inputs = [self._info(tensor, self.profiles.get(tensor.name)) for tensor in graph.inputs]
-        result.outputs = [self._info(tensor, None) for tensor in graph.outputs]
+        result.inputs = [
+            self._info(tensor, [each[tensor.name] for each in self.profiles if tensor.name in each])
+            for tensor in graph.inputs
+        ]
+        result.outputs = [self._info(tensor, []) for tensor in graph.outputs]
         self._prove(log)
         with self.clock("build"):
             known = self.caching.outputs(result.onnx, self.profiles, self.plugins, self.cases)
@@ -440,11 +446,11 @@ class Conversion:
             return "prove=True (--prove) names the match that did it"
         return culprit(self.result.proofs, [rewrite.name for rewrite in self.result.rewrites])
 
-    def _info(self, tensor: Any, profile: Profile | None) -> TensorInfo:
+    def _info(self, tensor: Any, profiles: Sequence[Profile]) -> TensorInfo:
         dtype = np.dtype(tensor.dtype)
         source = self.source_types.get(tensor.name, dtype)
         shape = [size if size is not None else "?" for size in tensor.shape or ()]
-        spans = [list(profile.min), list(profile.opt), list(profile.max)] if profile is not None else None
+        spans = [[list(one.min), list(one.opt), list(one.max)] for one in profiles]
         return TensorInfo(tensor.name, dtype.name, shape, np.dtype(source).name, spans)
 
     # build and run

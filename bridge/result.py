@@ -53,8 +53,8 @@ class TensorInfo:
     shape: list[int | str]
     source_dtype: str
     """The dtype that the source has there; it differs from ``dtype`` where the target has no such type."""
-    profile: list[list[int]] | None = None
-    """For inputs: the min, opt and max shape."""
+    profiles: list[list[list[int]]] = field(default_factory=list)
+    """For inputs: the min, opt and max shape in each of the engine's optimization profiles."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Comparison:
     candidate: str
     """``exported``, ``rewritten`` or ``engine``."""
     inputs: str
-    """``example``, ``min`` or ``max``: the shapes of the inputs, for profiles."""
+    """``example``, ``min`` or ``max``: the shapes of the inputs; with several profiles ``profile 0 min``, …"""
     output: str
     reference_shape: list[int]
     candidate_shape: list[int]

@@ -26,7 +26,7 @@ class Settings:
 
     target: Target
     precision: str = "fp32"
-    profiles: Mapping[str, Any] | None = None
+    profiles: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
     tolerance: Tolerances = None

@@ -76,6 +76,12 @@ def _read_source(value: str, info: ValidationInfo) -> str:
     raise ValueError(f"{value!r} is neither an .onnx file nor of the form package.module:function")
 
 
+def _read_cache(value: str, info: ValidationInfo) -> str:
+    if not value or value.lower() in ("yes", "no", "on", "off"):
+        raise ValueError(f"{value!r} is no folder; write true, false or the path of one")
+    return str(Path((info.context or {}).get("folder", "."), value).absolute())
+
+
 def _read_name(value: str) -> str:
     if not value or value.startswith(".") or re.search(r"[/\\\x00-\x1f]", value) or len(value.encode()) > 200:
         raise ValueError(f"{value!r} cannot be the name of a folder, which a model's name is")
@@ -112,6 +118,7 @@ class ToleranceSpec(Checked):
 
 Function = Annotated[str, AfterValidator(_read_function)]
 ExistingFile = Annotated[str, AfterValidator(_read_file)]
+Ranges = dict[str, Annotated[Profile, BeforeValidator(read_profile)]]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -128,7 +135,14 @@ class Options(Checked):
         | None
     ) = None
     """A ``package.module:function`` that returns the inputs, or an .npy file for each input."""
-    profiles: dict[str, Annotated[Profile, BeforeValidator(read_profile)]] | None = None
+    profiles: (
+        Annotated[
+            Annotated[Ranges, Tag("one")] | Annotated[list[Ranges], Tag("several"), Field(min_length=1)],
+            Discriminator(lambda value: "several" if isinstance(value, list) else "one"),
+        ]
+        | None
+    ) = None
+    """The ranges of the inputs' shapes; a list for an engine with several optimization profiles."""
     input_names: list[str] | None = None
     output_names: list[str] | None = None
     tolerance: (
@@ -147,6 +161,8 @@ class Options(Checked):
     seed: int | None = None
     int_range: Annotated[tuple[int, int], AfterValidator(_read_range)] | None = None
     prove: bool | None = None
+    cache: bool | Annotated[str, AfterValidator(_read_cache)] | None = None
+    """Whether an engine that was built before may be taken; the path of a folder is another cache than the default."""
     plugins: list[Function] | None = None
     """Functions that are called first, to make plugins known (``bridge.register_plugin``)."""
 

@@ -28,7 +28,7 @@ from .support import RTX_INSTALLED
 pytestmark = pytest.mark.skipif(not RTX_INSTALLED, reason="tensorrt_rtx is not installed")
 
 ROOT = Path(__file__).parents[1]
-STATIC = {"x": Profile((2, 3), (2, 3), (2, 3))}
+STATIC = [{"x": Profile((2, 3), (2, 3), (2, 3))}]
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_an_engine_is_built_and_described_with_tensorrts_messages_in_the_log(tmp
 
 def test_a_dynamic_axis_is_built_with_its_profile(tmp_path: Path, target: Target) -> None:
     path = model(tmp_path / "m.onnx", [oh.make_node("Relu", ["x"], ["y"])], ("n", 3))
-    outcome = run(path, target, profiles={"x": Profile((1, 3), (2, 3), (7, 3))})
+    outcome = run(path, target, profiles=[{"x": Profile((1, 3), (2, 3), (7, 3))}])
     assert outcome.inputs[0]["shape"] == [-1, 3]
 
 
@@ -175,7 +175,7 @@ def test_a_failed_build_leads_with_tensorrts_own_last_error(tmp_path: Path, targ
     loaded.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((3, 2), np.float32), "w"))
     onnx.save(loaded, str(path))
     with pytest.raises(BuildError) as caught:
-        run(path, target, profiles={"x": Profile((1, 4), (2, 4), (3, 4))})
+        run(path, target, profiles=[{"x": Profile((1, 4), (2, 4), (3, 4))}])
     message = str(caught.value)
     first = message.splitlines()[0]
     assert first.startswith(f"{target}: the builder refuses the model: "), message
@@ -191,7 +191,7 @@ def test_a_segfault_of_tensorrts_builder_is_an_error_with_the_signals_name(tmp_p
     """TensorRT-RTX 1.7.1 crashes where an Attention's Q, K and V are one tensor; a later one may not."""
     node = oh.make_node("Attention", ["x", "x", "x"], ["y"], name="attention", q_num_heads=1, kv_num_heads=1)
     path = model(tmp_path / "m.onnx", [node], (1, 4, 8), opset=23)
-    profiles = {"x": Profile((1, 4, 8), (1, 4, 8), (1, 4, 8))}
+    profiles = [{"x": Profile((1, 4, 8), (1, 4, 8), (1, 4, 8))}]
     if target.version[:3] == (1, 7, 1):
         with pytest.raises(BuildError, match=f"{target} crashed while building: SIGSEGV"):
             run(path, target, profiles=profiles)
@@ -235,7 +235,7 @@ def test_a_builder_that_dies_before_it_has_read_its_job_is_an_error(
     tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(building, "COMMAND", (sys.executable, "-c", "import sys; sys.exit(3)"))
-    profiles = {f"x{number}": Profile((1,), (2,), (3,)) for number in range(4000)}  # more than a pipe holds
+    profiles = [{f"x{number}": Profile((1,), (2,), (3,)) for number in range(4000)}]  # more than a pipe holds
     with pytest.raises(BuildError, match="ended with status 3"):
         run(relu(tmp_path), target, profiles=profiles)
 
@@ -285,7 +285,7 @@ def test_the_builder_dies_with_its_parent_however_that_dies(tmp_path: Path) -> N
         "import sys; from pathlib import Path; from bridge import build; from bridge.target import Target\n"
         f"build.COMMAND = (sys.executable, '-c', {child!r})\n"
         "target = Target('tensorrt-rtx', (1, 7), True, frozenset())\n"
-        f"build.build(Path('m'), Path('e'), Path({str(tmp_path / 'log')!r}), target=target, profiles={{}})"
+        f"build.build(Path('m'), Path('e'), Path({str(tmp_path / 'log')!r}), target=target, profiles=[])"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT)
     wait_for(lambda: pid_file.exists() and pid_file.read_text(), "the builder has not started")
@@ -305,7 +305,7 @@ def test_the_job_is_told_to_the_child_in_json(tmp_path: Path, target: Target, mo
     run(relu(tmp_path), target, compute_capabilities=[(8, 9)])
     job = json.loads(seen.read_text())
     assert job["flavour"] == "tensorrt-rtx" and job["compute_capabilities"] == [[8, 9]]
-    assert job["profiles"] == {"x": {"min": [2, 3], "opt": [2, 3], "max": [2, 3]}}
+    assert job["profiles"] == [{"x": {"min": [2, 3], "opt": [2, 3], "max": [2, 3]}}]
     assert os.path.isabs(job["onnx"])  # noqa: PTH117 - a string of the job
 
 

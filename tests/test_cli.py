@@ -88,7 +88,11 @@ def test_a_terminal_gets_a_live_display(zoo: Path) -> None:
             "--shapes: input 'x': min <= opt <= max does not hold",
         ),
         (["zoo:good", "-o", "out", "--shapes", "1x3"], "'1x3' names no input; write INPUT=SHAPE"),
-        (["zoo:good", "-o", "out", "--shapes", "x=1", "--shapes", "x=2"], "--shapes was given twice for 'x'"),
+        (["zoo:good", "-o", "out", "--tolerance", "y=1,1", "--tolerance", "y=2,2"], "given twice for 'y'"),
+        (
+            ["zoo:good", "-o", "out", *(f"--shapes={item}" for item in ("x=1", "x=2", "x=3", "y=1", "y=2"))],
+            "--shapes was given 2 times for 'y' and 3 times for another input",
+        ),
         (["zoo:good", "-o", "out", "--tolerance", "1e-3"], "'1e-3' is not of the form RTOL,ATOL or OUTPUT=RTOL,ATOL"),
         (["zoo:good", "-o", "out", "--tolerance", "0,0", "--tolerance", "y=0,0"], "give one for all outputs, or one"),
         (["zoo:good", "-o", "out", "--tolerance", "nan,0"], "--tolerance: should be a finite number, not nan"),
@@ -136,6 +140,10 @@ def test_options_reach_the_conversion_and_win_over_the_manifest(zoo: Path) -> No
         "fp32",
         "--shapes",
         "x:0=1x3:2x3:4x3",
+        "--shapes",
+        "x:0=8x3:16x3:32x3",
+        "--shapes",
+        "mask=1x3",
         "--tolerance",
         "y=1e-3,1e-4",
         "--no-build",
@@ -149,7 +157,8 @@ def test_options_reach_the_conversion_and_win_over_the_manifest(zoo: Path) -> No
         "'seed': 3",
         "'build': False",
         "'prove': True",
-        "'profiles': {'x:0': ((1, 3), (2, 3), (4, 3))}",
+        "'profiles': [{'x:0': ((1, 3), (2, 3), (4, 3)), 'mask': ((1, 3), (1, 3), (1, 3))}, "
+        "{'x:0': ((8, 3), (16, 3), (32, 3)), 'mask': ((1, 3), (1, 3), (1, 3))}]",
         "'tolerance': {'y': Tolerance(rtol=0.001, atol=0.0001)}",
     ):
         assert part in received, received

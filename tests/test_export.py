@@ -279,7 +279,7 @@ def test_dynamic_axes_are_compared_at_min_and_max_even_from_an_example_of_one(tm
     ]
     assert all(isinstance(result.inputs[0].shape[axis], str) for axis in (0, 3)), result.inputs
     assert result.inputs[0].shape[1:3] == [3, 8]
-    assert result.inputs[0].profile == [[1, 3, 8, 8], [1, 3, 8, 8], [4, 3, 8, 12]]
+    assert result.inputs[0].profiles == [[[1, 3, 8, 8], [1, 3, 8, 8], [4, 3, 8, 12]]]
 
 
 def test_an_axis_that_the_module_makes_constant_is_named_and_the_other_exporter_tried(tmp_path: Path) -> None:

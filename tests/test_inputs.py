@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bridge.errors import UsageError
-from bridge.inputs import DTYPES, Profile, make_cases, make_profiles, resized, take_apart
+from bridge.inputs import DTYPES, Profile, hull, make_cases, make_profiles, read_profiles, resized, take_apart
 from bridge.tensors import to_numpy, to_torch
 
 
@@ -123,6 +123,12 @@ def test_an_input_without_a_profile_is_static_at_the_shape_of_its_example() -> N
         ({"image": ((3, 4), (4, 4), (8, 4))}, ["'image', axis 0", "example input has 2", "3 to 8"]),
         ({"image": ((1, 5), (1, 5), (1, 5))}, ["'image', axis 0", "example input has 2"]),
         ([("image", "mask", "x")], ["profiles", "min shape"]),
+        ([], ["an empty list", "min shape"]),
+        ([{"image": ((1, 4), (2, 4), (3, 4))}, {"imge": 1}], ["'imge' is no input", "Did you mean 'image'?"]),
+        (
+            [{"image": ((3, 4), (4, 4), (8, 4))}, {"image": ((1, 4), (1, 4), (1, 4))}],
+            ["profile 0: 'image', axis 0", "has 2, outside of 3 to 8", "profile 1: 'image', axis 0", "of 1 to 1"],
+        ),
     ],
 )
 def test_a_profile_that_cannot_be_is_refused_with_the_input_the_axis_and_the_numbers(
@@ -136,14 +142,29 @@ def test_a_profile_that_cannot_be_is_refused_with_the_input_the_axis_and_the_num
 def test_cases_are_the_example_and_the_ends_of_the_profiles_each_shape_once() -> None:
     example = {"x": np.arange(6.0).reshape(2, 3), "n": np.array([4, 5])}
     profiles = make_profiles({"x": ((1, 3), (2, 3), (5, 3)), "n": ((2,), (2,), (3,))}, {"x": (2, 3), "n": (2,)})
-    cases = make_cases(example, profiles)
+    cases = make_cases(example, [profiles])
     assert [case.name for case in cases] == ["example", "min", "max"]
     assert cases[1].feeds["x"].shape == (1, 3) and cases[2].feeds["n"].tolist() == [4, 5, 4]
     assert cases[2].feeds["x"][:, 0].tolist() == [0.0, 3.0, 0.0, 3.0, 0.0], "values are repeated, so indices stay valid"
     static = make_profiles(None, {"x": (2, 3), "n": (2,)})
-    assert [case.name for case in make_cases(example, static)] == ["example"]
+    assert [case.name for case in make_cases(example, [static])] == ["example"]
     at_min = make_profiles({"x": ((2, 3), (2, 3), (4, 3))}, {"x": (2, 3), "n": (2,)})
-    assert [case.name for case in make_cases(example, at_min)] == ["example", "max"]
+    assert [case.name for case in make_cases(example, [at_min])] == ["example", "max"]
+
+
+def test_of_several_profiles_one_holds_the_example_and_all_of_them_are_tried() -> None:
+    given = [{"x": ((1, 3), (1, 3), (2, 3))}, {"x": ((8, 3), (16, 3), (32, 3)), "n": ((4,), (4,), (4,))}]
+    example = {"x": np.zeros((2, 3)), "n": np.zeros(2)}
+    sets = read_profiles(given, {name: array.shape for name, array in example.items()})
+    assert sets[0]["n"] == Profile((2,), (2,), (2,)), "what a profile leaves out is the example's there"
+    assert hull(sets) == {"x": Profile((1, 3), (1, 3), (32, 3)), "n": Profile((2,), (2,), (4,))}
+    cases = [(case.name, case.feeds["x"].shape[0], case.feeds["n"].size) for case in make_cases(example, sets)]
+    assert cases == [
+        ("example", 2, 2),
+        ("profile 0 min", 1, 2),
+        ("profile 1 min", 8, 4),
+        ("profile 1 max", 32, 4),
+    ]
 
 
 def test_an_empty_example_cannot_be_made_larger() -> None:

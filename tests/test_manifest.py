@@ -153,6 +153,25 @@ models:
         )
 
 
+def test_a_list_of_profiles_is_read_and_its_mistakes_are_found_where_they_stand(tmp_path: Path) -> None:
+    path = write(tmp_path, "models:\n  - {name: a, source: zoo:a, profiles: [{x: 1x3:2x3:4x3}, {x: [8, 3]}]}\n")
+    (spec,) = load_manifest(path)
+    assert spec.profiles == [{"x": ((1, 3), (2, 3), (4, 3))}, {"x": ((8, 3), (8, 3), (8, 3))}]
+    text = """\
+models:
+  - name: a
+    source: zoo:a
+    profiles:
+      - x: 1x3
+      - x: 4x3:2x3:4x3
+  - {name: b, source: zoo:b, profiles: []}
+"""
+    assert mistakes(tmp_path, text).replace(f"{tmp_path}/", "").splitlines()[1:] == [
+        "  nets.yaml:6: model 'a': profiles.1.x: min <= opt <= max does not hold on axis 0: 4, 2, 4",
+        "  nets.yaml:7: model 'b': profiles: is empty; at least one is needed",
+    ]
+
+
 def test_anchors_and_merged_keys_work(tmp_path: Path) -> None:
     path = write(
         tmp_path,

@@ -23,7 +23,7 @@ import bridge
 from bridge import build as building
 from bridge import clock as clocks
 from bridge import export, pipeline, target
-from bridge.errors import BridgeError, BuildError, CompareError
+from bridge.errors import BridgeError, BuildError, CompareError, UsageError
 from bridge.result import STATUS_MEANING, ConversionResult, Tolerance
 
 from . import support
@@ -180,12 +180,26 @@ def test_the_clock_stops_the_outer_stage_while_an_inner_one_runs(monkeypatch: py
     assert clock.seconds == {"export": 2.0 + 4.0, "run": 3.0 + 6.0}
 
 
+def test_an_engine_may_have_several_profiles_and_is_compared_at_the_ends_of_each(tmp_path: Path) -> None:
+    profiles = [{"input": ((1, 3), (1, 3), (2, 3))}, {"input": ((8, 3), (16, 3), (32, 3))}]
+    one = convert(nn.Linear(3, 2), (X,), tmp_path / "one", profiles=profiles[:1])
+    two = convert(nn.Linear(3, 2), (X,), tmp_path / "two", profiles=profiles)
+    assert one.status == two.status == "built", (one.error, two.error)
+    assert two.inputs[0].profiles == [[list(shape) for shape in item["input"]] for item in profiles]
+    assert {item.inputs for item in one.comparisons} == {"example", "min"}
+    assert {item.inputs for item in two.comparisons} == {"example", "profile 0 min", "profile 1 min", "profile 1 max"}
+    assert two.engine.stat().st_size > one.engine.stat().st_size, "each profile has kernels of its own"
+    outside = [{"input": ((4, 3), (4, 3), (4, 3))}, *profiles[1:]]
+    with pytest.raises(UsageError, match="profile 0: 'input'"):
+        convert(nn.Linear(3, 2), (X,), tmp_path / "none", profiles=outside)
+
+
 def test_the_sidecar_describes_the_engine_and_its_hashes_are_those_of_the_files(done: ConversionResult) -> None:
     sidecar = json.loads((folder_of(done) / "model.engine.json").read_text())
     assert sidecar["target"] == dataclasses.asdict(done.target)
     assert sidecar["target"]["flavour"] == "tensorrt-rtx" and sidecar["target"]["version"]
-    assert [(item["name"], item["profile"]) for item in sidecar["inputs"]] == [
-        ("image", [list(shape) for shape in PROFILES["image"]])
+    assert [(item["name"], item["profiles"]) for item in sidecar["inputs"]] == [
+        ("image", [[list(shape) for shape in PROFILES["image"]]])
     ]
     assert [item["name"] for item in sidecar["outputs"]] == ["features", "scores"]
     assert [item["dtype"] for item in (*sidecar["inputs"], *sidecar["outputs"])] == ["float32"] * 3

@@ -131,7 +131,7 @@ def everything() -> ConversionResult:
         exported_onnx=Path("/tmp/exported.onnx"),
         onnx=Path("/tmp/model.onnx"),
         engine=Path("/tmp/model.engine"),
-        inputs=[TensorInfo(HOSTILE, "int32", ["batch", 3], "int64", [[1, 3], [2, 3], [8, 3]])],
+        inputs=[TensorInfo(HOSTILE, "int32", ["batch", 3], "int64", [[[1, 3], [2, 3], [8, 3]]])],
         outputs=[TensorInfo(HOSTILE, "float32", ["batch", 3], "float64")],
         rewrites=[Rewrite(HOSTILE, HOSTILE, 60, [HOSTILE] * 50)],
         declined=[Decline(HOSTILE, HOSTILE, HOSTILE)] * 20,
@@ -337,6 +337,12 @@ def test_changed_types_and_profiles_are_shown() -> None:
     for words in ("int64 → int32 batch × 3 1 × 3 2 × 3 8 × 3", "float64 → float32", "model.engine", "strongly typed"):
         assert words in text, words
     assert "/tmp/model.engine" not in text, "a report is passed on, and the folder with it"
+
+
+def test_each_of_several_profiles_has_a_line() -> None:
+    spans = [[[1, 3], [2, 3], [4, 3]], [[8, 3], [16, 3], [32, 3]]]
+    page = render_report(built(inputs=[TensorInfo("x", "float32", ["n", 3], "float32", spans)]))
+    assert "<td>1 × 3<br>8 × 3</td>" in page and "<td>4 × 3<br>32 × 3</td>" in page
 
 
 def test_a_report_of_hundreds_of_outputs_folds_those_that_agree() -> None:
