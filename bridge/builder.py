@@ -72,11 +72,11 @@ def run(job: BuildJob) -> BuildOutcome:
     }
     if not job.engine:
         return BuildOutcome(**described)
-    config = _config(job, inputs, not job.strongly_typed and _quantised(trt, network))
     timings = TimingCache(Path(job.timing_cache)) if job.timing_cache else None
-    if timings is not None:
-        config = timings.into(config)
     try:
+        config = _config(job, inputs, not job.strongly_typed and _quantised(trt, network))
+        if timings is not None:
+            config = timings.into(config)
         engine = EngineBytesFromNetwork((builder, network, parser), config=config)()
     except PolygraphyException as error:
         # Polygraphy only knows that there is no engine; why, TensorRT has told its logger.
