@@ -158,7 +158,7 @@ def feeds_key(cases: Sequence[Case]) -> str:
     for case in cases:
         for name, array in case.feeds.items():
             data = np.ascontiguousarray(array)
-            digest = hashlib.sha256(memoryview(data.reshape(-1).view(np.uint8))).hexdigest()
+            digest = hashlib.sha256(data.reshape(-1).view(np.uint8).data).hexdigest()
             parts.append([case.name, name, str(array.dtype), array.shape, digest])
     versions = [FORMAT, onnxruntime.__version__, onnx.__version__, np.__version__]
     return hashlib.sha256(json.dumps([versions, parts]).encode()).hexdigest()
