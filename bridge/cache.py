@@ -310,9 +310,19 @@ def size_words(size: float) -> str:
     return f"{size:.1f} GiB"
 
 
-def age_words(entry: Entry) -> str:
-    """How long ago it was used."""
-    seconds = max(0.0, time.time() - entry.used)
+def as_text(cache: EngineCache) -> str:
+    """A line for each entry, and the sum."""
+    entries = cache.entries()
+    lines = [
+        f"{size_words(entry.size):>10}  used {_ago(entry.used):15}  {entry.name} for {entry.target}"
+        for entry in entries
+    ]
+    total, limit = size_words(sum(entry.size for entry in entries)), size_words(cache.limit)
+    return "\n".join([*lines, f"{cache.folder}: {len(entries)} engines, {total} of at most {limit}"])
+
+
+def _ago(when: float) -> str:
+    seconds = max(0.0, time.time() - when)
     for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= length:
             count = int(seconds // length)

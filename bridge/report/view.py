@@ -168,6 +168,8 @@ def facts(result: ConversionResult) -> list[Fact]:
     if result.seconds:
         slowest = max(result.seconds, key=lambda stage: result.seconds[stage])
         found.append(Fact("Time", seconds(sum(result.seconds.values())), f"most of it in {slowest}"))
+    if result.from_cache:
+        found.append(Fact("Engine", "from the cache", "built by an earlier conversion of the same model"))
     return found
 
 
