@@ -206,7 +206,7 @@ class Calling:
         found = [self._given(bound, names[place], self._root.children[place]) for place in range(count)]
         if len(found) + len(rest) != len(names):
             raise RunError(
-                f"forward() was given {len(rest)} arguments as *{self._bind.rest}, and at conversion "
+                f"forward() was given *{self._bind.rest} of length {len(rest)}, and at conversion of "
                 f"{len(names) - len(found)}."
             )
         for name, value in bound.items():

@@ -32,6 +32,7 @@ from .structure import (
     structure_of,
     taker_of,
     to_schema,
+    unkept,
 )
 
 Plain = dict[str, Any]
@@ -156,6 +157,10 @@ class Flattener:
     def without_varying(self, other: Flattener) -> Flattener:
         """This structure, with Anything where ``other`` has another constant. Raises RunError for other structures."""
         return Flattener.of(merged(self._root, other._root), self._size, self._loose)
+
+    def lost(self, name: str) -> list[str]:
+        """The places where ``unflatten`` gives None for what was neither a tensor nor a constant."""
+        return [name + place for place in unkept(self._root)]
 
     def _compiled_take(self) -> Callable[[Any], list[Any] | None]:
         root, size = self._root, self._size

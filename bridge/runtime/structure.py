@@ -126,6 +126,16 @@ def is_flat(node: Branch, size: int) -> bool:
     return node.children == tuple(map(Leaf, range(size)))
 
 
+def unkept(node: Node) -> list[str]:
+    """Where there is Anything, as Python writes it."""
+    if isinstance(node, Anything):
+        return [""]
+    if not isinstance(node, Branch):
+        return []
+    parts = zip(node.keys, node.children, strict=True)
+    return [node.step(key) + place for key, child in parts for place in unkept(child)]
+
+
 def merged(one: Node, other: Node) -> Node:
     if isinstance(one, Branch) and isinstance(other, Branch) and one.kind is other.kind and one.keys == other.keys:
         children = tuple(merged(a, b) for a, b in zip(one.children, other.children, strict=True))
