@@ -7,19 +7,27 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .errors import BridgeError
+    from .errors import BridgeError, BuildError, CompareError, ExportError, RewriteError, RunError, UsageError
     from .explanation import Explanation, explain
     from .pipeline import convert
     from .plugins.register import register_plugin
     from .result import ConversionResult, Tolerance
+    from .runtime.module import TRTModule
     from .target import Target
 
 _HOME = {
     "BridgeError": "errors",
+    "BuildError": "errors",
+    "CompareError": "errors",
     "ConversionResult": "result",
     "Explanation": "explanation",
+    "ExportError": "errors",
+    "RewriteError": "errors",
+    "RunError": "errors",
+    "TRTModule": "runtime.module",
     "Target": "target",
     "Tolerance": "result",
+    "UsageError": "errors",
     "convert": "pipeline",
     "explain": "explanation",
     "register_plugin": "plugins.register",
@@ -27,10 +35,17 @@ _HOME = {
 
 __all__ = [
     "BridgeError",
+    "BuildError",
+    "CompareError",
     "ConversionResult",
     "Explanation",
+    "ExportError",
+    "RewriteError",
+    "RunError",
+    "TRTModule",
     "Target",
     "Tolerance",
+    "UsageError",
     "convert",
     "explain",
     "register_plugin",

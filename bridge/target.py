@@ -9,7 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
@@ -133,6 +133,29 @@ class Target:
 
         return hint(self, operator, domain)
 
+    @property
+    def shares_profiles(self) -> bool:
+        """Whether several execution contexts may use one optimization profile at the same time."""
+        return self.flavour == "tensorrt-rtx" or self.version >= (10,)
+
+    def why_not_load(
+        self, version: str, capabilities: Sequence[str], here: tuple[int, int], *, newer: bool, ampere_plus: bool
+    ) -> str:
+        """Why it cannot load an engine that was built by ``version`` on the GPU ``here``; empty where it can.
+
+        ``capabilities``: of the GPUs that it was built for, such as ``8.9``; none where that is not known. ``newer``:
+        it was built to be loaded by newer versions of the same major number too; ``ampere_plus``: by newer GPUs too.
+        """
+        built = _version(version)
+        if built != self.version and not (newer and built[0] == self.version[0] and built <= self.version):
+            return f"it was built by version {version}, and {self} is installed"
+        gpu = ".".join(map(str, here))
+        if self.flavour == "tensorrt-rtx" and here not in RTX_COMPUTE_CAPABILITIES:
+            return f"TensorRT-RTX does not support the GPU here (compute capability {gpu})"
+        if capabilities and gpu not in capabilities and not (ampere_plus and here >= (8, 0)):
+            return f"it was built for GPUs of compute capability {', '.join(capabilities)}, and the one here has {gpu}"
+        return ""
+
     def module(self) -> Any:
         """The imported Python module of an installed target."""
         return importlib.import_module(MODULES[self.flavour])
@@ -209,6 +232,24 @@ def resolve(name: str = "auto") -> Target:
     return Target(flavour, version, installed=False, operators=operators, plugins=plugins)
 
 
+@functools.cache
+def runtime(flavour: Flavour) -> Target:
+    """The installed TensorRT of this flavour as far as running engines goes: its parser, which is slow, is not asked.
+
+    Raises UsageError where there is none, or it does not load.
+    """
+    try:
+        trt = importlib.import_module(MODULES[flavour])
+    except (ImportError, OSError) as error:  # not there, or a library that it needs is not
+        raise UsageError(f"{_missing(flavour)} ({error}). {_how_to_install(flavour)}") from error
+    return Target(flavour, _version(trt.__version__), installed=True, operators=frozenset())
+
+
+def likely_flavour() -> Flavour:
+    """What a plan of unknown origin is taken to be of: TensorRT where it is installed, else TensorRT-RTX."""
+    return "tensorrt" if importlib.util.find_spec(MODULES["tensorrt"]) is not None else "tensorrt-rtx"
+
+
 def known_targets() -> list[Target]:
     """A target of each version that there is a table of; the installed one where it is of that version."""
     return [resolve(f"{flavour}-{version}") for flavour in MODULES for version in _known_versions(flavour)]
@@ -258,9 +299,16 @@ def installed(flavour: Flavour) -> Target | None:
 
 def _ask(trt: Any) -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
     """The operators and the plugins that this module's parser and registry know."""
+    from .runtime.logger import trt_logger
+
+    logger = trt_logger(trt)
+    with logger.silent():  # what is asked here has no errors that concern a model
+        return _asked(trt, logger)
+
+
+def _asked(trt: Any, logger: Any) -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
     import onnx
 
-    logger = _silent_logger(trt)
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH) if _explicit_batch(trt) else 0
     parser = trt.OnnxParser(trt.Builder(logger).create_network(flags), logger)
     names = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}
@@ -275,18 +323,6 @@ def _ask(trt: Any) -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
 def _explicit_batch(trt: Any) -> bool:
     """Whether networks of explicit batch are asked for by a flag, as before TensorRT 10."""
     return _version(trt.__version__) < (10,) and hasattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH")
-
-
-@functools.cache
-def _silent_logger(trt: Any) -> Any:
-    class Silent(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            """Says nothing: what is asked here has no errors that concern a model."""
-
-    return Silent()
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -123,6 +123,9 @@ class Calling:
         self._bind = Parameters.read(self.parameters) if self.parameters else self._unknown()
         self._take = self.inputs.take if self.inputs is not None else flat_taker(tuple, len(self.names))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Calling, (self.parameters, self.inputs, self.outputs, self.names, dict(self.defaults))
+
     def _unknown(self) -> Parameters:
         """Where no signature says: arguments are called as the engine's inputs, where each is one."""
         if self._by_name:

@@ -1,0 +1,261 @@
+"""A plan and, from its first use on, the engine that TensorRT makes of it on one GPU."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import RunError, UsageError
+from ..plugins.loading import PluginError, load_plugins, read_plugins
+from ..target import Target, runtime
+from .logger import trt_logger
+from .record import Record
+
+Shape = tuple[int, ...]
+
+_DTYPES = {
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "INT8": torch.int8,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+    "BOOL": torch.bool,
+    "UINT8": torch.uint8,
+    "FP8": torch.float8_e4m3fn,
+}
+"""By the name of TensorRT's DataType."""
+
+_NARROWED = {torch.int32: torch.int64, torch.float32: torch.float64}
+"""What the engine has, and what it may be given where nothing is known of the module that it was made from."""
+
+
+@dataclass(frozen=True)
+class IOTensor:
+    """An input or output of an engine."""
+
+    name: str
+    dtype: torch.dtype
+    shape: Shape
+    """-1 where it is dynamic."""
+    source_dtype: torch.dtype
+    """What the torch module has there."""
+    on_host: bool
+    """Whether TensorRT reads or writes it in the host's memory, as it does with shapes."""
+    profiles: tuple[tuple[Shape, Shape, Shape], ...] = ()
+    """Of an input: the min, opt and max shape in each optimization profile."""
+
+
+class Engine:
+    """A plan, and what TensorRT makes of it on the first GPU that it is used on.
+
+    It has the attributes of TensorRT's ``ICudaEngine`` too. It is safe to use from several threads.
+    """
+
+    def __init__(self, plan: bytes | None, record: Record, trt_engine: Any = None, keep: Any = None) -> None:
+        """``trt_engine``: an ``ICudaEngine`` of the current GPU, in place of a plan; ``keep``: what it needs alive."""
+        self.record = record
+        self.device: torch.device | None = None
+        """The GPU that it was loaded on."""
+        self._plan = plan
+        self._lock = threading.RLock()
+        self._keep = keep
+        self._trt_engine: Any = None
+        self.context_lock = threading.Lock()
+        self.shared_context: Any = None
+        """The one context, where TensorRT lets no two of them use a profile (``new_context``)."""
+        if trt_engine is not None:
+            self._adopt(trt_engine, current_gpu(None))
+
+    # loading
+
+    @property
+    def trt_engine(self) -> Any:
+        """TensorRT's ``ICudaEngine``, made on the current GPU if it has not been yet. Raises RunError."""
+        return self._trt_engine if self._trt_engine is not None else self.load(None)._trt_engine
+
+    @property
+    def loaded(self) -> bool:
+        return self._trt_engine is not None
+
+    @property
+    def target(self) -> Target:
+        """The TensorRT that runs it. Raises RunError where it is not installed."""
+        try:
+            return runtime(self.record.flavour)
+        except UsageError as error:
+            raise RunError(f"the engine cannot run here: {error}") from error
+
+    def load(self, device: torch.device | None) -> Engine:
+        """Deserialises the plan on ``device``, or the current GPU, unless that was done; returns itself.
+
+        Raises RunError where this machine cannot run it, with the reason, and what to do.
+        """
+        with self._lock:
+            if self._trt_engine is None:
+                check_gpu()
+                device = current_gpu(device)
+                with torch.cuda.device(device):
+                    self._adopt(self._deserialise(device), device)
+        return self
+
+    def check_here(self, device: torch.device) -> None:
+        """Raises RunError where it was built by a TensorRT or for a GPU that is not the one here."""
+        record = self.record
+        if record.version:
+            reason = self.target.why_not_load(
+                record.version,
+                record.compute_capabilities,
+                capability(device),
+                newer=record.newer_versions,
+                ampere_plus=record.ampere_plus,
+            )
+            if reason:
+                raise RunError(
+                    f"the engine cannot run here: {reason}. Convert the model again on this machine, or install what "
+                    "it was built with."
+                )
+
+    def _deserialise(self, device: torch.device) -> Any:
+        self.check_here(device)
+        record, plan = self.record, self._plan
+        assert plan is not None
+        trt, target = self.target.module(), self.target
+        record.check(plan, "the engine")
+        logger = trt_logger(trt)
+        try:
+            if hasattr(trt, "init_libnvinfer_plugins"):
+                trt.init_libnvinfer_plugins(logger, "")
+            load_plugins(read_plugins(record.plugins), trt)
+        except PluginError as error:
+            raise RunError(f"the engine cannot run here: {error}") from error
+        mark = logger.mark
+        loader = trt.Runtime(logger)
+        if record.newer_versions:
+            loader.engine_host_code_allowed = True  # such a plan holds code for the host
+        with logger.silent():
+            engine = loader.deserialize_cuda_engine(plan)
+        if engine is None:
+            words = logger.since(mark) or "it does not say why"
+            raise RunError(
+                f"{target} does not load the engine of {len(plan)} bytes: it was cut short, or built by another "
+                f"version of TensorRT or for another GPU. Convert the model again on this machine. TensorRT: {words}"
+            )
+        self._keep = loader
+        return engine
+
+    def _adopt(self, engine: Any, device: torch.device) -> None:
+        trt = self.target.module()
+        inputs: dict[str, IOTensor] = {}
+        outputs: dict[str, IOTensor] = {}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            (inputs if is_input else outputs)[name] = self._describe(engine, name, is_input, trt)
+        names = self.record.inputs or tuple(inputs)
+        _check_names("inputs", [name for name in inputs if name not in names], names)
+        _check_names("outputs", [name for name in self.record.outputs if name not in outputs], list(outputs))
+        self.taken = [place for place, name in enumerate(names) if name in inputs]
+        """Which of the module's inputs the engine takes: TensorRT may drop what nothing reads."""
+        self.inputs = [inputs[names[place]] for place in self.taken]
+        self.outputs = [outputs[name] for name in self.record.outputs or outputs]
+        self.dynamic = any(-1 in tensor.shape for tensor in self.inputs)
+        self.device, self._trt_engine = device, engine
+        if not (self.record.newer_versions or self.record.stripped):  # what TensorRT serialises again holds less
+            self._plan = None
+
+    def _describe(self, engine: Any, name: str, is_input: bool, trt: Any) -> IOTensor:
+        kind = str(engine.get_tensor_dtype(name)).rsplit(".", 1)[-1]
+        if kind not in _DTYPES:
+            raise RunError(f"the engine's tensor {name!r} is of type {kind}, which torch has not.")
+        dtype = _DTYPES[kind]
+        on_host = engine.get_tensor_location(name) == trt.TensorLocation.HOST
+        stated = self.record.source_types.get(name)
+        if stated is not None:
+            source: torch.dtype = getattr(torch, stated)
+        else:
+            source = dtype if self.record.version or not is_input else _NARROWED.get(dtype, dtype)
+        profiles = []
+        for index in range(engine.num_optimization_profiles if is_input else 0):
+            low, best, high = (tuple(shape) for shape in engine.get_tensor_profile_shape(name, index))
+            profiles.append((low, best, high))
+        return IOTensor(name, dtype, tuple(engine.get_tensor_shape(name)), source, on_host, tuple(profiles))
+
+    # use
+
+    @property
+    def one_context(self) -> bool:
+        """Whether all threads have to share one context, since TensorRT lets no two use the same profile."""
+        return self.dynamic and not self.target.shares_profiles
+
+    def serialize(self) -> bytes:
+        """The plan, with the weights that it has now."""
+        if self._plan is not None:
+            return self._plan
+        engine = self.trt_engine
+        if engine.refittable and hasattr(engine, "create_serialization_config"):
+            config = engine.create_serialization_config()
+            config.set_flag(self.target.module().SerializationFlag.INCLUDE_REFIT)
+            return bytes(engine.serialize_with_config(config))
+        return bytes(engine.serialize())
+
+    def unloaded(self) -> Engine:
+        """The same engine before its first use; this one's GPU memory is freed once nobody holds it."""
+        if not self.loaded:
+            return self
+        plan = self.serialize()
+        return Engine(plan, self.record.of(plan))
+
+    def refit(self, weights: Mapping[str, Any] | Path) -> Engine:
+        """Puts other weights into the engine: arrays by the name of the weights, or those of an ONNX file.
+
+        Returns the engine with them; contexts of this one must not be used any more. Raises RunError where the engine
+        was not built for it, where a name or size is not the engine's, and where weights are missing.
+        """
+        from .refit import refit
+
+        engine = self.load(None)
+        assert engine.device is not None
+        torch.cuda.synchronize(engine.device)  # TensorRT leaves open what a call under way would read
+        with torch.cuda.device(engine.device):
+            refit(engine.trt_engine, self.target, weights)
+            return Engine(None, replace(self.record, sha256="", stripped=False), self._trt_engine, self._keep)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in ("inputs", "outputs", "taken", "dynamic"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.trt_engine, name)
+
+
+def _check_names(what: str, wrong: Sequence[str], known: Sequence[str]) -> None:
+    if wrong:
+        raise RunError(f"the engine's {what} are not the module's: {', '.join(wrong)} is not of {', '.join(known)}.")
+
+
+def current_gpu(device: torch.device | None) -> torch.device:
+    """``device`` with its number; without one the current GPU."""
+    index = torch.cuda.current_device() if device is None or device.index is None else device.index
+    return torch.device("cuda", index)
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def check_gpu() -> None:
+    """Raises RunError where no engine can run, with what is missing."""
+    if not torch.cuda.is_available():
+        what = (
+            f"this torch ({torch.__version__}) is without CUDA"
+            if torch.version.cuda is None
+            else "there is no NVIDIA GPU here, or no driver for it"
+        )
+        raise RunError(
+            f"the engine cannot run here: {what}. It was built, and not run; save it (state_dict, or the engine file), "
+            "and load it on the machine with the GPU that it was built for."
+        )

@@ -1,0 +1,140 @@
+"""CUDA graphs of an engine's run: one launch in place of one for each kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..errors import RunError
+from .context import Context, Key, new_context
+from .engine import Engine
+from .profiling import Profile
+
+WARM_UP = 3
+"""Calls of the same shapes after which a graph is made of them by itself."""
+
+MOST = 8
+"""Graphs that a thread keeps; each holds a context, with memory of its own."""
+
+
+class CannotCapture(RunError):
+    """There can be no CUDA graph of this engine's run."""
+
+
+class Graph:
+    """A captured run for inputs of one shape. What it returns is copied out: the next call does not change it."""
+
+    def __init__(self, context: Context, example: Sequence[torch.Tensor]) -> None:
+        """Runs the context on ``example`` and captures it. Raises CannotCapture, and RunError as ``Context.run``."""
+        self.context = context
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(context.device):
+            self.inputs = [tensor.clone() for tensor in context.fit(example)]
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                context.follow(stream)
+                context.enqueue(self.inputs, stream)  # what TensorRT does only the first time cannot be captured
+            self.epoch = context.epoch
+            if not context.sizes_known:
+                raise CannotCapture(
+                    "no CUDA graph can be made of this engine: a size is found out by the run itself, or the host "
+                    "takes part in it"
+                )
+            stream.synchronize()
+            self.graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
+                    self.outputs = context.enqueue(self.inputs, stream)
+            except RuntimeError as error:  # CUDA's, for work that cannot be captured
+                context.key = None
+                raise CannotCapture(
+                    f"no CUDA graph can be made of this engine: {str(error).splitlines()[0]}"
+                ) from error
+
+    @property
+    def valid(self) -> bool:
+        """Whether its context has not been used for other shapes since."""
+        return self.epoch == self.context.epoch
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """As ``Context.run``, for inputs of the captured shapes."""
+        context = self.context
+        with context.lock:
+            if torch.cuda.current_device() != context.device.index:
+                with torch.cuda.device(context.device):
+                    return self._run(inputs)
+            return self._run(inputs)
+
+    @torch.no_grad()
+    def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        stream = torch.cuda.current_stream(self.context.device)
+        self.context.follow(stream)
+        for buffer, tensor in zip(self.inputs, self.context.fit(inputs), strict=True):
+            buffer.copy_(tensor, non_blocking=True)
+            if stream.cuda_stream:
+                tensor.record_stream(stream)
+        self.graph.replay()
+        return [
+            output.clone() if output.dtype is spec.source_dtype else output.to(spec.source_dtype)
+            for spec, output in zip(self.context.engine.outputs, self.outputs, strict=True)
+        ]
+
+
+class Session:
+    """One thread's use of an engine: a context, and the CUDA graphs that were made."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.context = new_context(engine)
+        self.graphs: dict[Key, Graph] = {}
+        self.refused: dict[Key, str] = {}
+        """Why there is no graph for these shapes."""
+        self._last: Key | None = None
+        self._repeats = 0
+
+    def pick(self, given: list[Any]) -> list[Any]:
+        """Of the module's inputs those that the engine takes, in its order."""
+        taken = self.engine.taken
+        return given if len(taken) == len(given) else [given[place] for place in taken]
+
+    def profile(self, profile: Profile) -> None:
+        """Reports the time of each layer to ``profile``."""
+        self._profiler = profile.profiler(self.engine.target.module())
+        self.context.trt_context.profiler = self._profiler
+
+    def run(self, inputs: Sequence[torch.Tensor], automatic: bool) -> list[torch.Tensor]:
+        """The outputs; by a CUDA graph where there is one for these shapes, or it is time for one."""
+        if not (automatic or self.graphs) or torch.cuda.is_current_stream_capturing():
+            return self.context.restore(self.context.run(inputs))
+        key = tuple([tensor.shape for tensor in inputs])
+        graph = self.graphs.get(key)
+        if graph is not None and not graph.valid:
+            del self.graphs[key]
+            graph = None
+        if graph is None and automatic and self._is_time(key):
+            try:
+                graph = self.capture(inputs)
+            except CannotCapture as error:
+                self.refused[key] = str(error)
+        return self.context.restore((self.context if graph is None else graph).run(inputs))
+
+    def _is_time(self, key: Key) -> bool:
+        """Whether inputs of these shapes came often enough in a row."""
+        self._repeats = self._repeats + 1 if key == self._last else 1
+        self._last = key
+        return self._repeats > WARM_UP and key not in self.refused
+
+    def capture(self, inputs: Sequence[torch.Tensor]) -> Graph:
+        """A graph for inputs of these shapes, kept from now on. Raises as ``Graph`` does."""
+        shared = self.engine.one_context
+        context = self.context if shared else Context(self.engine)
+        with context.lock:
+            graph = Graph(context, inputs)
+        if shared:
+            self.graphs.clear()  # they were of the same context
+        while len(self.graphs) >= MOST:
+            del self.graphs[next(iter(self.graphs))]
+        self.graphs[tuple([tensor.shape for tensor in inputs])] = graph
+        return graph

@@ -1,0 +1,353 @@
+"""``TRTModule``: an engine as an ``nn.Module``, called, moved, copied, saved and loaded as other modules are."""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import RunError, UsageError
+from ..result import ConversionResult
+from ..target import Flavour, likely_flavour
+from .calling import Calling
+from .engine import Engine
+from .flattener import Flattener
+from .graphs import Session
+from .profiling import LayerTime, Profile
+from .record import Record, record_of, sidecar_of
+
+_OF_THIS_PROCESS = ("_local", "_profile")
+"""Attributes that are neither copied nor pickled."""
+
+
+class TRTModule(torch.nn.Module):
+    """Runs an engine on torch's CUDA tensors, with no copy of inputs or outputs, on the current stream.
+
+    It takes arguments as the converted module does, and returns what that does, in its types; gradients do not flow.
+    The engine is loaded at the first call, on the GPU that the inputs are on (``to`` moves it), so that the object can
+    be made, saved and loaded where there is no GPU; a call there raises RunError. Each thread has an execution context
+    of its own.
+
+    A call raises RunError where an argument is not what the engine takes: its place in the call, dtype, rank, device,
+    or a shape that is in no profile. Of several profiles the one that fits is used.
+    """
+
+    def __init__(
+        self,
+        engine: Any = None,
+        input_names: Sequence[str] | None = None,
+        output_names: Sequence[str] | None = None,
+        input_flattener: Flattener | None = None,
+        output_flattener: Flattener | None = None,
+        *,
+        cuda_graphs: bool = False,
+    ) -> None:
+        """``engine``: plan bytes, an ``ICudaEngine``, the path of an engine file (what ``convert`` wrote beside it is
+        read too), or None where a state dict is loaded later. Names and flatteners are as in torch2trt; without them
+        the arguments go to the engine's inputs in its order, or by their names.
+
+        Raises RunError where an engine file is damaged, and UsageError for what is no engine.
+        """
+        super().__init__()
+        self.cuda_graphs = cuda_graphs
+        """Whether calls become CUDA graphs by themselves, once the same shapes came a few times in a row. Inputs are
+        then copied into the graph's memory, and outputs out of it."""
+        self.conversion: ConversionResult | None = None
+        """How the engine came to be, after ``torch2trt`` and ``from_result``."""
+        self.engine: Engine | None = None
+        self.input_names, self.output_names = _listed(input_names), _listed(output_names)
+        self._calling: Calling | None = None
+        self._begin()
+        if engine is not None:
+            self._take(engine)
+        if input_flattener is not None or output_flattener is not None:
+            self._calling = Calling((), input_flattener, output_flattener, tuple(self.input_names or ()))
+
+    def _begin(self) -> None:
+        self._local = threading.local()
+        self._profile: Profile | None = None
+
+    @classmethod
+    def from_result(cls, result: ConversionResult, *, cuda_graphs: bool = False) -> TRTModule:
+        """The engine of a conversion. Raises RunError where it has none."""
+        if result.engine is None:
+            raise RunError(f"{result.name}: the conversion made no engine ({result.error or result.status}).")
+        module = cls(result.engine, cuda_graphs=cuda_graphs)
+        module.conversion = result
+        return module
+
+    def _take(self, engine: Any) -> None:
+        """Makes the given engine this module's."""
+        plan: bytes | None = None
+        if isinstance(engine, (str, os.PathLike)):
+            plan, record = self._from_file(Path(engine))
+            engine = None
+        elif hasattr(engine, "create_execution_context"):  # an ICudaEngine, of whichever TensorRT
+            flavour: Flavour = "tensorrt-rtx" if "rtx" in type(engine).__module__ else "tensorrt"
+            record = Record(flavour)
+        else:
+            try:
+                plan = bytes(memoryview(engine))  # an IHostMemory too
+            except TypeError as error:
+                raise UsageError(
+                    f"engine: a {type(engine).__name__}; give plan bytes, an ICudaEngine, or an engine file's path."
+                ) from error
+            record, engine = Record(likely_flavour()), None
+        inputs, outputs = tuple(self.input_names or record.inputs), tuple(self.output_names or record.outputs)
+        self.engine = Engine(plan, replace(record, inputs=inputs, outputs=outputs), engine)
+        if engine is not None:
+            self._learn_names(self.engine)
+
+    def _from_file(self, path: Path) -> tuple[bytes, Record]:
+        """The plan in a file, and what ``convert`` wrote beside it."""
+        try:
+            plan = path.read_bytes()
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}; give the path of an engine file, or its bytes.") from error
+        sidecar = sidecar_of(path)
+        if sidecar is None:
+            return plan, Record(likely_flavour())
+        record = record_of(sidecar)
+        record.check(plan, str(path))
+        self.input_names = self.input_names or list(record.inputs)
+        self.output_names = self.output_names or list(record.outputs)
+        self._calling = Calling.unpack(sidecar["calling"]) if sidecar.get("calling") else None
+        return plan, record
+
+    # calls
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        session = getattr(self._local, "session", None)
+        if session is None or session.engine is not self.engine:
+            session = self._open(args, kwargs)
+        calling = self._calling
+        assert calling is not None
+        tensors = session.pick(calling.flatten(args, kwargs))
+        return calling.unflatten(session.run(tensors, self.cuda_graphs and self._profile is None))
+
+    def capture(self, *args: Any, **kwargs: Any) -> TRTModule:
+        """Makes a CUDA graph for inputs of these shapes, and of the calling thread; calls with such inputs replay it.
+
+        The arguments are those of a call, with shapes or tensors in the place of tensors. Returns the module, so that
+        further shapes can follow (8 graphs at most). Raises RunError where the engine cannot be captured.
+        """
+        session = self._open(args, kwargs)
+        assert self._calling is not None
+        given = session.pick(self._calling.flatten(args, kwargs))
+        tensors = [
+            item
+            if isinstance(item, torch.Tensor)
+            else torch.zeros(tuple(item), dtype=spec.dtype, device=session.engine.device)
+            for spec, item in zip(session.engine.inputs, given, strict=True)
+        ]
+        session.capture(tensors)
+        return self
+
+    def _open(self, args: Any, kwargs: Any) -> Session:
+        """This thread's session, on the GPU that the inputs are on."""
+        if self.engine is None:
+            raise RunError("this TRTModule holds no engine: give it one, or load a state dict into it.")
+        session: Session | None = getattr(self._local, "session", None)
+        if session is None or session.engine is not self.engine:
+            engine = self.engine.load(_device_of((args, kwargs)))
+            self._learn_names(engine)
+            session = self._local.session = Session(engine)
+            if self._profile is not None:
+                session.profile(self._profile)
+        return session
+
+    def _learn_names(self, engine: Engine) -> None:
+        """What was not said when this was made is asked of the engine."""
+        self.input_names = self.input_names or [tensor.name for tensor in engine.inputs]
+        self.output_names = self.output_names or [tensor.name for tensor in engine.outputs]
+        if self._calling is None:
+            self._calling = Calling((), None, None, tuple(self.input_names))
+
+    # what can be asked of it
+
+    @property
+    def input_flattener(self) -> Flattener | None:
+        return self._calling.inputs if self._calling is not None else None
+
+    @property
+    def output_flattener(self) -> Flattener | None:
+        return self._calling.outputs if self._calling is not None else None
+
+    @property
+    def context(self) -> Any:
+        """TensorRT's execution context of this thread."""
+        return self._open((), {}).context.trt_context
+
+    @property
+    def device(self) -> torch.device | None:
+        """The GPU that the engine was loaded on; None before its first use."""
+        return self.engine.device if self.engine is not None else None
+
+    def serialize(self) -> bytes:
+        """The plan, as an engine file holds it. Raises RunError where there is none."""
+        if self.engine is None:
+            raise RunError("this TRTModule holds no engine.")
+        return self.engine.serialize()
+
+    def extra_repr(self) -> str:
+        if self.engine is None:
+            return "no engine"
+        target = f"{self.engine.record.flavour} {self.engine.record.version}".strip()
+        return f"{target}, {self.device or 'not loaded'}, inputs={self.input_names}, outputs={self.output_names}"
+
+    # weights, profiling
+
+    def refit(self, weights: Mapping[str, Any] | str | Path) -> TRTModule:
+        """Puts other weights into the engine, with no build: arrays by name, or an ONNX file with the same graph.
+
+        Such a file is ``bridge.convert(module, inputs, build=False).onnx`` of the module with its new weights. Raises
+        RunError where the engine was not built with ``BuildSettings(refittable=True)``, or weights do not fit.
+        """
+        if self.engine is None:
+            raise RunError("this TRTModule holds no engine.")
+        self.engine = self.engine.refit(Path(weights) if isinstance(weights, str) else weights)
+        return self
+
+    def enable_profiling(self) -> None:
+        """From now on each call notes how long each layer takes (``layers``, ``layer_table``), and is slower for it."""
+        self._profile = Profile()
+        self._local = threading.local()
+
+    def disable_profiling(self) -> None:
+        self._profile = None
+        self._local = threading.local()
+
+    @property
+    def layers(self) -> list[LayerTime]:
+        """The layers with their times since ``enable_profiling``, in the engine's order."""
+        if self._profile is None:
+            raise RunError("profiling is off: call enable_profiling(), and the module a few times.")
+        return self._profile.layers
+
+    def layer_table(self) -> str:
+        """``layers`` as a table, slowest first."""
+        if self._profile is None:
+            raise RunError("profiling is off: call enable_profiling(), and the module a few times.")
+        return self._profile.table()
+
+    # moving, copying, saving
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> TRTModule:
+        """``to``, ``cuda``, ``cpu``: another GPU gets the engine; off the GPUs it waits as a plan for its next use."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.engine is not None and self.engine.loaded:
+            before = self.engine.device
+            after = fn(torch.empty(0, device=before)).device
+            if after != before:
+                self.engine = self.engine.unloaded()
+                self._local = threading.local()
+                if after.type == "cuda":
+                    self.engine.load(after)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TRTModule:
+        """A copy with contexts of its own. The engine is shared, unless its weights can be changed."""
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        for key, value in self.__dict__.items():
+            if key not in (*_OF_THIS_PROCESS, "engine", "conversion"):
+                made.__dict__[key] = copy.deepcopy(value, memo)
+        made._begin()
+        made.conversion = self.conversion
+        shared = self.engine is None or not self.engine.loaded or not self.engine.trt_engine.refittable
+        made.engine = self.engine if shared or self.engine is None else self.engine.unloaded()
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {key: value for key, value in self.__dict__.items() if key not in (*_OF_THIS_PROCESS, "engine")}
+        state["plan"] = None
+        if self.engine is not None:
+            plan = self.engine.serialize()
+            state["plan"] = (plan, self.engine.record.of(plan))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        plan = state.pop("plan")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._begin()
+        self.engine = Engine(*plan) if plan is not None else None
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.engine is None:
+            return
+        plan = self.engine.serialize()
+        destination[prefix + "engine"] = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
+        destination[prefix + "record"] = self.engine.record.of(plan).pack()
+        destination[prefix + "input_names"] = self.input_names
+        destination[prefix + "output_names"] = self.output_names
+        destination[prefix + "calling"] = self._calling.pack() if self._calling is not None else None
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Takes what ``state_dict`` gave, or torch2trt's. What is wrong with it goes into torch's list of errors."""
+        if prefix + "engine" not in state_dict:
+            missing_keys.append(prefix + "engine")
+            return
+        engine = state_dict[prefix + "engine"]
+        plan = engine.cpu().numpy().tobytes() if isinstance(engine, torch.Tensor) else bytes(engine)
+        names = [_listed(state_dict.get(prefix + key)) for key in ("input_names", "output_names")]
+        try:
+            if prefix + "record" in state_dict:
+                record = Record.unpack(state_dict[prefix + "record"])
+                packed = state_dict.get(prefix + "calling")
+                calling = Calling.unpack(packed) if packed is not None else None
+            else:
+                record = Record(likely_flavour(), inputs=tuple(names[0] or ()), outputs=tuple(names[1] or ()))
+                calling = _calling_of_torch2trt(state_dict, prefix, tuple(names[0] or ()))
+            record.check(plan, f"{prefix}engine")
+        except RunError as error:
+            error_msgs.append(str(error))
+            return
+        self.engine, self._calling = Engine(plan, record), calling
+        self.input_names, self.output_names = names
+        self._local = threading.local()
+        self._refuse_if_it_cannot_run(prefix, error_msgs)
+
+    def _refuse_if_it_cannot_run(self, prefix: str, error_msgs: list[str]) -> None:
+        """Where there is a GPU, says at once why the engine cannot run on it, rather than at the first call."""
+        assert self.engine is not None
+        if torch.cuda.is_available():
+            try:
+                self.engine.check_here(torch.device("cuda", torch.cuda.current_device()))
+            except RunError as error:
+                error_msgs.append(f"{prefix}engine: {error}")
+
+
+def _calling_of_torch2trt(state_dict: Mapping[str, Any], prefix: str, names: tuple[str, ...]) -> Calling:
+    """From the flatteners in a state dict of torch2trt's."""
+    found = [state_dict.get(prefix + key) for key in ("input_flattener", "output_flattener")]
+    inputs, outputs = (Flattener.from_dict(item) if item is not None else None for item in found)
+    return Calling((), inputs, outputs, names)
+
+
+def _listed(names: Sequence[str] | None) -> list[str] | None:
+    return list(names) if names is not None else None
+
+
+def _device_of(values: Any) -> torch.device | None:
+    """The GPU of the first CUDA tensor in nested arguments."""
+    from torch.utils import _pytree as pytree
+
+    leaves = pytree.tree_leaves(values)
+    return next((leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_cuda), None)
