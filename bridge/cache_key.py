@@ -29,18 +29,26 @@ FORMAT = 1
 """Of the key and of the entries; another one makes every older entry unknown."""
 
 
+Place = tuple[int, int, int, int, int]
+"""Of bytes in a file: its device, inode and time of change, the offset and the length. Renaming changes none."""
+
+
 def engine_key(
     model: Path,
     settings: Settings,
     profiles: Any,
     plugins: Sequence[NeededPlugin],
+    known: Mapping[Place, bytes] | None = None,
 ) -> str:
-    """The key of the engine that ``model`` becomes. Raises OSError where a file that belongs to it cannot be read."""
+    """The key of the engine that ``model`` becomes; ``known`` are the digests of weights that were made before.
+
+    Raises OSError where a file that belongs to it cannot be read.
+    """
     target = settings.target
     builds_for_gpu = settings.compute_capabilities is None
     parts = {
         "format": [FORMAT, __version__],
-        "model": model_digest(model),
+        "model": model_digest(model, known or {}),
         "profiles": profiles,
         "precision": settings.precision,
         "builder": getattr(settings, "builder", None),
@@ -78,7 +86,23 @@ def _plugin(plugin: NeededPlugin) -> dict[str, Any]:
     return {**record, "sources": [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources]}
 
 
-def model_digest(path: Path) -> str:
+def weight_digests(path: Path) -> dict[Place, bytes]:
+    """The digests of what the model has in files beside it. Raises OSError where one cannot be read."""
+    from passes.reading import read_proto
+
+    regions = [_region(tensor, path.parent) for tensor in _undress_graph(read_proto(path).graph)]
+    outside = list({region: None for region in regions if region is not None and isinstance(region.source, Path)})
+    return dict(zip(_places(outside), region_digests(outside), strict=True))
+
+
+def _places(regions: Sequence[Region]) -> list[Place]:
+    """Where regions of files are."""
+    files = {source: source.stat() for source in {region.source for region in regions} if isinstance(source, Path)}
+    found = [(files[source], offset, length) for source, offset, length in regions if isinstance(source, Path)]
+    return [(file.st_dev, file.st_ino, file.st_mtime_ns, offset, length) for file, offset, length in found]
+
+
+def model_digest(path: Path, known: Mapping[Place, bytes]) -> str:
     """Of the graph and of the bytes that its tensors have, inside of the file or beside it."""
     from passes.reading import read_proto
 
@@ -93,8 +117,7 @@ def model_digest(path: Path) -> str:
         for info in function.value_info:
             _undress(info)
     regions = [_region(tensor, path.parent) for tensor in tensors]
-    different = list(dict.fromkeys(region for region in regions if region is not None))
-    digests = dict(zip(different, region_digests(different), strict=True))
+    digests = _digests([region for region in regions if region is not None], known)
     for tensor, region in zip(tensors, regions, strict=True):
         if region is not None:
             for field in ("external_data", "raw_data"):
@@ -102,6 +125,13 @@ def model_digest(path: Path) -> str:
             tensor.data_location = TensorProto.EXTERNAL
             tensor.external_data.add(key="sha256", value=f"{digests[region].hex()} of {region.length}")
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _digests(regions: Sequence[Region], known: Mapping[Place, bytes]) -> dict[Region, bytes]:
+    outside = list({region: None for region in regions if isinstance(region.source, Path)})
+    found = {r: known[place] for r, place in zip(outside, _places(outside), strict=True) if place in known}
+    left = list({region: None for region in regions if region not in found})
+    return {**found, **dict(zip(left, region_digests(left), strict=True))}
 
 
 def _undress(proto: Any) -> None:

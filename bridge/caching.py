@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import filelock
 
 from .build import BuildOutcome
 from .cache import Damaged, EngineCache, Outputs
-from .cache_key import engine_key, feeds_key
+from .cache_key import Place, engine_key, feeds_key, weight_digests
 from .errors import BuildTimeout
 from .gpu import gpu_here
 from .inputs import Case
@@ -31,12 +32,26 @@ class Caching:
     key: str = ""
     """Empty where the cache is not used."""
     feeds: str = ""
+    weights: dict[Place, bytes] = field(default_factory=dict, repr=False)
+    """Digests of weights that were made while there was something else to wait for."""
     _known: Outputs | None = field(default=None, repr=False)
 
     @property
     def cache(self) -> EngineCache | None:
         settings = self.settings
         return settings.cache if settings.build and settings.target.installed else None
+
+    @contextlib.contextmanager
+    def foreseeing(self, model: Path) -> Iterator[None]:
+        """Hashes the weights of an exported model, to which the rewritten one will refer, while the block runs."""
+        if self.cache is None:
+            yield
+            return
+        with ThreadPoolExecutor(1) as pool:
+            made = pool.submit(weight_digests, model)
+            yield
+        if made.exception() is None:  # else the key has the same trouble, and tells
+            self.weights.update(made.result())
 
     def outputs(
         self, model: Path, profiles: Any, plugins: Sequence[NeededPlugin], cases: Sequence[Case]
@@ -46,7 +61,7 @@ class Caching:
         if cache is None:
             return None
         with self._noted(cache):
-            self.key = engine_key(model, self.settings, profiles, plugins)
+            self.key = engine_key(model, self.settings, profiles, plugins, self.weights)
             self.feeds = feeds_key(cases)
             with contextlib.ExitStack() as stack:
                 if not self._lock(cache, stack, 0):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 PIECE = 4 << 20
 """Bytes that one thread hashes at a time."""
@@ -15,8 +16,7 @@ _BUFFER = 256 << 10
 """Bytes that are read at a time: as much as stays in a core's own cache."""
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """A part of a file, or bytes that are in memory."""
 
     source: Path | bytes

@@ -275,7 +275,7 @@ class Conversion:
 
             def accept(path: Path) -> str | None:
                 try:
-                    with self.clock("run"):
+                    with self.clock("run"), self.caching.foreseeing(path):
                         outputs.append(self._run_onnx(path, "exported"))
                 except RunError as error:
                     return str(error)
