@@ -1,7 +1,7 @@
 """A stand-in for the Python module ``tensorrt``, whose engines compute on the host: for what is done around a run.
 
 An engine computes ``y = 2 * x + b`` (``b`` may be missing) elementwise, or, as ``{"op": "nonzero"}``, the flat indices
-of what is not zero, whose number the run finds out. Its plan is JSON. Each context holds a reference to its engine, counts
+of what is not zero, whose number the run finds out. Its plan is JSON. Each context holds its engine, counts
 what it is told, and writes through the addresses that it was given.
 """
 

@@ -34,7 +34,7 @@ class Context:
         self._trt = engine.target.module()
         self._logger = trt_logger(self._trt)
         self._stream: torch.cuda.Stream | None = None
-        self._profile = 0
+        self._profile: int = 0
         self._shapes: list[Shape | None] = []
         self._allocators: dict[str, Any] = {}
         self._index = engine.device.index

@@ -57,6 +57,12 @@ class Engine:
     It has the attributes of TensorRT's ``ICudaEngine`` too. It is safe to use from several threads.
     """
 
+    inputs: list[IOTensor]
+    outputs: list[IOTensor]
+    taken: list[int]
+    """Which of the module's inputs the engine takes: TensorRT may drop what nothing reads."""
+    dynamic: bool
+
     def __init__(self, plan: bytes | None, record: Record, trt_engine: Any = None, keep: Any = None) -> None:
         """``trt_engine``: an ``ICudaEngine`` of the current GPU, in place of a plan; ``keep``: what it needs alive."""
         self.record = record
@@ -161,7 +167,6 @@ class Engine:
         _check_names("inputs", [name for name in inputs if name not in names], names)
         _check_names("outputs", [name for name in self.record.outputs if name not in outputs], list(outputs))
         self.taken = [place for place, name in enumerate(names) if name in inputs]
-        """Which of the module's inputs the engine takes: TensorRT may drop what nothing reads."""
         self.inputs = [inputs[names[place]] for place in self.taken]
         self.outputs = [outputs[name] for name in self.record.outputs or outputs]
         self.dynamic = any(-1 in tensor.shape for tensor in self.inputs)
@@ -227,7 +232,7 @@ class Engine:
             return Engine(None, replace(self.record, sha256="", stripped=False), self._trt_engine, self._keep)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name in ("inputs", "outputs", "taken", "dynamic"):
+        if name.startswith("_") or name in type(self).__annotations__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.trt_engine, name)
 

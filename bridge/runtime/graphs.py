@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from .profiling import Profile
 WARM_UP = 3
 """Calls of the same shapes after which a graph is made of them by itself."""
 
+_ONE_AT_A_TIME = threading.Lock()
+"""A capture begins with a wait for the whole GPU, which must not fall into another thread's capture."""
+
 MOST = 8
 """Graphs that a thread keeps; each holds a context, with memory of its own."""
 
@@ -26,10 +30,10 @@ class CannotCapture(RunError):
 class Graph:
     """A captured run for inputs of one shape. What it returns is copied out: the next call does not change it."""
 
-    def __init__(self, context: Context, example: Sequence[torch.Tensor]) -> None:
+    def __init__(self, context: Context, example: Sequence[torch.Tensor], asked: bool) -> None:
         """Runs the context on ``example`` and captures it. Raises CannotCapture, and RunError as ``Context.run``."""
-        self.context = context
-        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(context.device):
+        self.context, self.asked = context, asked
+        with _ONE_AT_A_TIME, torch.inference_mode(False), torch.no_grad(), torch.cuda.device(context.device):
             self.inputs = [tensor.clone() for tensor in context.fit(example)]
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
@@ -113,9 +117,11 @@ class Session:
         if graph is not None and not graph.valid:
             del self.graphs[key]
             graph = None
+        if graph is not None and not (automatic or graph.asked):
+            graph = None
         if graph is None and automatic and self._is_time(key):
             try:
-                graph = self.capture(inputs)
+                graph = self.capture(inputs, asked=False)
             except CannotCapture as error:
                 self.refused[key] = str(error)
         return self.context.restore((self.context if graph is None else graph).run(inputs))
@@ -126,12 +132,12 @@ class Session:
         self._last = key
         return self._repeats > WARM_UP and key not in self.refused
 
-    def capture(self, inputs: Sequence[torch.Tensor]) -> Graph:
+    def capture(self, inputs: Sequence[torch.Tensor], asked: bool = True) -> Graph:
         """A graph for inputs of these shapes, kept from now on. Raises as ``Graph`` does."""
         shared = self.engine.one_context
         context = self.context if shared else Context(self.engine)
         with context.lock:
-            graph = Graph(context, inputs)
+            graph = Graph(context, inputs, asked)
         if shared:
             self.graphs.clear()  # they were of the same context
         while len(self.graphs) >= MOST:
