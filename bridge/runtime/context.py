@@ -159,7 +159,8 @@ class Context:
     def _choose_profile(self, key: Key) -> int:
         """The first profile that the shapes are within, the one in use before others."""
         count = len(self.engine.inputs[0].profiles) if self.engine.inputs else 1
-        for profile in [self._profile, *range(count)]:
+        profiles: list[int] = [self._profile, *range(count)]
+        for profile in profiles:
             if all(_within(spec, shape, profile) for spec, shape in zip(self.engine.inputs, key, strict=True)):
                 return profile
         raise RunError(_beyond(self.engine.inputs, key))
