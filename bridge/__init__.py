@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .as_torch2trt import torch2trt
     from .errors import BridgeError, BuildError, CompareError, ExportError, RewriteError, RunError, UsageError
     from .explanation import Explanation, explain
     from .pipeline import convert
     from .plugins.register import register_plugin
     from .result import ConversionResult, Tolerance
+    from .runtime.dataset import Dataset, FolderDataset, ListDataset, TensorBatchDataset
+    from .runtime.flattener import Flattener
     from .runtime.module import TRTModule
     from .target import Target
 
@@ -20,17 +23,23 @@ _HOME = {
     "BuildError": "errors",
     "CompareError": "errors",
     "ConversionResult": "result",
+    "Dataset": "runtime.dataset",
     "Explanation": "explanation",
     "ExportError": "errors",
+    "Flattener": "runtime.flattener",
+    "FolderDataset": "runtime.dataset",
+    "ListDataset": "runtime.dataset",
     "RewriteError": "errors",
     "RunError": "errors",
     "TRTModule": "runtime.module",
+    "TensorBatchDataset": "runtime.dataset",
     "Target": "target",
     "Tolerance": "result",
     "UsageError": "errors",
     "convert": "pipeline",
     "explain": "explanation",
     "register_plugin": "plugins.register",
+    "torch2trt": "as_torch2trt",
 }
 
 __all__ = [
@@ -38,17 +47,23 @@ __all__ = [
     "BuildError",
     "CompareError",
     "ConversionResult",
+    "Dataset",
     "Explanation",
     "ExportError",
+    "Flattener",
+    "FolderDataset",
+    "ListDataset",
     "RewriteError",
     "RunError",
     "TRTModule",
     "Target",
+    "TensorBatchDataset",
     "Tolerance",
     "UsageError",
     "convert",
     "explain",
     "register_plugin",
+    "torch2trt",
 ]
 
 

@@ -60,6 +60,7 @@ class TRTModule(torch.nn.Module):
         then copied into the graph's memory, and outputs out of it."""
         self.conversion: ConversionResult | None = None
         """How the engine came to be, after ``torch2trt`` and ``from_result``."""
+        self.keep_network = False
         self.engine: Engine | None = None
         self.input_names, self.output_names = _listed(input_names), _listed(output_names)
         self._calling: Calling | None = None
@@ -179,6 +180,15 @@ class TRTModule(torch.nn.Module):
     @property
     def output_flattener(self) -> Flattener | None:
         return self._calling.outputs if self._calling is not None else None
+
+    @property
+    def network(self) -> Any:
+        """TensorRT's network definition, with ``keep_network``: ``conversion.onnx``, parsed when this is first read."""
+        if not self.keep_network or self.conversion is None:
+            raise AttributeError("network: only a module that torch2trt made with keep_network has one")
+        from .network import parsed_network
+
+        return parsed_network(self, self.conversion)
 
     @property
     def context(self) -> Any:
