@@ -204,10 +204,30 @@ class Engine:
             return self._plan
         engine = self.trt_engine
         if engine.refittable and hasattr(engine, "create_serialization_config"):
-            config = engine.create_serialization_config()
-            config.set_flag(self.target.module().SerializationFlag.INCLUDE_REFIT)
+            flags, config = self.target.module().SerializationFlag, engine.create_serialization_config()
+            config.set_flag(flags.INCLUDE_REFIT)
+            if not self.record.stripped:
+                config.clear_flag(flags.EXCLUDE_WEIGHTS)
             return bytes(engine.serialize_with_config(config))
         return bytes(engine.serialize())
+
+    @property
+    def weight_budget(self) -> int:
+        """Bytes of weights that stay on the GPU; the others are fetched from the host's memory as they are needed."""
+        return int(self._streaming().weight_streaming_budget_v2)
+
+    @weight_budget.setter
+    def weight_budget(self, size: int) -> None:
+        self._streaming().weight_streaming_budget_v2 = size
+
+    def _streaming(self) -> Any:
+        engine = self.trt_engine
+        if not getattr(engine, "streamable_weights_size", 0):
+            raise RunError(
+                "the engine was not built to stream weights; convert with builder={'weight_streaming': True} for a "
+                "TensorRT that has it."
+            )
+        return engine
 
     def unloaded(self) -> Engine:
         """The same engine before its first use; this one's GPU memory is freed once nobody holds it."""

@@ -153,16 +153,22 @@ class TRTModule(torch.nn.Module):
 
     def _open(self, args: Any, kwargs: Any) -> Session:
         """This thread's session, on the GPU that the inputs are on."""
-        if self.engine is None:
-            raise RunError("this TRTModule holds no engine: give it one, or load a state dict into it.")
+        held = self._held()
         session: Session | None = getattr(self._local, "session", None)
-        if session is None or session.engine is not self.engine:
-            engine = self.engine.load(_device_of((args, kwargs)))
+        if session is None or session.engine is not held:
+            engine = held.load(_device_of((args, kwargs)))
+            if engine.record.stripped:
+                raise RunError("the engine was built without its weights (strip_weights): call refit first.")
             self._learn_names(engine)
             session = self._local.session = Session(engine)
             if self._profile is not None:
                 session.profile(self._profile)
         return session
+
+    def _held(self) -> Engine:
+        if self.engine is None:
+            raise RunError("this TRTModule holds no engine: give it one, or load a state dict into it.")
+        return self.engine
 
     def _learn_names(self, engine: Engine) -> None:
         """What was not said when this was made is asked of the engine."""
@@ -202,9 +208,7 @@ class TRTModule(torch.nn.Module):
 
     def serialize(self) -> bytes:
         """The plan, as an engine file holds it. Raises RunError where there is none."""
-        if self.engine is None:
-            raise RunError("this TRTModule holds no engine.")
-        return self.engine.serialize()
+        return self._held().serialize()
 
     def extra_repr(self) -> str:
         if self.engine is None:
@@ -220,10 +224,18 @@ class TRTModule(torch.nn.Module):
         Such a file is ``bridge.convert(module, inputs, build=False).onnx`` of the module with its new weights. Raises
         RunError where the engine was not built with ``BuildSettings(refittable=True)``, or weights do not fit.
         """
-        if self.engine is None:
-            raise RunError("this TRTModule holds no engine.")
-        self.engine = self.engine.refit(Path(weights) if isinstance(weights, str) else weights)
+        self.engine = self._held().refit(Path(weights) if isinstance(weights, str) else weights)
         return self
+
+    @property
+    def weight_streaming_budget(self) -> int:
+        """Bytes of the weights that stay on the GPU, of an engine that was built with ``weight_streaming``."""
+        return self._held().weight_budget
+
+    @weight_streaming_budget.setter
+    def weight_streaming_budget(self, size: int) -> None:
+        self._local = threading.local()  # TensorRT changes the budget only while there is no context
+        self._held().weight_budget = size
 
     def enable_profiling(self) -> None:
         """From now on each call notes how long each layer takes (``layers``, ``layer_table``), and is slower for it."""
