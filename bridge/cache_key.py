@@ -18,6 +18,8 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, TensorProto
 
+from passes.provenance import origin_of
+
 from . import __version__
 from .digests import Region, region_digests
 from .gpu import gpu_here
@@ -33,6 +35,10 @@ Place = tuple[int, int, int, int, int]
 """Of bytes in a file: its device, inode and time of change, the offset and the length. Renaming changes none."""
 
 
+class NoKey(Exception):
+    """Something that reaches the builder cannot be part of a key."""
+
+
 def engine_key(
     model: Path,
     settings: Settings,
@@ -42,22 +48,33 @@ def engine_key(
 ) -> str:
     """The key of the engine that ``model`` becomes; ``known`` are the digests of weights that were made before.
 
-    Raises OSError where a file that belongs to it cannot be read.
+    Raises OSError where a file that belongs to it cannot be read, and NoKey where a setting has no plain form.
     """
     target = settings.target
-    builds_for_gpu = settings.compute_capabilities is None
+    told = {
+        item.name: getattr(settings, item.name) for item in dataclasses.fields(settings) if item.name not in _OTHERS
+    }
+    by_module = bool(getattr(told.get("builder"), "device_types", None))
     parts = {
         "format": [FORMAT, __version__],
-        "model": model_digest(model, known or {}),
+        "model": model_digest(model, known or {}, origins=by_module),
         "profiles": profiles,
-        "precision": settings.precision,
-        "builder": getattr(settings, "builder", None),
-        "compute_capabilities": settings.compute_capabilities,
+        "settings": told,
         "plugins": [_plugin(plugin) for plugin in plugins],
         "target": [target.flavour, target.version_text],
-        "gpu": gpu_here() if builds_for_gpu else None,
+        "gpu": gpu_here() if settings.compute_capabilities is None else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+_OTHERS = frozenset(
+    (
+        *("target", "profiles"),  # in the key in another form
+        *("input_names", "output_names", "opset"),  # seen in the model
+        *("tolerance", "task_check", "build", "build_timeout", "seed", "int_range", "prove", "cache"),
+    )
+)
+"""Settings that do not reach the builder; one that is not named here is taken to be the builder's."""
 
 
 def _plain(value: Any) -> Any:
@@ -67,7 +84,13 @@ def _plain(value: Any) -> Any:
         return dict(value)
     if isinstance(value, (set, frozenset)):
         return sorted(value)
-    raise TypeError(f"{value!r} cannot be part of a cache key: it has no plain form")
+    if isinstance(value, np.ndarray):
+        return [str(value.dtype), value.shape, _array_digest(value)]
+    raise NoKey(f"a {type(value).__name__} among the settings cannot be told from another one")
+
+
+def _array_digest(array: Any) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _plugin(plugin: NeededPlugin) -> dict[str, Any]:
@@ -102,13 +125,17 @@ def _places(regions: Sequence[Region]) -> list[Place]:
     return [(file.st_dev, file.st_ino, file.st_mtime_ns, offset, length) for file, offset, length in found]
 
 
-def model_digest(path: Path, known: Mapping[Place, bytes]) -> str:
-    """Of the graph and of the bytes that its tensors have, inside of the file or beside it."""
+def model_digest(path: Path, known: Mapping[Place, bytes], *, origins: bool = False) -> str:
+    """Of the graph and of the bytes that its tensors have, inside of the file or beside it.
+
+    With ``origins`` the modules that the nodes came from count too: some settings are made by module.
+    """
     from passes.reading import read_proto
 
     model = read_proto(path)
     for name in ("doc_string", "producer_name", "producer_version", "metadata_props", "model_version"):
         model.ClearField(name)
+    modules = [_module(node) for node in model.graph.node] if origins else []
     tensors = list(_undress_graph(model.graph))
     for function in model.functions:
         function.ClearField("doc_string")
@@ -124,7 +151,8 @@ def model_digest(path: Path, known: Mapping[Place, bytes]) -> str:
                 tensor.ClearField(field)
             tensor.data_location = TensorProto.EXTERNAL
             tensor.external_data.add(key="sha256", value=f"{digests[region].hex()} of {region.length}")
-    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    content = model.SerializeToString(deterministic=True) + json.dumps(modules).encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _digests(regions: Sequence[Region], known: Mapping[Place, bytes]) -> dict[Region, bytes]:
@@ -132,6 +160,11 @@ def _digests(regions: Sequence[Region], known: Mapping[Place, bytes]) -> dict[Re
     found = {r: known[place] for r, place in zip(outside, _places(outside), strict=True) if place in known}
     left = list({region: None for region in regions if region not in found})
     return {**found, **dict(zip(left, region_digests(left), strict=True))}
+
+
+def _module(node: onnx.NodeProto) -> str:
+    origin = origin_of(node.name, {item.key: item.value for item in node.metadata_props})
+    return origin.module if origin is not None else ""
 
 
 def _undress(proto: Any) -> None:
@@ -187,8 +220,6 @@ def feeds_key(cases: Sequence[Case]) -> str:
     parts = []
     for case in cases:
         for name, array in case.feeds.items():
-            data = np.ascontiguousarray(array)
-            digest = hashlib.sha256(data.reshape(-1).view(np.uint8).data).hexdigest()
-            parts.append([case.name, name, str(array.dtype), array.shape, digest])
+            parts.append([case.name, name, str(array.dtype), array.shape, _array_digest(array)])
     versions = [FORMAT, onnxruntime.__version__, onnx.__version__, np.__version__]
     return hashlib.sha256(json.dumps([versions, parts]).encode()).hexdigest()

@@ -14,7 +14,7 @@ import filelock
 
 from .build import BuildOutcome
 from .cache import Damaged, EngineCache, Outputs
-from .cache_key import Place, engine_key, feeds_key, weight_digests
+from .cache_key import NoKey, Place, engine_key, feeds_key, weight_digests
 from .errors import BuildTimeout
 from .gpu import gpu_here
 from .inputs import Case
@@ -61,7 +61,11 @@ class Caching:
         if cache is None:
             return None
         with self._noted(cache):
-            self.key = engine_key(model, self.settings, profiles, plugins, self.weights)
+            try:
+                self.key = engine_key(model, self.settings, profiles, plugins, self.weights)
+            except NoKey as error:
+                self._note(f"the engine cache was not used: {error}")
+                return None
             self.feeds = feeds_key(cases)
             with contextlib.ExitStack() as stack:
                 if not self._lock(cache, stack, 0):

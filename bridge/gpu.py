@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 
-from .target import gpu_compute_capabilities
+from . import target
 
 
-@functools.cache
 def gpu_here() -> str:
     """Name and compute capability of the GPU that TensorRT uses by default; empty where there is none."""
-    capabilities = gpu_compute_capabilities()
+    capabilities = target.gpu_compute_capabilities()
     if not capabilities:
         return ""
     driver = ctypes.CDLL("libcuda.so.1")
