@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .as_torch2trt import torch2trt
+    from .build_settings import BuildSettings
     from .errors import BridgeError, BuildError, CompareError, ExportError, RewriteError, RunError, UsageError
     from .explanation import Explanation, explain
     from .pipeline import convert
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BridgeError": "errors",
+    "BuildSettings": "build_settings",
     "BuildError": "errors",
     "CompareError": "errors",
     "ConversionResult": "result",
@@ -45,6 +47,7 @@ _HOME = {
 __all__ = [
     "BridgeError",
     "BuildError",
+    "BuildSettings",
     "CompareError",
     "ConversionResult",
     "Dataset",

@@ -20,6 +20,7 @@ import onnx
 
 from passes.provenance import origin_of
 
+from .build_plan import BuildPlan
 from .digests import sha256
 from .errors import BuildError, BuildTimeout, Refusal
 from .inputs import Profiles
@@ -53,6 +54,14 @@ class BuildJob:
     """Whether types are what the graph says, and not what the builder is allowed."""
     paths: list[str] = field(default_factory=list)
     """Where the parent imports modules from, those of plugins among them."""
+    precision: str = "fp32"
+    """What a weakly typed builder may compute in."""
+    builder: dict[str, Any] = field(default_factory=dict)
+    """Settings of BuildSettings that are given."""
+    devices: dict[str, str] = field(default_factory=dict)
+    """GPU or DLA, by node."""
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """Of int8: files, shapes, algorithm and cache; empty where nothing is calibrated."""
     timing_cache: str = ""
     """The file of earlier timings of kernels, to which this build adds its own; empty for none."""
 
@@ -83,6 +92,7 @@ def build(
     hints: Mapping[str, str] | None = None,
     plugins: Sequence[NeededPlugin] = (),
     timing_cache: Path | None = None,
+    plan: BuildPlan | None = None,
 ) -> BuildOutcome:
     """Builds ``model`` into ``engine``, or without that parses it alone, and writes TensorRT's messages to ``log``.
 
@@ -104,6 +114,7 @@ def build(
         target.strongly_typed,
         [path for path in sys.path if path] if plugins else [],
         timing_cache=str(timing_cache or ""),
+        **_planned(plan or BuildPlan()),
     )
     reply, messages, code = _run_child(job, timeout)
     kept = [line for line in messages.splitlines() if not any(word in line for word in NOISE)]
@@ -131,6 +142,16 @@ def build(
         before = "\nIts other errors:\n" + "\n".join(others[-5:]) if others else ""
         raise BuildError(f"{target}: {outcome.error}{before}")
     return outcome
+
+
+def _planned(plan: BuildPlan) -> dict[str, Any]:
+    calibration = plan.calibration.job() if plan.calibration is not None else {}
+    return {
+        "precision": plan.precision,
+        "builder": dict(plan.builder),
+        "devices": dict(plan.devices),
+        "calibration": calibration,
+    }
 
 
 def _count(number: int) -> str:

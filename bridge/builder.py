@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .build import BuildJob, BuildOutcome
+from .builder_config import SettingRefused, make_config
 from .plugins.loading import NeededPlugin, PluginError, add_import_paths, load_plugins
 from .target import MODULES
 from .timing import TimingCache
@@ -74,10 +75,12 @@ def run(job: BuildJob) -> BuildOutcome:
         return BuildOutcome(**described)
     timings = TimingCache(Path(job.timing_cache)) if job.timing_cache else None
     try:
-        config = _config(job, inputs, not job.strongly_typed and _quantised(trt, network))
+        config = make_config(job, trt, builder, network)
         if timings is not None:
             config = timings.into(config)
         engine = EngineBytesFromNetwork((builder, network, parser), config=config)()
+    except SettingRefused as error:
+        return BuildOutcome(error=str(error), **described)
     except PolygraphyException as error:
         # Polygraphy only knows that there is no engine; why, TensorRT has told its logger.
         return BuildOutcome(error=f"the builder refuses the model: {logger.last_error or error}", **described)
@@ -90,30 +93,6 @@ def run(job: BuildJob) -> BuildOutcome:
     except OSError as error:
         return BuildOutcome(error=f"the engine cannot be written to {job.engine}: {error.strerror}", **described)
     return BuildOutcome(**described, compute_capabilities=job.compute_capabilities)
-
-
-def _quantised(trt: Any, network: Any) -> bool:
-    """Whether the model itself quantises, which a weakly typed builder has to be allowed."""
-    kinds = {trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE}
-    return any(network.get_layer(index).type in kinds for index in range(network.num_layers))
-
-
-def _config(job: BuildJob, inputs: list[Any], int8: bool) -> Any:
-    """The builder's configuration, through Polygraphy: fp32 is fp32, so TF32 is off."""
-    from polygraphy.backend.trt import CreateConfig, Profile
-
-    dynamic = [tensor.name for tensor in inputs if -1 in tuple(tensor.shape)]
-    profiles = [Profile() for _ in job.profiles]
-    for profile, shapes in zip(profiles, job.profiles, strict=True):
-        for name in dynamic:
-            profile.add(name, **shapes[name])
-    options: dict[str, Any] = {"profiles": profiles if dynamic else None}
-    if job.flavour == "tensorrt-rtx":
-        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
-
-        capabilities = [tuple(pair) for pair in job.compute_capabilities] or None
-        return CreateConfigRTX(compute_capabilities=capabilities, **options)
-    return CreateConfig(tf32=False, int8=int8, **options)
 
 
 def _refusal(error: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,11 @@ failed was wrongly described; 1 for any other failure.
 
 _TARGET = "tensorrt or tensorrt-rtx, with a version where it is not the installed one (default: auto)"
 _PLUGINS = "a function that makes plugins known (bridge.register_plugin); repeat for more"
+_PRECISION = (
+    "what TensorRT 8 to 10 may compute in: fp32, fp16, bf16, int8 or int8+fp16 (default: fp32); others compute in the "
+    "types of the model"
+)
+_BUILDER = "a setting of the builder (bridge.BuildSettings), such as workspace=1073741824; repeat for more"
 _SHAPES = (
     "the shapes of an input, such as x=1x3x224x224:8x3x224x224:16x3x224x224; "
     "one shape alone makes it static; repeat for more inputs, and for the same input to make more optimization profiles"
@@ -137,7 +143,9 @@ def _describe_convert(parser: argparse.ArgumentParser) -> None:
     options = parser.add_argument_group("options of the conversion")
     add = options.add_argument
     add("--target", help=_TARGET)
-    add("--precision", help="of the engine (default: fp32)")
+    add("--precision", help=_PRECISION)
+    add("--calibration", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns typical inputs, for int8")
+    add("--calibration-algorithm", metavar="NAME", help="entropy (the default), entropy_legacy, minmax or legacy")
     add("--inputs", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns the inputs to compare with")
     add(
         "--shapes",
@@ -165,6 +173,7 @@ def _describe_convert(parser: argparse.ArgumentParser) -> None:
         help="of the GPUs that an engine is for, where none is here to ask; repeat for more",
     )
     add("--no-build", dest="build", action="store_false", default=None, help="stop at the model for the parser")
+    add("--builder", type=_setting, action="append", metavar="NAME=VALUE", help=_BUILDER)
     add("--seed", type=int, help="of the inputs that are made up")
     add("--plugins", action="append", metavar="PACKAGE.MODULE:FUNCTION", help=_PLUGINS)
     add("--prove", action="store_true", default=None, help="run each match of the passes before and after, by itself")
@@ -218,6 +227,16 @@ def _shapes(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"input {name!r}: {error}") from error
 
 
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE, such as optimization_level=5")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, {"True": True, "False": False}.get(value, value)
+
+
 def _tolerance(text: str) -> tuple[str, Mapping[str, float]]:
     output, _, numbers = text.rpartition("=")
     try:
@@ -233,11 +252,13 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 
     given = {key: getattr(arguments, key, None) for key in Options.model_fields}
     given["profiles"] = _profiles(given["profiles"] or [])
-    pairs = given["tolerance"] or []
-    twice = sorted({name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1})
-    if twice:
-        raise UsageError(f"--tolerance was given twice for {' and '.join(map(repr, twice))}")
-    given["tolerance"] = tolerance = dict(pairs) or None
+    for key in ("tolerance", "builder"):
+        pairs = given[key] or []
+        twice = sorted({name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1})
+        if twice:
+            raise UsageError(f"--{key} was given twice for {' and '.join(map(repr, twice))}")
+        given[key] = dict(pairs) or None
+    tolerance = given["tolerance"]
     if tolerance and "" in tolerance:
         if len(tolerance) > 1:
             raise UsageError("--tolerance: give one for all outputs, or one for each output, not both")

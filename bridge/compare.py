@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import RunError
+from .precision import AS_A_WHOLE, ROUNDED_TO, calibrates
 from .result import Comparison, Histogram, Tolerance
 
 Array = npt.NDArray[Any]
@@ -35,23 +36,37 @@ _COARSENESS = ("bfloat16", "float16", "float32", "float64")
 _EDGES = [10.0**exponent for exponent in range(-12, 7)]
 
 
-def tolerance_for(output: str, reference: str, candidate: str, given: Tolerances) -> Tolerance:
-    """The tolerance of an output whose dtypes on the two sides are these; ``given`` goes before the defaults."""
+def tolerance_for(output: str, reference: str, candidate: str, given: Tolerances, precision: str = "fp32") -> Tolerance:
+    """The tolerance of an output whose dtypes on the two sides are these; ``given`` goes before the defaults.
+
+    ``precision`` is what the candidate may have been computed in, whatever its dtype.
+    """
     if isinstance(given, Tolerance):
         given = {"": given}
     if given and output in given:
         return given[output]
-    floats = [name for name in _COARSENESS if name in (reference, candidate)]
-    if not floats:
+    if not any(name in _COARSENESS for name in (reference, candidate)):
         return EXACT
-    return given[""] if given and "" in given else DEFAULT_TOLERANCES[floats[0]]
+    if given and "" in given:
+        return given[""]
+    if calibrates(precision):
+        return AS_A_WHOLE
+    kinds = (reference, candidate, ROUNDED_TO.get(precision, reference))
+    return DEFAULT_TOLERANCES[next(name for name in _COARSENESS if name in kinds)]
 
 
 def compare_arrays(
-    reference: Array, candidate: Array, *, stages: tuple[str, str], inputs: str, output: str, tolerance: Tolerances
+    reference: Array,
+    candidate: Array,
+    *,
+    stages: tuple[str, str],
+    inputs: str,
+    output: str,
+    tolerance: Tolerances,
+    precision: str = "fp32",
 ) -> Comparison:
     """Measures one output. NaN agrees with NaN and infinity with the same infinity, at the same place."""
-    used = tolerance_for(output, str(reference.dtype), str(candidate.dtype), tolerance)
+    used = tolerance_for(output, str(reference.dtype), str(candidate.dtype), tolerance, precision)
     frame: dict[str, Any] = {
         "reference": stages[0],
         "candidate": stages[1],
@@ -80,8 +95,13 @@ def compare_arrays(
     finite = np.isfinite(a) & np.isfinite(b)
     with np.errstate(invalid="ignore", over="ignore"):
         error = np.abs(b - a)
-    agreed = bool((same | finite).all()) and _within(a[finite], error[finite], used)
-    return Comparison(**frame, **_figures(a[finite], b[finite], error[finite], used), agreed=agreed)
+    figures = _figures(a[finite], b[finite], error[finite], used)
+    placed = bool((same | finite).all())
+    if used is AS_A_WHOLE:
+        share, note = _as_a_whole(a[finite], error[finite], figures["cosine_similarity"])
+        figures["tolerance_used"] = share
+        return Comparison(**frame, **figures, agreed=placed and share is not None and share <= 1, note=note)
+    return Comparison(**frame, **figures, agreed=placed and _within(a[finite], error[finite], used))
 
 
 def _wide(array: Array) -> Array:
@@ -93,6 +113,19 @@ def _wide(array: Array) -> Array:
 
 def _within(reference: Array, error: Array, tolerance: Tolerance) -> bool:
     return bool((error <= tolerance.atol + tolerance.rtol * np.abs(reference)).all())
+
+
+@np.errstate(over="ignore")
+def _as_a_whole(reference: Array, error: Array, cosine: float | None) -> tuple[float | None, str]:
+    """How much of the tolerance the error's norm takes, and in words. A cosine alone would not see a wrong scale."""
+    size, off = float(np.linalg.norm(reference)), float(np.linalg.norm(error))
+    allowed = AS_A_WHOLE.atol * math.sqrt(reference.size) + AS_A_WHOLE.rtol * size
+    share = off / allowed if allowed else 0.0
+    words = f"judged as a whole, for int8: the error's norm is {off:.3g}, that of the output {size:.3g} "
+    words += f"(a share of {AS_A_WHOLE.rtol:g} is allowed)"
+    if cosine is not None:
+        words += f", their cosine similarity {cosine:.4f}"
+    return _finite(share), words
 
 
 _NO_FIGURES: dict[str, Any] = dict.fromkeys(
@@ -227,8 +260,12 @@ def compare_stages(
     reference: Sequence[Mapping[str, Array]],
     candidate: Sequence[Mapping[str, Array]],
     tolerance: Tolerances,
+    precision: str = "fp32",
 ) -> list[Comparison]:
-    """Through Polygraphy's Comparator: one Comparison for each case and output of ``reference``."""
+    """Through Polygraphy's Comparator: one Comparison for each case and output of ``reference``.
+
+    ``precision``: what the candidate may have been computed in.
+    """
     from polygraphy.comparator import Comparator, IterationResult, RunResults
     from polygraphy.comparator.compare import BaseCompareFunc
     from polygraphy.logger import G_LOGGER
@@ -241,7 +278,8 @@ def compare_stages(
             inputs = next(case)
             for output, array in first.items():
                 a, b = _as_numpy(array), _as_numpy(second[output])
-                found.append(compare_arrays(a, b, stages=stages, inputs=inputs, output=output, tolerance=tolerance))
+                options: dict[str, Any] = {"tolerance": tolerance, "precision": precision}
+                found.append(compare_arrays(a, b, stages=stages, inputs=inputs, output=output, **options))
             return OrderedDict()  # of each verdict, Polygraphy would log statistics that take longer than ours
 
     G_LOGGER.module_severity = G_LOGGER.CRITICAL

@@ -12,8 +12,11 @@ import numpy as np
 
 from . import custom_ops
 from .advice import RESTRICTIONS
+from .build_plan import BuildPlan, plan_build, publish_calibration
+from .build_settings import BuildSettings
 from .cache import open_cache
 from .caching import Caching
+from .calibration import Read, file_reader, torch_reader
 from .clock import Clock
 from .compare import Tolerances, compare_stages, disagreement, onnx_runner, run_stage
 from .errors import (
@@ -66,6 +69,9 @@ def convert(
     seed: int = 0,
     int_range: tuple[int, int] = INT_RANGE,
     prove: bool = False,
+    builder: BuildSettings | Mapping[str, Any] | None = None,
+    calibration: Any = None,
+    calibration_algorithm: str = "entropy",
     cache: bool | str | Path = True,
     check: bool = False,
     on_stage: Callable[[Stage], None] | None = None,
@@ -83,6 +89,8 @@ def convert(
         profiles: ``{input: (min shape, opt shape, max shape)}``; an axis is dynamic where they differ. Inputs without
             a profile are static at the example's shape. A list of such mappings makes an engine with several
             optimization profiles, of which each has its own best kernels; the example has to lie within one of them.
+        precision: what TensorRT 8 to 10 may compute in: ``fp32``, ``fp16``, ``bf16`` (from 10 on), ``int8`` or
+            ``int8+fp16``. Other targets compute in the types that the model has.
         tolerance: one for all outputs, or by output name; by default according to dtype, integers and booleans exact.
         task_check: is given a function that runs the converted model, and returns what it found; raises
             AssertionError where the model does not do its job.
@@ -97,6 +105,10 @@ def convert(
             with the same settings may be taken instead of a new one; a path is the folder of another cache than the
             default one.
         check: raise the error of a failed conversion rather than return it.
+        builder: what the builder is told beside the model: a ``bridge.BuildSettings``, or a mapping with its names.
+        calibration: for int8, a sequence of typical inputs, each as ``inputs`` is given, all of one shape; by default
+            the example alone. The ranges that TensorRT finds are kept as ``calibration.cache``.
+        calibration_algorithm: ``entropy``, ``entropy_legacy``, ``minmax`` or ``legacy``.
         on_stage: called with the name of each stage as it begins.
 
     Returns:
@@ -123,6 +135,9 @@ def convert(
         int_range,
         prove,
         open_cache(cache),
+        BuildSettings.of(builder),
+        calibration,
+        calibration_algorithm,
     )
     path = source_path(source)
     folder = Path(workdir) if workdir is not None else Path(tempfile.mkdtemp(prefix="bridge-"))
@@ -130,6 +145,8 @@ def convert(
         check_kept(path, folder)
         if input_names is not None or output_names is not None:
             raise UsageError("input_names, output_names: an ONNX file has names of its own; leave them out.")
+    elif hasattr(source, "named_modules"):
+        settings.builder.check_modules([name for name, _ in source.named_modules()])
     result = ConversionResult(
         name or (path.stem if path is not None else type(source).__name__),
         target=settings.target.info,
@@ -159,10 +176,15 @@ class Conversion:
     """dtype of each input and output in the source."""
     plugins: list[NeededPlugin] = field(default_factory=list)
     """What has to be loaded where the engine is built, and where it runs."""
+    plan: BuildPlan = field(default_factory=BuildPlan)
+    """What the builder is told beside all this."""
+    read: Read | None = None
+    """Reads further inputs, for the calibration."""
     caching: Caching = field(init=False)
 
     def __post_init__(self) -> None:
         self.caching = Caching(self.settings, self.result)
+        self.result.notes.extend(self.settings.builder.notes(self.settings.target))
 
     def run(self, source: Any, inputs: Any) -> None:
         """Runs every stage and writes ``result.json``. Raises UsageError alone."""
@@ -241,7 +263,9 @@ class Conversion:
             return
         self.clock.enter("build")
         engine = self._build(hints, rewritten)
-        reason = self.settings.target.why_not_run()
+        reason = self.settings.target.why_not_run() or (
+            "its weights are stripped; refit it first" if self.settings.builder.strip_weights else None
+        )
         if reason is not None:
             self._task_check(None)
             self.result.notes.append(f"built, not run: {reason}")
@@ -264,7 +288,7 @@ class Conversion:
         self.profiles = read_profiles(settings.profiles, {name: array.shape for name, array in example.items()})
         allowed = hull(self.profiles)
         export.check_static_axes(made, allowed)
-        self.cases = make_cases(example, self.profiles)
+        self.cases, self.read = make_cases(example, self.profiles), torch_reader(made)
         with export.evaluating(made.module) as changed:
             if changed:
                 result.notes.append("the module was in training mode: it was exported and compared in eval mode")
@@ -327,7 +351,7 @@ class Conversion:
                 graph, inputs, self.settings.profiles, seed=self.settings.seed, int_range=self.settings.int_range
             )
         self.result.notes.extend(notes)
-        self.cases = make_cases(example, self.profiles)
+        self.cases, self.read = make_cases(example, self.profiles), file_reader(graph)
         self.result.exported_onnx = path
         with self.clock("run"):
             try:
@@ -410,7 +434,9 @@ class Conversion:
         result.outputs = [self._info(tensor, []) for tensor in graph.outputs]
         self._prove(log)
         with self.clock("build"):
-            known = self.caching.outputs(result.onnx, self.profiles, self.plugins, self.cases)
+            self._plan(graph)
+            # What an engine is made of is more than its model and settings: devices and calibration are known by now.
+            known = self.caching.outputs(result.onnx, [self.profiles, self.plan.key()], self.plugins, self.cases)
         with self.clock("run"):
             try:
                 outputs = self._run_onnx(result.onnx, "rewritten") if known is None else known
@@ -427,6 +453,12 @@ class Conversion:
             if advice and (node.domain or not target.takes(node.op)):
                 hints.setdefault(node.name, advice)
         return {**RESTRICTIONS, **hints}, outputs
+
+    def _plan(self, graph: Any) -> None:
+        assert self.read is not None
+        of_torch, example = self.result.exporter is not None, self.cases[0].feeds
+        self.plan = plan_build(self.settings, graph, self.read, example, self.workspace, of_torch)
+        self.result.notes.extend(self.plan.notes)
 
     def _prove(self, log: Log) -> None:
         """Checks each match of the passes by itself, if that is asked for."""
@@ -474,12 +506,14 @@ class Conversion:
                 hints=hints,
                 plugins=self.plugins,
                 timing_cache=self.caching.timing_file(),
+                plan=self.plan,
             )
 
         with self.clock("build"):
             outcome, sha256 = self.caching.build(make, engine, log, rewritten)
             result.notes.extend(outcome.notes)
             write_sidecar(partial / SIDECAR, outcome, result, settings.target, engine, self.plugins, sha256)
+        publish_calibration(self.plan, self.workspace)
         self.workspace.publish(SIDECAR, ENGINE)
         result.engine = self.workspace.path(ENGINE)
         return result.engine
@@ -493,17 +527,19 @@ class Conversion:
                 lambda: engine_runner(engine, self.settings.target, self.plugins),
                 [case.feeds for case in self.cases],
             )
-        comparisons = self._compare(("rewritten", "engine"), rewritten, outputs)
+        comparisons = self._compare(("rewritten", "engine"), rewritten, outputs, self.settings.precision)
         if not all(item.agreed for item in comparisons):
             raise CompareError(f"the engine computes something else: {disagreement(comparisons)}")
 
     def _run_onnx(self, path: Path, name: str) -> Outputs:
         return run_stage(name, lambda: onnx_runner(path, name), [case.feeds for case in self.cases])
 
-    def _compare(self, stages: tuple[str, str], reference: Outputs, candidate: Outputs) -> list[Comparison]:
+    def _compare(
+        self, stages: tuple[str, str], reference: Outputs, candidate: Outputs, precision: str = "fp32"
+    ) -> list[Comparison]:
         with self.clock("compare"):
             names = [case.name for case in self.cases]
-            found = compare_stages(stages, names, reference, candidate, self.settings.tolerance)
+            found = compare_stages(stages, names, reference, candidate, self.settings.tolerance, precision)
         kept = [item for item in self.result.comparisons if (item.reference, item.candidate) != stages]
         self.result.comparisons = kept + found
         return found

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .build_settings import BuildSettings
 from .cache import EngineCache
+from .calibration import check_calibration
 from .compare import Tolerances
 from .errors import UsageError
 from .inputs import Array
 from .onnx_source import INT_RANGE, external_files
+from .precision import calibrates, check_precision
 from .result import Tolerance
 from .target import Target
 from .workspace import OUTPUT_FILES
@@ -39,13 +42,15 @@ class Settings:
     int_range: tuple[int, int] = INT_RANGE
     prove: bool = False
     cache: EngineCache | None = None
+    builder: BuildSettings = field(default_factory=BuildSettings)
+    calibration: Any = None
+    """A sequence of inputs, each as the example is given."""
+    calibration_algorithm: str = "entropy"
 
     def __post_init__(self) -> None:
-        if self.precision != "fp32":
-            raise UsageError(
-                f"precision {self.precision!r}: only 'fp32' is there, which leaves every type as the model has it. "
-                "For half precision, convert module.half() or module.bfloat16()."
-            )
+        check_precision(self.precision, self.target)
+        check_calibration(self.calibration, self.calibration_algorithm, calibrates(self.precision))
+        self.builder.check(self.target, self.precision, self.profiles)
         if self.compute_capabilities is not None and self.target.flavour != "tensorrt-rtx":
             raise UsageError(f"compute_capabilities: {self.target} builds for the GPU that it runs on; leave them out.")
         for one in self.tolerance.values() if isinstance(self.tolerance, Mapping) else (self.tolerance,):

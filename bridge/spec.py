@@ -18,6 +18,8 @@ from pydantic import (
     ValidationInfo,
 )
 
+from .errors import UsageError
+
 Shape = tuple[int, ...]
 Profile = tuple[Shape, Shape, Shape]
 
@@ -77,7 +79,7 @@ def _read_source(value: str, info: ValidationInfo) -> str:
 
 
 def _read_cache(value: str, info: ValidationInfo) -> str:
-    if not value or value.lower() in ("yes", "no", "on", "off"):
+    if not value or value.lower() in ("yes", "no", "on", "off"):  # the latter are read as booleans then
         raise ValueError(f"{value!r} is no folder; write true, false or the path of one")
     return str(Path((info.context or {}).get("folder", "."), value).absolute())
 
@@ -88,6 +90,15 @@ def _read_name(value: str) -> str:
     if value in ("summary.json", "index.html"):
         raise ValueError(f"{value!r} is a file of the whole run; choose another name")
     return value
+
+
+def _read_builder(value: Any) -> dict[str, Any]:
+    from .build_settings import BuildSettings
+
+    try:
+        return BuildSettings.of(value).given()
+    except UsageError as error:
+        raise ValueError(str(error).removeprefix("builder: ")) from error
 
 
 def _read_range(value: tuple[int, int]) -> tuple[int, int]:
@@ -161,6 +172,11 @@ class Options(Checked):
     seed: int | None = None
     int_range: Annotated[tuple[int, int], AfterValidator(_read_range)] | None = None
     prove: bool | None = None
+    builder: Annotated[dict[str, Any], BeforeValidator(_read_builder)] | None = None
+    """The names of bridge.BuildSettings, and their values."""
+    calibration: Function | None = None
+    """A function that returns the inputs of an int8 calibration."""
+    calibration_algorithm: str | None = None
     cache: bool | Annotated[str, AfterValidator(_read_cache)] | None = None
     """Whether an engine that was built before may be taken; the path of a folder is another cache than the default."""
     plugins: list[Function] | None = None

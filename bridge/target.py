@@ -9,7 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
@@ -133,6 +133,35 @@ class Target:
 
         return hint(self, operator, domain)
 
+    def lacks_setting(self, name: str) -> str:
+        """Why the builder setting ``name`` does nothing here, and what helps; empty where it does something."""
+        known = _SETTINGS.get(name)
+        if known is None:
+            return ""
+        if self.flavour == "tensorrt-rtx":
+            if known.rtx_needs_gpu and not gpu_compute_capabilities():
+                return "needs a GPU to build such an engine; build on a machine that has one, or leave it out."
+            return f"{known.rtx}; leave it out." if known.rtx else ""
+        if self.version < known.since:
+            first = ".".join(map(str, known.since))
+            return f"has no such setting, TensorRT {first} is the first; leave it out, or take a newer target."
+        if known.strongly_typed and not self.strongly_typed:
+            return (
+                "does this for strongly typed networks alone, and the bridge builds such ones for TensorRT 11 and "
+                "TensorRT-RTX; leave it out, or take one of these targets."
+            )
+        return ""
+
+    def lacks_precision(self, name: str) -> str:
+        """Why its builder cannot be allowed to compute in ``name``, such as ``fp16``; empty where it can."""
+        if name == "fp32":
+            return ""
+        if self.strongly_typed:
+            return "computes in the types that the model has"
+        if name == "bf16" and "bfloat16" not in self.types:
+            return "has no bfloat16; TensorRT 10 is the first"
+        return ""
+
     @property
     def shares_profiles(self) -> bool:
         """Whether several execution contexts may use one optimization profile at the same time."""
@@ -174,6 +203,39 @@ class Target:
 
 
 _RTX_PLUGIN_ONLY = ("NonZero", "NonMaxSuppression", "LinearAttention", "CausalConvWithState", "RoiAlign")
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """Which TensorRT have a setting of the builder."""
+
+    since: tuple[int, ...] = ()
+    """The first TensorRT that has it."""
+    strongly_typed: bool = False
+    """Whether it is for strongly typed networks alone."""
+    rtx: str = ""
+    """What TensorRT-RTX makes of it, where that is nothing."""
+    rtx_needs_gpu: bool = False
+
+
+_NO_TIMING = "builds the same engine whatever this is: it times no kernels"
+_NO_DLA = "builds for GPUs alone"
+_SETTINGS: Mapping[str, _Setting] = {
+    "optimization_level": _Setting((8, 6), rtx="builds the same engine at every level"),
+    "sparsity": _Setting(rtx="builds the same engine with and without"),
+    "version_compatible": _Setting((8, 6), rtx="has no lean runtime, which such engines need"),
+    "hardware_compatibility": _Setting((8, 6), rtx="has compute_capabilities for this"),
+    "refittable": _Setting(rtx_needs_gpu=True),
+    "strip_weights": _Setting((10,), rtx_needs_gpu=True),
+    "weight_streaming": _Setting((10,), strongly_typed=True),
+    "max_aux_streams": _Setting((8, 6)),
+    "avg_timing_iterations": _Setting(rtx=_NO_TIMING),
+    "default_device": _Setting(rtx=_NO_DLA),
+    "dla_core": _Setting(rtx=_NO_DLA),
+    "gpu_fallback": _Setting(rtx=_NO_DLA),
+    "device_types": _Setting(rtx=_NO_DLA),
+}
+"""Of TensorRT-RTX as measured of 1.7.1, by the engines that came out; what is not here every TensorRT has."""
 
 
 def _extra_outputs(node: gs.Node) -> bool:

@@ -182,7 +182,7 @@ def _die_with_parent(parent: IO[bytes]) -> None:
     os._exit(1)
 
 
-SEEN_TO_HERE = {"source", "inputs", "tolerance", "task_check", "timeout", "plugins"}
+SEEN_TO_HERE = {"source", "inputs", "tolerance", "task_check", "timeout", "plugins", "calibration"}
 """What of a ModelSpec is no plain argument of ``bridge.convert``."""
 
 
@@ -194,6 +194,8 @@ def _convert(values: dict[str, Any], folder: Path, on_stage: Callable[[str], Non
     options = {key: value for key, value in spec.model_dump(exclude=SEEN_TO_HERE).items() if value is not None}
     if spec.task_check is not None:
         options["task_check"] = _resolve(spec.task_check)
+    if spec.calibration is not None:
+        options["calibration"] = call(spec.calibration)
     if spec.tolerance is not None:
         from .result import Tolerance
 

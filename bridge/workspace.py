@@ -16,6 +16,7 @@ ENGINE = "model.engine"
 SIDECAR = "model.engine.json"
 BUILD_LOG = "build.log"
 RESULT = "result.json"
+CALIBRATION = "calibration.cache"
 
 OUTPUT_FILES = (
     EXPORTED,
@@ -25,6 +26,7 @@ OUTPUT_FILES = (
     ENGINE,
     SIDECAR,
     BUILD_LOG,
+    CALIBRATION,
     RESULT,
     "report.html",
     "convert.log",
