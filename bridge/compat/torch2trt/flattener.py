@@ -1,0 +1,5 @@
+"""``torch2trt.flattener``."""
+
+from bridge import Flattener
+
+__all__ = ["Flattener"]
