@@ -26,6 +26,7 @@ from .gpu import gpu_here
 from .inputs import Case
 from .plugins.loading import NeededPlugin
 from .settings import Settings
+from .tensors import to_numpy
 
 FORMAT = 1
 """Of the key and of the entries; another one makes every older entry unknown."""
@@ -64,7 +65,10 @@ def engine_key(
         "target": [target.flavour, target.version_text],
         "gpu": gpu_here() if settings.compute_capabilities is None else None,
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
+    try:
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
+    except TypeError as error:  # the keys of a mapping, for instance
+        raise NoKey(f"a setting has no plain form: {error}") from error
 
 
 _OTHERS = frozenset(
@@ -84,8 +88,12 @@ def _plain(value: Any) -> Any:
         return dict(value)
     if isinstance(value, (set, frozenset)):
         return sorted(value)
-    if isinstance(value, np.ndarray):
+    if hasattr(value, "detach"):
+        value = to_numpy(value)
+    if isinstance(value, (np.ndarray, np.generic)):
         return [str(value.dtype), value.shape, _array_digest(value)]
+    if hasattr(value, "__len__") and hasattr(value, "__getitem__"):  # a data set, for instance
+        return [value[index] for index in range(len(value))]
     raise NoKey(f"a {type(value).__name__} among the settings cannot be told from another one")
 
 
