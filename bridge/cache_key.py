@@ -73,7 +73,7 @@ def engine_key(
 
 _OTHERS = frozenset(
     (
-        *("target", "profiles"),  # in the key in another form
+        *("target", "profiles", "calibration"),  # in the key in another form
         *("input_names", "output_names", "opset"),  # seen in the model
         *("tolerance", "task_check", "build", "build_timeout", "seed", "int_range", "prove", "cache"),
     )
