@@ -18,8 +18,6 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, TensorProto
 
-from passes.provenance import origin_of
-
 from . import __version__
 from .digests import Region, region_digests
 from .gpu import gpu_here
@@ -43,11 +41,14 @@ class NoKey(Exception):
 def engine_key(
     model: Path,
     settings: Settings,
-    profiles: Any,
+    plan: Any,
     plugins: Sequence[NeededPlugin],
     known: Mapping[Place, bytes] | None = None,
 ) -> str:
-    """The key of the engine that ``model`` becomes; ``known`` are the digests of weights that were made before.
+    """The key of the engine that ``model`` becomes.
+
+    ``plan`` holds the profiles and what else was found for the builder from the settings and the model; ``known`` are
+    the digests of weights that were made before.
 
     Raises OSError where a file that belongs to it cannot be read, and NoKey where a setting has no plain form.
     """
@@ -55,11 +56,10 @@ def engine_key(
     told = {
         item.name: getattr(settings, item.name) for item in dataclasses.fields(settings) if item.name not in _OTHERS
     }
-    by_module = bool(getattr(told.get("builder"), "device_types", None))
     parts = {
         "format": [FORMAT, __version__],
-        "model": model_digest(model, known or {}, origins=by_module),
-        "profiles": profiles,
+        "model": model_digest(model, known or {}),
+        "plan": plan,
         "settings": told,
         "plugins": [_plugin(plugin) for plugin in plugins],
         "target": [target.flavour, target.version_text],
@@ -73,7 +73,7 @@ def engine_key(
 
 _OTHERS = frozenset(
     (
-        *("target", "profiles", "calibration"),  # in the key in another form
+        *("target", "profiles", "builder", "calibration", "calibration_algorithm"),  # in the key in another form
         *("input_names", "output_names", "opset"),  # seen in the model
         *("tolerance", "task_check", "build", "build_timeout", "seed", "int_range", "prove", "cache"),
     )
@@ -133,17 +133,13 @@ def _places(regions: Sequence[Region]) -> list[Place]:
     return [(file.st_dev, file.st_ino, file.st_mtime_ns, offset, length) for file, offset, length in found]
 
 
-def model_digest(path: Path, known: Mapping[Place, bytes], *, origins: bool = False) -> str:
-    """Of the graph and of the bytes that its tensors have, inside of the file or beside it.
-
-    With ``origins`` the modules that the nodes came from count too: some settings are made by module.
-    """
+def model_digest(path: Path, known: Mapping[Place, bytes]) -> str:
+    """Of the graph and of the bytes that its tensors have, inside of the file or beside it."""
     from passes.reading import read_proto
 
     model = read_proto(path)
     for name in ("doc_string", "producer_name", "producer_version", "metadata_props", "model_version"):
         model.ClearField(name)
-    modules = [_module(node) for node in model.graph.node] if origins else []
     tensors = list(_undress_graph(model.graph))
     for function in model.functions:
         function.ClearField("doc_string")
@@ -159,8 +155,7 @@ def model_digest(path: Path, known: Mapping[Place, bytes], *, origins: bool = Fa
                 tensor.ClearField(field)
             tensor.data_location = TensorProto.EXTERNAL
             tensor.external_data.add(key="sha256", value=f"{digests[region].hex()} of {region.length}")
-    content = model.SerializeToString(deterministic=True) + json.dumps(modules).encode()
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _digests(regions: Sequence[Region], known: Mapping[Place, bytes]) -> dict[Region, bytes]:
@@ -168,11 +163,6 @@ def _digests(regions: Sequence[Region], known: Mapping[Place, bytes]) -> dict[Re
     found = {r: known[place] for r, place in zip(outside, _places(outside), strict=True) if place in known}
     left = list({region: None for region in regions if region not in found})
     return {**found, **dict(zip(left, region_digests(left), strict=True))}
-
-
-def _module(node: onnx.NodeProto) -> str:
-    origin = origin_of(node.name, {item.key: item.value for item in node.metadata_props})
-    return origin.module if origin is not None else ""
 
 
 def _undress(proto: Any) -> None:

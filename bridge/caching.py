@@ -53,16 +53,14 @@ class Caching:
         if made.exception() is None:  # else the key has the same trouble, and tells
             self.weights.update(made.result())
 
-    def outputs(
-        self, model: Path, profiles: Any, plugins: Sequence[NeededPlugin], cases: Sequence[Case]
-    ) -> Outputs | None:
+    def outputs(self, model: Path, plan: Any, plugins: Sequence[NeededPlugin], cases: Sequence[Case]) -> Outputs | None:
         """Looks for the engine of the rewritten ``model``; returns what the model is known to compute for ``cases``."""
         cache = self.cache
         if cache is None:
             return None
         with self._noted(cache):
             try:
-                self.key = engine_key(model, self.settings, profiles, plugins, self.weights)
+                self.key = engine_key(model, self.settings, plan, plugins, self.weights)
             except NoKey as error:
                 self._note(f"the engine cache was not used: {error}")
                 return None

@@ -24,6 +24,7 @@ import torch
 import bridge
 from bridge import ConversionResult, gpu, target
 from bridge import build as building
+from bridge.build_plan import BuildPlan
 from bridge.cache import Damaged, EngineCache, default_folder, open_cache, read_size
 from bridge.cache_key import NoKey, engine_key, feeds_key
 from bridge.cli import main
@@ -225,6 +226,8 @@ RTX_8 = Target("tensorrt-rtx", (1, 8, 0, 1), False, frozenset())
     [
         {"ranges": [{"x": Profile((1, 4), (2, 4), (9, 4))}]},
         {"ranges": [{"x": Profile((1, 4), (2, 4), (8, 4))}] * 2},
+        {"ranges": [[{"x": Profile((1, 4), (2, 4), (8, 4))}], BuildPlan(builder={"optimization_level": 5}).key()]},
+        {"ranges": [[{"x": Profile((1, 4), (2, 4), (8, 4))}], BuildPlan(devices={"product": "DLA"}).key()]},
         {"compute_capabilities": ((8, 9),)},
         {"target": RTX_8},
         {"target": replace(RTX_8, flavour="tensorrt")},
