@@ -20,7 +20,7 @@ from .build_settings import BuildSettings
 from .errors import RunError, UsageError
 from .pipeline import convert
 from .result import ConversionResult
-from .runtime.dataset import Dataset, ListDataset
+from .runtime.dataset import Dataset
 from .runtime.module import TRTModule
 from .workspace import BUILD_LOG, write_text
 
@@ -28,8 +28,14 @@ Shapes = list[tuple[int, ...]]
 
 SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
 DEVICE_TYPES = ("GPU", "DLA")
-ALGORITHMS = ("LEGACY_CALIBRATION", "ENTROPY_CALIBRATION", "ENTROPY_CALIBRATION_2", "MINMAX_CALIBRATION")
 """TensorRT's enums, in the order of their numbers."""
+ALGORITHMS = {
+    "LEGACY_CALIBRATION": "legacy",
+    "ENTROPY_CALIBRATION": "entropy_legacy",
+    "ENTROPY_CALIBRATION_2": "entropy",
+    "MINMAX_CALIBRATION": "minmax",
+}
+"""TensorRT's algorithms, likewise, and what ``convert`` calls them."""
 
 _OWN = ("source", "inputs", "input_names", "output_names", "opset", "check")
 """Parameters of ``convert`` that have another name here, or none."""
@@ -108,15 +114,7 @@ def torch2trt(
     if dataset is not None and not len(dataset):
         raise UsageError(f"inputs: the {type(dataset).__name__} is empty; insert or record at least one example.")
     options["precision"] = _precision(options, fp16_mode, int8_mode)
-    if int8_mode and "calibration" in inspect.signature(convert).parameters:
-        options["calibration"] = _calibration(int8_calib_dataset, dataset, example, options)
-    if _read_enum("int8_calib_algorithm", int8_calib_algorithm, ALGORITHMS) != ALGORITHMS[2] and int8_mode:
-        warnings.warn(
-            f"int8_calib_algorithm={int8_calib_algorithm}: the ranges are found by the bridge's own calibration.",
-            stacklevel=2,
-        )
-    if int8_calib_dataset is not None and not int8_mode:
-        warnings.warn("int8_calib_dataset: is not used, since int8_mode is off.", stacklevel=2)
+    options.update(_calibration(options, int8_mode, int8_calib_dataset, int8_calib_algorithm, dataset))
     level = SEVERITIES.index(_read_enum("log_level", log_level, SEVERITIES))
     builder = _builder(
         options.pop("builder", None),
@@ -170,12 +168,24 @@ def _precision(options: dict[str, Any], fp16_mode: bool, int8_mode: bool) -> str
     return str(precision or asked or "fp32")
 
 
-def _calibration(given: Any, dataset: Dataset | None, example: Any, options: Mapping[str, Any]) -> Any:
-    """What ranges are found from: what was given, the inputs, or the one example."""
-    if given is not None and options.get("calibration") is not None:
-        raise UsageError("calibration, int8_calib_dataset: are the same; give one of them.")
-    chosen = given if given is not None else options.get("calibration")
-    return chosen if chosen is not None else dataset if dataset is not None else ListDataset([example])
+def _calibration(
+    options: Mapping[str, Any], int8_mode: bool, given: Any, algorithm: Any, dataset: Dataset | None
+) -> dict[str, Any]:
+    """What ranges are found from, and how, in the words of ``convert``."""
+    name = _read_enum("int8_calib_algorithm", algorithm, tuple(ALGORITHMS))
+    if not int8_mode:
+        if given is not None:
+            warnings.warn("int8_calib_dataset: is not used, since int8_mode is off.", stacklevel=3)
+        return {}
+    if "calibration" in options:
+        if given is not None:
+            raise UsageError("calibration, int8_calib_dataset: are the same; give one of them.")
+        return {}
+    found = {} if "calibration_algorithm" in options else {"calibration_algorithm": ALGORITHMS[name]}
+    if given is None and dataset is not None:
+        first = dataset.shapes_for_index(0, flat=True)  # TensorRT calibrates at one shape
+        given = [dataset[index] for index in range(len(dataset)) if dataset.shapes_for_index(index, flat=True) == first]
+    return found if given is None else {**found, "calibration": given}
 
 
 def _read_enum(what: str, value: Any, names: Sequence[str]) -> str:

@@ -91,7 +91,6 @@ class Source:
         self._remember(result)
         return {name: to_numpy(tensor) for name, tensor in zip(self.output_names, outputs, strict=True)}
 
-
     def _remember(self, result: Any) -> None:
         import torch
 

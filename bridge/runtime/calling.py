@@ -63,6 +63,9 @@ class Parameters:
         for name, value in kwargs.items():
             if self.keywords is None:
                 self._check_keyword(name)
+            elif name in self.positional_only:  # a name that is free for **kwargs
+                bound[f"{self.keywords}[{name!r}]"] = value
+                continue
             if name in bound:
                 raise RunError(f"forward() got multiple values for argument {name!r}.")
             bound[name] = value
