@@ -1,0 +1,164 @@
+"""A stand-in for the Python module ``tensorrt`` of version 8.5, as far as a builder's configuration goes.
+
+Run as a program it takes a BuildJob as JSON, and prints what ``bridge.builder_config`` made of it.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+__version__ = "8.5.3.1"
+
+BuilderFlag = enum.Enum(
+    "BuilderFlag",
+    "FP16 INT8 DEBUG GPU_FALLBACK STRICT_TYPES REFIT DISABLE_TIMING_CACHE TF32 SPARSE_WEIGHTS SAFETY_SCOPE "
+    "OBEY_PRECISION_CONSTRAINTS PREFER_PRECISION_CONSTRAINTS DIRECT_IO",
+)
+MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE DLA_MANAGED_SRAM")
+DeviceType = enum.Enum("DeviceType", "GPU DLA")
+ProfilingVerbosity = enum.Enum("ProfilingVerbosity", "LAYER_NAMES_ONLY DETAILED NONE")
+LayerType = enum.Enum("LayerType", "CONVOLUTION SHAPE QUANTIZE DEQUANTIZE")
+DataType = enum.Enum("DataType", "FLOAT HALF INT8 INT32 BOOL")
+float32, float16, int8, int32, bool = DataType
+
+
+class Logger:
+    VERBOSE, INFO, WARNING, ERROR, INTERNAL_ERROR = range(5)
+
+    def __init__(self, *_: Any) -> None: ...
+
+
+class IInt8EntropyCalibrator2: ...
+
+
+class IInt8MinMaxCalibrator: ...
+
+
+class IInt8EntropyCalibrator: ...
+
+
+class IInt8LegacyCalibrator: ...
+
+
+class IInt8Calibrator: ...
+
+
+class IBuilderConfig:
+    """Keeps what it is told."""
+
+    avg_timing_iterations = 1
+    default_device_type = DeviceType.GPU
+    DLA_core = -1
+    profiling_verbosity = None
+    int8_calibrator = None
+
+    def __init__(self) -> None:
+        self.flags = {"TF32"}
+        self.pools: dict[str, int] = {}
+        self.profiles: list[Any] = []
+        self.calibration_profile: Any = None
+        self.layers: dict[str, str] = {}
+
+    def set_flag(self, flag: BuilderFlag) -> None:
+        self.flags.add(flag.name)
+
+    def clear_flag(self, flag: BuilderFlag) -> None:
+        self.flags.discard(flag.name)
+
+    def set_memory_pool_limit(self, pool: MemoryPoolType, size: int) -> None:
+        self.pools[pool.name] = size
+
+    def add_optimization_profile(self, profile: Any) -> None:
+        self.profiles.append(profile)
+
+    def set_calibration_profile(self, profile: Any) -> None:
+        self.calibration_profile = profile
+
+    def get_calibration_profile(self) -> Any:
+        return self.calibration_profile
+
+    def set_device_type(self, layer: Any, device: DeviceType) -> None:
+        self.layers[layer.name] = device.name
+
+
+class OptimizationProfile(dict[str, Any]):
+    def set_shape(self, name: str, low: Any, best: Any, high: Any) -> None:
+        self[name] = [list(low), list(best), list(high)]
+
+    def get_shape(self, name: str) -> Any:
+        return self[name]
+
+    def __bool__(self) -> bool:  # TensorRT's: whether it is usable
+        return True
+
+
+class Network(list[Any]):
+    """One input of two axes, the first of them dynamic, and the layers in it."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        super().__init__(layers)
+        self.input = SimpleNamespace(
+            name="x", shape=(-1, 3), dtype=DataType.FLOAT, is_shape_tensor=False, location="device"
+        )
+        self.num_layers, self.num_inputs = len(layers), 1
+
+    def get_input(self, index: int) -> Any:
+        return [self.input][index]
+
+    def get_layer(self, index: int) -> Any:
+        return self[index]
+
+
+class Builder:
+    def __init__(self, cores: int) -> None:
+        self.num_DLA_cores = cores
+
+    def create_builder_config(self) -> IBuilderConfig:
+        return IBuilderConfig()
+
+    def create_optimization_profile(self) -> OptimizationProfile:
+        return OptimizationProfile()
+
+
+def main() -> None:
+    given = json.loads(sys.stdin.read())
+    sys.modules["tensorrt"] = sys.modules[__name__]
+    from bridge.build import BuildJob
+    from bridge.builder_config import SettingRefused, make_config
+
+    kinds = [LayerType[kind] for kind in given.pop("kinds", ["CONVOLUTION"])]
+    names = given.pop("layers", ["conv"])
+    layers = [
+        SimpleNamespace(name=name, type=kind, precision_is_set=False) for name, kind in zip(names, kinds, strict=True)
+    ]
+    builder, network = Builder(given.pop("cores", 0)), Network(layers)
+    try:
+        config = make_config(BuildJob(**given), sys.modules[__name__], builder, network)(builder, network)
+    except SettingRefused as error:
+        print(json.dumps({"refused": str(error)}))
+        return
+    calibrator = config.int8_calibrator
+    found = {
+        "flags": sorted(config.flags),
+        "pools": config.pools,
+        "profiles": config.profiles,
+        "timing": config.avg_timing_iterations,
+        "device": config.default_device_type.name,
+        "core": config.DLA_core,
+        "layers": config.layers,
+        "calibration_profile": config.calibration_profile,
+        "calibrator": type(calibrator).__bases__[0].__name__ if calibrator is not None else None,
+        "batches": [
+            {name: [str(array.dtype), list(array.shape)] for name, array in batch.items()}
+            for batch in (calibrator.data_loader if calibrator is not None else ())
+        ],
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
