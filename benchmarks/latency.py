@@ -227,9 +227,9 @@ class Session:
         self.ways: dict[str, Call] = {}
         self.module = model.module()
         drawn = model.inputs(self.case.batch, seed=1)
-        self.inputs = on_device(drawn, "cuda", half=False, channels_last=False)
+        self.inputs = on_device(drawn, ways.DEVICE, half=False, channels_last=False)
         say("eager fp32")
-        self.expected = self.module.cuda()(*self.inputs)
+        self.expected = self.module.to(ways.DEVICE)(*self.inputs)
         row["errors"] = {}
 
         say("module")
@@ -286,10 +286,10 @@ class Session:
         return functools.partial(logic, *given)
 
     def _eager(self, channels_last: bool) -> Call:
-        from .ways import errors, on_device, prepared
+        from .ways import DEVICE, errors, on_device, prepared
 
-        module = prepared(self.module, self.case, "cuda", channels_last)
-        inputs = on_device(self.inputs, "cuda", self.case.half, channels_last)
+        module = prepared(self.module, self.case, DEVICE, channels_last)
+        inputs = on_device(self.inputs, DEVICE, self.case.half, channels_last)
         way = "eager_channels_last" if channels_last else "eager"
         self.row["errors"][way] = errors(self.expected, module(*inputs))
         return functools.partial(module, *inputs)
@@ -297,7 +297,7 @@ class Session:
     def _raw_graph(self) -> Call:
         from .ways import RawGraph, errors
 
-        raw = RawGraph(self.engine, self.feeds)
+        raw = self.raw_graph = RawGraph(self.engine, self.feeds)  # the graph needs its context's memory
         call = raw.replay(self.given)
         call()
         self.row["errors"]["raw_graph"] = errors(self.expected, list(raw.outputs.values()))

@@ -75,6 +75,7 @@ def main() -> None:
     report["not_reached"] = left
     write_json(options.json, report)
     print(summary(rows, left))
+    sys.exit(0 if all(row["status"] in ("ok", "not converted") for row in rows.values()) else 1)
 
 
 def one_line(name: str, row: Row) -> str:
