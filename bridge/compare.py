@@ -99,7 +99,7 @@ def compare_arrays(
     placed = bool((same | finite).all())
     if used is AS_A_WHOLE:
         share, note = _as_a_whole(a[finite], error[finite], figures["cosine_similarity"])
-        figures["tolerance_used"] = share
+        figures = {**figures, "tolerance_used": share}
         return Comparison(**frame, **figures, agreed=placed and share is not None and share <= 1, note=note)
     return Comparison(**frame, **figures, agreed=placed and _within(a[finite], error[finite], used))
 

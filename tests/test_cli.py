@@ -90,6 +90,12 @@ def test_a_terminal_gets_a_live_display(zoo: Path) -> None:
         (["zoo:good", "-o", "out", "--shapes", "1x3"], "'1x3' names no input; write INPUT=SHAPE"),
         (["zoo:good", "-o", "out", "--tolerance", "y=1,1", "--tolerance", "y=2,2"], "given twice for 'y'"),
         (
+            ["zoo:good", "-o", "out", "--builder", "workspace=1", "--builder", "workspace=2"],
+            "given twice for 'workspace'",
+        ),
+        (["zoo:good", "-o", "out", "--builder", "wrkspace=1"], "--builder: unknown setting 'wrkspace'; did you mean"),
+        (["zoo:good", "-o", "out", "--builder", "tf32"], "'tf32' is not of the form NAME=VALUE"),
+        (
             ["zoo:good", "-o", "out", *(f"--shapes={item}" for item in ("x=1", "x=2", "x=3", "y=1", "y=2"))],
             "--shapes was given 2 times for 'y' and 3 times for another input",
         ),
@@ -146,6 +152,14 @@ def test_options_reach_the_conversion_and_win_over_the_manifest(zoo: Path) -> No
         "mask=1x3",
         "--tolerance",
         "y=1e-3,1e-4",
+        "--builder",
+        "workspace=1073741824",
+        "--builder",
+        "tf32=true",
+        "--builder",
+        "hardware_compatibility=ampere_plus",
+        "--builder",
+        'device_types={"head": "DLA"}',
         "--no-build",
         "--prove",
     ]
@@ -159,6 +173,8 @@ def test_options_reach_the_conversion_and_win_over_the_manifest(zoo: Path) -> No
         "'prove': True",
         "'profiles': [{'x:0': ((1, 3), (2, 3), (4, 3)), 'mask': ((1, 3), (1, 3), (1, 3))}, "
         "{'x:0': ((8, 3), (16, 3), (32, 3)), 'mask': ((1, 3), (1, 3), (1, 3))}]",
+        "'builder': {'workspace': 1073741824, 'tf32': True, 'hardware_compatibility': 'ampere_plus', "
+        "'device_types': {'head': 'DLA'}}",
         "'tolerance': {'y': Tolerance(rtol=0.001, atol=0.0001)}",
     ):
         assert part in received, received

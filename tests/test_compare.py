@@ -105,6 +105,33 @@ def test_the_default_tolerance_is_that_of_the_coarser_side(reference: str, candi
     assert tolerance_for("y", reference, candidate, None) == DEFAULT_TOLERANCES[coarser]
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16"), ("fp32", "float32")])
+def test_an_engine_of_lower_precision_has_the_tolerance_of_its_dtype(precision: str, dtype: str) -> None:
+    found = tolerance_for("y", "float32", "float32", None, precision)
+    assert found == DEFAULT_TOLERANCES[dtype]
+    assert tolerance_for("y", "int64", "int32", None, precision) == Tolerance(0, 0)
+    assert tolerance_for("y", "float32", "float32", Tolerance(0, 1), precision) == Tolerance(0, 1)
+
+
+def test_an_int8_engine_is_judged_by_its_outputs_as_a_whole_and_may_fail() -> None:
+    def judged(reference: Any, candidate: Any, tolerance: Any = None) -> Comparison:
+        a, b = np.array(reference, np.float32), np.array(candidate, np.float32)
+        options: dict[str, Any] = {"inputs": "example", "output": "y", "tolerance": tolerance, "precision": "int8"}
+        return compare_arrays(a, b, stages=("rewritten", "engine"), **options)
+
+    random = np.random.default_rng(0).standard_normal(1000)
+    rounded = np.round(random / random.max() * 16) / 16 * random.max()
+    found = judged(random, rounded)
+    assert found.agreed and found.tolerance_used is not None and 0 < found.tolerance_used < 1
+    assert "judged as a whole" in found.note and "cosine similarity 0.99" in found.note
+    assert not compare(random, rounded).agreed, "single elements are off by more than float32 may be"
+    for wrong in (random * 2, -random, random[::-1], np.zeros(1000)):
+        worse = judged(random, wrong)
+        assert not worse.agreed and worse.tolerance_used is not None and worse.tolerance_used > 1
+    assert judged(random * 0, random * 0).agreed and not judged(random, np.where(random > 2, NAN, random)).agreed
+    assert judged([], []).agreed and not judged(random, rounded, Tolerance(0, 1e-3)).agreed
+
+
 def test_a_tolerance_is_kept_to_element_by_element_up_to_its_very_limit() -> None:
     at, beyond = compare([8.0], [9.0], Tolerance(0.125, 0)), compare([8.0], [9.001], Tolerance(0.125, 0))
     assert (at.agreed, at.tolerance_used) == (True, 1.0)

@@ -172,6 +172,32 @@ models:
     ]
 
 
+def test_settings_of_the_builder_and_a_calibration_are_read_and_checked(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "models:\n  - {name: a, source: zoo:a, precision: int8, calibration: zoo:typical,\n"
+        "     calibration_algorithm: minmax,\n"
+        "     builder: {workspace: 1_073_741_824, tf32: true, max_aux_streams: 0, device_types: {head: DLA}}}\n",
+    )
+    (spec,) = load_manifest(path)
+    told = {"workspace": 1 << 30, "tf32": True, "max_aux_streams": 0, "device_types": {"head": "DLA"}}
+    assert (spec.builder, spec.calibration, spec.calibration_algorithm) == (told, "zoo:typical", "minmax")
+    text = """\
+models:
+  - name: a
+    source: zoo:a
+    builder:
+      optimisation_level: 5
+  - {name: b, source: zoo:b, builder: {workspace: 4GiB}}
+  - {name: c, source: zoo:c, calibration: typical}
+"""
+    assert mistakes(tmp_path, text).replace(f"{tmp_path}/", "").splitlines()[1:] == [
+        "  nets.yaml:4: model 'a': builder: unknown setting 'optimisation_level'; did you mean 'optimization_level'?",
+        "  nets.yaml:6: model 'b': builder: workspace: '4GiB' is no whole number of at least 1.",
+        "  nets.yaml:7: model 'c': calibration: 'typical' is not of the form package.module:function",
+    ]
+
+
 def test_anchors_and_merged_keys_work(tmp_path: Path) -> None:
     path = write(
         tmp_path,
