@@ -61,7 +61,9 @@ def convert_one(name: str, case: Any, target: str, dynamic: bool, folder: Path) 
         profiles = {first: (low, shape, high)}
     module = constructor().eval()
     try:
-        result = bridge.convert(module, inputs, name=name, workdir=folder, target=target, profiles=profiles)
+        result = bridge.convert(
+            module, inputs, name=name, workdir=folder, target=target, profiles=profiles, cache=False
+        )
     except bridge.BridgeError as error:  # a wrong call: its message is the result
         (folder / "usage").write_text(str(error))
         return

@@ -14,8 +14,8 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -293,9 +293,9 @@ class EngineCache:
             shutil.rmtree(aside, ignore_errors=True)
 
     def _temporary(self, key: str) -> Path:
-        parent = self.folder / "partial"
-        parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f"{key}-", dir=parent))
+        folder = self.folder / "partial" / f"{key}-{uuid.uuid4().hex}"
+        folder.mkdir(parents=True)
+        return folder
 
     def timing_file(self, name: str) -> Path:
         """Where timings of kernels are kept, by the TensorRT and GPU that they were taken with."""

@@ -92,7 +92,8 @@ class Caching:
                     if self._known is None:
                         cache.put_outputs(self.key, self.feeds, outputs)
                     return found
-            left = None if timeout is None else max(0.001, timeout - (time.monotonic() - began))
+            waited = round(time.monotonic() - began, 1)
+            left = None if timeout is None else max(0.1, timeout - waited) if waited else timeout
             outcome, sha256 = make(left), None
             with self._noted(cache):
                 name, target = self.result.name, str(self.settings.target)

@@ -512,7 +512,8 @@ class Conversion:
         with self.clock("build"):
             outcome, sha256 = self.caching.build(make, engine, log, rewritten)
             result.notes.extend(outcome.notes)
-            write_sidecar(partial / SIDECAR, outcome, result, settings.target, engine, self.plugins, sha256)
+            told = settings.builder.given()
+            write_sidecar(partial / SIDECAR, outcome, result, settings.target, engine, self.plugins, sha256, told)
         publish_calibration(self.plan, self.workspace)
         self.workspace.publish(SIDECAR, ENGINE)
         result.engine = self.workspace.path(ENGINE)

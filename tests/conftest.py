@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -25,6 +26,14 @@ OLD_RUNTIME = {
     "test_dilated_pooling[AveragePool-3": "divides by the wrong count at the borders",
 }
 """What ONNX Runtime 1.23, the last for Python 3.10, does to models of these tests."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For what is converted outside of a single test, once for many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BRIDGE_CACHE_DIR", str(tmp_path_factory.mktemp("engine-cache-of-all")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -53,8 +53,9 @@ def test_an_engine_of_another_model_is_found_out(tmp_path: Path, monkeypatch: py
     assert other.status == "verified", other.error
     honest = pipeline.Conversion._build
 
-    def swapped(self: Any, hints: Any) -> Path:
-        engine = honest(self, hints)
+    def swapped(self: Any, *given: Any) -> Path:
+        engine = honest(self, *given)
+        engine.unlink()  # it may be the cache's too
         shutil.copy(other.engine, engine)
         return engine
 
@@ -68,9 +69,11 @@ def test_an_engine_of_another_model_is_found_out(tmp_path: Path, monkeypatch: py
 def test_an_engine_that_does_not_run_fails_at_that_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = pipeline.Conversion._build
 
-    def cut(self: Any, hints: Any) -> Path:
-        engine = honest(self, hints)
-        engine.write_bytes(engine.read_bytes()[:1000])
+    def cut(self: Any, *given: Any) -> Path:
+        engine = honest(self, *given)
+        content = engine.read_bytes()
+        engine.unlink()
+        engine.write_bytes(content[:1000])
         return engine
 
     monkeypatch.setattr(pipeline.Conversion, "_build", cut)
