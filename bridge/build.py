@@ -253,15 +253,18 @@ def write_sidecar(
     engine: Path,
     plugins: Sequence[NeededPlugin] = (),
     engine_sha256: str | None = None,
+    builder: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes what the engine is, what it was made of, and which plugins it needs, beside it.
 
-    ``engine_sha256`` is that of the engine, where it is known.
+    ``engine_sha256`` is that of the engine, where it is known; ``builder`` what the builder was told.
     """
     assert result.onnx is not None
     sidecar = {
         "target": asdict(target.info),
         "compute_capabilities": [".".join(map(str, pair)) for pair in outcome.compute_capabilities],
+        "precision": result.precision,
+        "builder": dict(builder or {}),
         "inputs": [asdict(item) for item in result.inputs],
         "outputs": [asdict(item) for item in result.outputs],
         "calling": result.calling.pack() if result.exporter is not None and result.calling is not None else None,

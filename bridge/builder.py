@@ -18,7 +18,7 @@ from typing import Any
 from .build import BuildJob, BuildOutcome
 from .builder_config import SettingRefused, make_config
 from .plugins.loading import NeededPlugin, PluginError, add_import_paths, load_plugins
-from .target import MODULES
+from .target import MODULES, gpu_compute_capabilities
 from .timing import TimingCache
 
 
@@ -92,7 +92,8 @@ def run(job: BuildJob) -> BuildOutcome:
         _write(Path(job.engine), engine)
     except OSError as error:
         return BuildOutcome(error=f"the engine cannot be written to {job.engine}: {error.strerror}", **described)
-    return BuildOutcome(**described, compute_capabilities=job.compute_capabilities)
+    here = [] if job.flavour == "tensorrt-rtx" else [list(pair) for pair in gpu_compute_capabilities()[:1]]
+    return BuildOutcome(**described, compute_capabilities=job.compute_capabilities or here)
 
 
 def _refusal(error: Any) -> dict[str, Any]:

@@ -184,6 +184,7 @@ class Conversion:
 
     def __post_init__(self) -> None:
         self.caching = Caching(self.settings, self.result)
+        self.result.builder = self.settings.builder.given()
         self.result.notes.extend(self.settings.builder.notes(self.settings.target))
 
     def run(self, source: Any, inputs: Any) -> None:
