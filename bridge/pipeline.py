@@ -434,7 +434,7 @@ class Conversion:
         ]
         result.outputs = [self._info(tensor, []) for tensor in graph.outputs]
         self._prove(log)
-        with self.clock("build"):
+        with self.clock("rewrite"):
             self._plan(graph)
             # What an engine is made of is more than its model and settings: devices and calibration are known by now.
             known = self.caching.outputs(result.onnx, [self.profiles, self.plan.key()], self.plugins, self.cases)
