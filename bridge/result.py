@@ -173,6 +173,8 @@ class ConversionResult:
     error: str | None = None
     target: TargetInfo | None = None
     precision: str = "fp32"
+    builder: dict[str, Any] = field(default_factory=dict)
+    """What the builder was told, by the names of ``bridge.BuildSettings``; what it was not told is left out."""
     source: str = ""
     exporter: str | None = None
     """``dynamo`` or ``torchscript``; None where the source was an ONNX file."""

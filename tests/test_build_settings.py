@@ -326,6 +326,7 @@ def test_what_the_convert_call_is_told_reaches_the_childs_job(tmp_path: Path, mo
     settings = {"workspace": 1 << 30, "max_aux_streams": 0}
     result = support.convert(Net(), (X,), workdir=tmp_path, builder=settings, cache=False)
     assert result.ok, result.error
+    assert result.builder == settings == json.loads((tmp_path / "result.json").read_text())["builder"]
     assert [(job.builder, job.precision, job.devices, job.calibration) for job in jobs] == [(settings, "fp32", {}, {})]
 
 

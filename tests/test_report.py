@@ -339,6 +339,12 @@ def test_changed_types_and_profiles_are_shown() -> None:
     assert "/tmp/model.engine" not in text, "a report is passed on, and the folder with it"
 
 
+def test_what_the_builder_was_told_is_shown() -> None:
+    told = {"workspace": 1 << 30, "device_types": {HOSTILE: "DLA"}}
+    assert "Builder workspace=1073741824 , device_types=" in Page(render_report(built(builder=told))).text
+    assert "<dt>Builder" not in render_report(built())
+
+
 def test_each_of_several_profiles_has_a_line() -> None:
     spans = [[[1, 3], [2, 3], [4, 3]], [[8, 3], [16, 3], [32, 3]]]
     page = render_report(built(inputs=[TensorInfo("x", "float32", ["n", 3], "float32", spans)]))
