@@ -358,7 +358,7 @@ class Checks:
     def _side_stream(self, sets: list[Any]) -> list[Any]:
         """The inputs are written by the stream itself, late, and given back to torch's allocator right after the call:
         a run that does not keep to the stream reads something else."""
-        from .changes import copied, on
+        from .changes import copied, leaves, on
 
         torch = self.torch
         if self.device != "cuda":
@@ -371,10 +371,10 @@ class Checks:
                 torch.cuda._sleep(2_000_000)  # about a millisecond
                 given = copied(source)
                 results.append(self.engine(*given))
-                sizes = [(item.shape, item.dtype) for item in given if isinstance(item, torch.Tensor)]
+                sizes = [(item.shape, item.dtype, item.device) for item in leaves(given) if hasattr(item, "device")]
                 del given
-                for shape, dtype in sizes:  # takes the memory that the inputs had, and writes into it
-                    torch.full(shape, 1, dtype=dtype, device="cuda")
+                for shape, dtype, device in sizes:  # takes the memory that the inputs had, and writes into it
+                    torch.full(shape, 1, dtype=dtype, device=device)
         stream.synchronize()
         return results
 

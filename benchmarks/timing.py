@@ -149,9 +149,9 @@ def interleaved(
     *,
     rounds: int = 10,
     calls: int = 20,
-    launches: int = 10,
-    warm_calls: int = 20,
-    warm_seconds: float = 0.2,
+    launches: int = 6,
+    warm_calls: int = 10,
+    warm_seconds: float = 0.1,
 ) -> Blocks:
     """Measures every way in each of ``rounds`` rounds, forwards and backwards in turns: ``calls`` single calls, then
     ``launches`` back to back."""

@@ -20,6 +20,7 @@ from benchmarks import changes, compiled, latency, leak, modules, timing
 from benchmarks.latency_table import table
 from benchmarks.models import CASES, MODELS, Case, Model
 from benchmarks.workers import Pool, Say, Work
+from bridge.errors import RunError
 
 from . import fake_gpu
 from .fake_gpu import fake_gpu as fake_gpu_fixture  # noqa: F401 (a fixture)
@@ -178,6 +179,35 @@ def test_a_wrong_engine_is_found_out_by_every_check_and_named() -> None:
     assert found.pop("non-contiguous") == "raised" and found.pop("side stream") == found.pop("graph") == "left out"
     assert set(found.values()) == {"wrong"} and len(found) == 6
     assert "output 0 is torch.float16, and torch's is torch.float32" in row["notes"]
+
+
+@pytest.mark.usefixtures("fake_gpu_fixture")
+def test_the_checks_of_a_gpu_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "on", lambda inputs, device: inputs)
+    monkeypatch.setattr(nn.Module, "cuda", lambda self: self)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+
+    class Doubling(nn.Module):
+        captures = True
+
+        def forward(self, x: torch.Tensor, more: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {"double": x * 2, "sum": x + more["y"]}
+
+        def capture(self, *inputs: Any) -> None:
+            if not self.captures:
+                raise RunError("no CUDA graph can be made of this engine")
+
+    inputs = (torch.randn(3, 4), {"y": torch.arange(4)})
+    for captures, graph in ((True, "ok"), (False, "left out")):
+        row: dict[str, Any] = {"status": "ok", "notes": [], "checks": {}, "stages": {}}
+        engine = Doubling()
+        engine.captures = captures
+        modules.Checks(Doubling(), engine, inputs, "cuda", row, lambda step: None).all(None)
+        found = {key: check["status"] for key, check in row["checks"].items()}
+        assert found == {**dict.fromkeys(("example", "changed", "non-contiguous", "side stream", "threads"), "ok")} | {
+            "graph": graph
+        }, row
+        assert not row["notes"]
 
 
 def test_where_torch_draws_random_numbers_only_shapes_are_compared() -> None:
