@@ -189,6 +189,8 @@ def compile_one(name: str, mode: str, setting: Row, pipe: Connection) -> Row:
         pipe.send(("ready", row))
         pipe.recv()
         blocks = interleaved({mode: lambda: compiled(*inputs)}, clock, rounds=setting["rounds"])
+    if blocks.failed:
+        return {**row, "status": "failed", "error": blocks.failed[mode]}
     return {"status": "ok", **row, **blocks.rows()[mode]}
 
 

@@ -180,6 +180,7 @@ def time_one(out: Path, rounds: int, name: str, say: Say) -> Row:
             say("time")
             blocks = interleaved(session.ways, GpuClock(), rounds=rounds)
             row["ways"], row["differences"] = blocks.rows(), differences(blocks)
+            row["failed_ways"] |= blocks.failed
             say("polygraphy")
             session.polygraphy(rounds)
         say("default stream")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -118,6 +119,12 @@ class Blocks:
     def __init__(self, names: Sequence[str]) -> None:
         self.host: dict[str, list[list[float]]] = {name: [] for name in names}
         self.gpu: dict[str, list[float]] = {name: [] for name in names}
+        self.failed: dict[str, str] = {}
+        """What a way raised that was given up; nothing is kept of its times."""
+
+    def give_up(self, name: str, error: BaseException) -> None:
+        self.failed[name] = words(error, 600)
+        del self.host[name], self.gpu[name]
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """By way: ``host_us`` of single calls, ``gpu_us`` of calls back to back."""
@@ -156,15 +163,25 @@ def interleaved(
     """Measures every way in each of ``rounds`` rounds, forwards and backwards in turns: ``calls`` single calls, then
     ``launches`` back to back."""
     blocks = Blocks(list(ways))
-    for call in ways.values():
-        warm_up(call, clock, warm_calls, warm_seconds)
+
+    def attempt(name: str, work: Call) -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 (the other ways are measured still, and this one is named)
+            blocks.give_up(name, error)
+
+    def measure(name: str, call: Call) -> None:
+        warm_up(call, clock, 2, 0.0)
+        blocks.host[name].append(host_times(call, clock, calls))
+        blocks.gpu[name].append(clock.back_to_back(call, launches))
+
+    for name, call in ways.items():
+        attempt(name, functools.partial(warm_up, call, clock, warm_calls, warm_seconds))
     with no_collection():
         for turn in range(rounds):
-            order = list(ways.items())
+            order = [(name, call) for name, call in ways.items() if name in blocks.host]
             for name, call in order if turn % 2 == 0 else reversed(order):
-                warm_up(call, clock, 2, 0.0)
-                blocks.host[name].append(host_times(call, clock, calls))
-                blocks.gpu[name].append(clock.back_to_back(call, launches))
+                attempt(name, functools.partial(measure, name, call))
     return blocks
 
 

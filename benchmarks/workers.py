@@ -113,7 +113,7 @@ class Pool:
         try:
             while queue or any(worker.task is not None for worker in self.workers):
                 now = time.monotonic()
-                if now >= deadline or failed_starts > 2 * self.jobs + 2:
+                if now >= deadline or failed_starts > self.jobs + 1:
                     break
                 busy = sum(worker.task is not None for worker in self.workers)
                 while len(self.workers) < min(self.jobs, len(queue) + busy):

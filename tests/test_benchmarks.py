@@ -67,6 +67,21 @@ def test_a_difference_is_found_while_the_clock_drifts(monkeypatch: pytest.Monkey
     assert blocks.difference("module", "nothing") is None
 
 
+def test_a_way_that_fails_on_the_way_is_given_up_and_named() -> None:
+    calls = 0
+
+    def fails() -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 12:
+            raise RuntimeError("out of order")
+
+    ways = {"one": lambda: None, "fails": fails}
+    blocks = timing.interleaved(ways, timing.HostClock(), rounds=4, calls=5, launches=2, warm_calls=1, warm_seconds=0)
+    assert blocks.failed == {"fails": "RuntimeError: out of order"}
+    assert list(blocks.rows()) == ["one"] and blocks.rows()["one"]["host_us"]["samples"] == 20
+
+
 def make_work(setting: Any) -> Work:
     def work(task: Any, say: Say) -> dict[str, Any]:
         say(f"step of {task}")
