@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 import torch
@@ -261,3 +261,26 @@ def test_messages_of_the_asked_severity_are_printed(tmp_path: Path, capsys: pyte
 
 def test_importing_the_function_is_not_importing_a_module() -> None:
     assert callable(bridge.torch2trt) and bridge.torch2trt is torch2trt
+
+
+@needs_rtx
+def test_classes_that_no_file_could_name_are_returned_all_the_same() -> None:
+    class Pair(NamedTuple):
+        more: Any
+        twice: Any
+
+    class Both(nn.Module):
+        def forward(self, x: torch.Tensor) -> Pair:
+            return Pair(x + 1, x * 2)
+
+    flattener = torch2trt(Both(), [X], target=RTX).output_flattener
+    assert flattener is not None and flattener.unflatten([1, 2]) == Pair(1, 2)
+
+
+@needs_rtx
+def test_an_exported_program_is_called_as_its_module() -> None:
+    x = torch.randn(2, 4)
+    program = torch.export.export(Nested(), (x,), {"state": {"h": x}, "keep": x > 0})
+    module = torch2trt(program, (x, {"h": x}, x > 0), target=RTX)
+    assert module.conversion is not None and module.conversion.calling is not None
+    assert module.conversion.calling.flatten((x,), {"keep": X, "state": {"h": x}}) == [x, x, X]

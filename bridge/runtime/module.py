@@ -79,7 +79,9 @@ class TRTModule(torch.nn.Module):
         """The engine of a conversion. Raises RunError where it has none."""
         if result.engine is None:
             raise RunError(f"{result.name}: the conversion made no engine ({result.error or result.status}).")
-        module = cls(result.engine, cuda_graphs=cuda_graphs)
+        module = cls(cuda_graphs=cuda_graphs)
+        module._calling = result.calling  # as it is: what is saved of it has to find its classes again
+        module._take(result.engine)
         module.conversion = result
         return module
 
@@ -118,7 +120,8 @@ class TRTModule(torch.nn.Module):
         record.check(plan, str(path))
         self.input_names = self.input_names or list(record.inputs)
         self.output_names = self.output_names or list(record.outputs)
-        self._calling = Calling.unpack(sidecar["calling"]) if sidecar.get("calling") else None
+        if self._calling is None and sidecar.get("calling"):
+            self._calling = Calling.unpack(sidecar["calling"])
         return plan, record
 
     # calls
