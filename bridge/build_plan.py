@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .calibration import Calibration, Read, write_calibration
 from .errors import UsageError
-from .inputs import Array
+from .inputs import Array, Profiles
 from .precision import calibrates
 from .workspace import CALIBRATION, Workspace
 
@@ -45,9 +45,16 @@ class BuildPlan:
 
 
 def plan_build(
-    settings: Settings, graph: gs.Graph, read: Read, example: Mapping[str, Array], workspace: Workspace, of_torch: bool
+    settings: Settings,
+    graph: gs.Graph,
+    read: Read,
+    example: Mapping[str, Array],
+    allowed: Profiles,
+    workspace: Workspace,
+    of_torch: bool,
 ) -> BuildPlan:
-    """The plan for the rewritten ``graph``. ``read`` and ``example`` are for the calibration.
+    """The plan for the rewritten ``graph``. ``read``, ``example`` and ``allowed`` (the profiles' hull) are for the
+    calibration.
 
     Raises UsageError where device_types names modules that no node comes from, or calibration inputs do not fit.
     """
@@ -58,8 +65,8 @@ def plan_build(
             notes.append("the model quantises by itself: it is not calibrated")
         else:
             folder, cache = workspace.partial / "calibration", workspace.partial / CALIBRATION
-            items = settings.calibration
-            calibration = write_calibration(items, read, example, folder, settings.calibration_algorithm, cache)
+            items, algorithm = settings.calibration, settings.calibration_algorithm
+            calibration = write_calibration(items, read, example, allowed, folder, algorithm, cache)
             if items is None:
                 notes.append("calibrated with the example inputs alone: give calibration= typical ones")
     return BuildPlan(settings.precision, settings.builder.given(), devices, calibration, tuple(notes))

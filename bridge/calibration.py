@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import UsageError
-from .inputs import Array
+from .inputs import Array, Profiles
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -69,20 +70,27 @@ def check_calibration(calibration: Any, algorithm: str, wanted: bool) -> None:
 
 
 def write_calibration(
-    items: Iterable[Any] | None, read: Read, example: Mapping[str, Array], folder: Path, algorithm: str, cache: Path
+    items: Any,
+    read: Read,
+    example: Mapping[str, Array],
+    allowed: Profiles,
+    folder: Path,
+    algorithm: str,
+    cache: Path,
 ) -> Calibration:
     """Writes one file for each of ``items``, or for the example where there are none given.
 
-    Raises UsageError where an item does not fit the model, or has other shapes than the first one.
+    Raises UsageError where an item cannot be read, does not fit the model, is outside of the ``allowed`` shapes, or has
+    other shapes than the first one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     files: list[Path] = []
     shapes: dict[str, tuple[int, ...]] = {}
     for index, feeds in enumerate(_each(items, read) if items is not None else [example]):
-        lacking = [name for name in example if name not in feeds]
-        if lacking:
-            raise UsageError(f"calibration, item {index}: lacks the inputs {', '.join(map(repr, lacking))}.")
+        wrong = _misfit(feeds, example, allowed)
+        if wrong:
+            raise UsageError(f"calibration, item {index}: {wrong}.")
         found = {name: feeds[name].shape for name in example}
         shapes = shapes or found
         for name, shape in found.items():
@@ -102,14 +110,36 @@ def write_calibration(
     return Calibration(tuple(files), shapes, algorithm, digest.hexdigest(), cache)
 
 
+def _misfit(feeds: Mapping[str, Array], example: Mapping[str, Array], allowed: Profiles) -> str:
+    """What is wrong with the inputs of one call, in words; empty where nothing is."""
+    for name, usual in example.items():
+        if name not in feeds:
+            return f"lacks the input {name!r}"
+        array, span = feeds[name], allowed[name]
+        if array.dtype != usual.dtype:
+            return f"{name!r} is {array.dtype}, and the example {usual.dtype}"
+        if array.ndim != usual.ndim or not all(
+            low <= size <= high for low, size, high in zip(span.min, array.shape, span.max, strict=True)
+        ):
+            return f"{name!r} has the shape {list(array.shape)}, outside of {list(span.min)} to {list(span.max)}"
+    return ""
+
+
 def _each(items: Any, read: Read) -> Iterator[Mapping[str, Array]]:
     """The items read; by their indices where they have a length (a Dataset need not end its own iteration)."""
-    values = (items[index] for index in range(len(items))) if hasattr(items, "__getitem__") else iter(items)
-    for index, item in enumerate(values):
+    listed = hasattr(items, "__getitem__") and hasattr(items, "__len__")
+    values = (items[index] for index in range(len(items))) if listed else iter(items)
+    for index in itertools.count():
         try:
-            yield read(item)
+            feeds = read(next(values))
+        except StopIteration:
+            return
         except UsageError as error:
             raise UsageError(f"calibration, item {index}: {error}") from error
+        except Exception as error:  # the user's data set may raise anything, and is named as the cause
+            words = f"{type(error).__name__}: {error}"
+            raise UsageError(f"calibration, item {index}: cannot be read: {words}") from error
+        yield feeds
 
 
 def _plain(array: Array) -> Array:

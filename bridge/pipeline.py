@@ -37,7 +37,7 @@ from .result import Comparison, ConversionResult, Decline, Rewrite, TaskCheck, T
 from .settings import Run, Settings, check_kept, read_capabilities, source_path
 from .target import Target, resolve
 from .tensors import to_numpy
-from .workspace import BUILD_LOG, ENGINE, EXPORTED, RESULT, REWRITTEN, SIDECAR, Workspace, write_text
+from .workspace import BUILD_LOG, CALIBRATION, ENGINE, EXPORTED, RESULT, REWRITTEN, SIDECAR, Workspace, write_text
 
 if TYPE_CHECKING:
     from passes import Log
@@ -458,7 +458,7 @@ class Conversion:
     def _plan(self, graph: Any) -> None:
         assert self.read is not None
         of_torch, example = self.result.exporter is not None, self.cases[0].feeds
-        self.plan = plan_build(self.settings, graph, self.read, example, self.workspace, of_torch)
+        self.plan = plan_build(self.settings, graph, self.read, example, hull(self.profiles), self.workspace, of_torch)
         self.result.notes.extend(self.plan.notes)
 
     def _prove(self, log: Log) -> None:
@@ -511,7 +511,8 @@ class Conversion:
             )
 
         with self.clock("build"):
-            outcome, sha256 = self.caching.build(make, engine, log, rewritten)
+            files = {ENGINE: engine, BUILD_LOG: log, CALIBRATION: partial / CALIBRATION}
+            outcome, sha256 = self.caching.build(make, files, rewritten)
             result.notes.extend(outcome.notes)
             told = settings.builder.given()
             write_sidecar(partial / SIDECAR, outcome, result, settings.target, engine, self.plugins, sha256, told)

@@ -21,7 +21,9 @@ from bridge import BuildSettings, build, target
 from bridge.builder_config import APPLIED, node_of
 from bridge.calibration import check_calibration, write_calibration
 from bridge.errors import BuildError, UsageError
+from bridge.inputs import Profile
 from bridge.precision import check_precision
+from bridge.runtime.runner import fitting_profile
 from bridge.target import Target, resolve
 from passes.provenance import origin_of
 
@@ -168,6 +170,9 @@ def test_a_precision_that_a_target_has_not_is_refused(precision: str, to: Target
 # --- calibration -------------------------------------------------------------------------------------------------
 
 
+ANY = {"x": Profile((1, 3), (2, 3), (9, 3))}
+
+
 def read(item: Any) -> dict[str, np.ndarray]:
     return {"x": item}
 
@@ -175,13 +180,13 @@ def read(item: Any) -> dict[str, np.ndarray]:
 def test_calibration_inputs_are_files_of_one_shape_told_apart_by_their_content(tmp_path: Path) -> None:
     items = [np.full((2, 3), value, np.float32) for value in range(3)]
     example = {"x": items[0]}
-    made = write_calibration(items, read, example, tmp_path / "a", "minmax", tmp_path / "cache")
+    made = write_calibration(items, read, example, ANY, tmp_path / "a", "minmax", tmp_path / "cache")
     assert [float(np.load(file)["x"][0, 0]) for file in made.files] == [0, 1, 2]
     assert made.job()["profile"] == {"x": {"min": [2, 3], "opt": [2, 3], "max": [2, 3]}}
-    again = write_calibration(iter(items), read, example, tmp_path / "b", "minmax", tmp_path / "cache")
-    other = write_calibration(items[:2], read, example, tmp_path / "c", "minmax", tmp_path / "cache")
+    again = write_calibration(iter(items), read, example, ANY, tmp_path / "b", "minmax", tmp_path / "cache")
+    other = write_calibration(items[:2], read, example, ANY, tmp_path / "c", "minmax", tmp_path / "cache")
     assert made.digest == again.digest != other.digest
-    alone = write_calibration(None, read, example, tmp_path / "d", "minmax", tmp_path / "cache")
+    alone = write_calibration(None, read, example, ANY, tmp_path / "d", "minmax", tmp_path / "cache")
     assert len(alone.files) == 1 and np.array_equal(np.load(alone.files[0])["x"], items[0])
 
 
@@ -190,11 +195,15 @@ def test_calibration_inputs_that_do_not_fit_are_refused_by_their_number(tmp_path
     for items, words in (
         ([good, np.zeros((4, 3), np.float32)], r"item 1: 'x' has the shape \[4, 3\], and the first item \[2, 3\]"),
         ([], "holds no inputs"),
+        ([good, good[0]], r"item 1: 'x' has the shape \[3\], outside of \[1, 3\] to \[9, 3\]"),
+        ([np.zeros((10, 3), np.float32)], r"item 0: 'x' has the shape \[10, 3\], outside of"),
+        ([good.astype(np.int64)], "item 0: 'x' is int64, and the example float32"),
+        ((1 / 0 for _ in range(2)), "item 0: cannot be read: ZeroDivisionError: division by zero"),
     ):
         with pytest.raises(UsageError, match=words):
-            write_calibration(items, read, example, tmp_path, "minmax", tmp_path / "cache")
-    with pytest.raises(UsageError, match="item 0: lacks the inputs 'x'"):
-        write_calibration([1], lambda item: {}, example, tmp_path, "minmax", tmp_path / "cache")
+            write_calibration(items, read, example, ANY, tmp_path, "minmax", tmp_path / "cache")
+    with pytest.raises(UsageError, match="item 0: lacks the input 'x'"):
+        write_calibration([1], lambda item: {}, example, ANY, tmp_path, "minmax", tmp_path / "cache")
     with pytest.raises(UsageError, match="'percentile': not one of"):
         check_calibration(None, "percentile", True)
     with pytest.raises(UsageError, match="only precision 'int8' and 'int8\\+fp16' are calibrated"):
@@ -262,13 +271,31 @@ def test_each_setting_reaches_the_builder_or_is_refused_there(job: dict[str, Any
 @pytest.mark.parametrize(("algorithm", "name"), [("entropy", "EntropyCalibrator2"), ("minmax", "MinMaxCalibrator")])
 def test_int8_is_calibrated_at_the_shape_of_the_given_inputs(tmp_path: Path, algorithm: str, name: str) -> None:
     items = [np.zeros((3, 3), np.float16), np.ones((3, 3), np.float16)]
-    made = write_calibration(items, read, {"x": items[0]}, tmp_path, algorithm, tmp_path / "cache")
+    made = write_calibration(items, read, {"x": items[0]}, ANY, tmp_path, algorithm, tmp_path / "cache")
     told = configured(precision="int8", calibration=made.job())
     assert told["calibrator"] == f"IInt8{name}" and told["flags"] == ["INT8"]
     assert told["calibration_profile"] == {"x": [[3, 3]] * 3} != told["profiles"][0]
     assert told["batches"] == [{"x": ["float32", [3, 3]]}] * 2, "TensorRT calibrates in float32"
     quantised = configured(precision="int8", calibration=made.job(), kinds=["DEQUANTIZE"])
     assert quantised["calibrator"] is None and quantised["flags"] == ["INT8"]
+
+
+def test_a_run_takes_the_first_profile_that_holds_all_its_shapes() -> None:
+    class Engine:
+        num_optimization_profiles = 2
+        spans = (((1, 3), (1, 3), (4, 3)), ((2, 3), (8, 3), (64, 3)))
+
+        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+            return (-1, 3) if name in "xy" else (5,)
+
+        def get_tensor_profile_shape(self, name: str, index: int) -> Any:
+            return self.spans[index]
+
+    found = [
+        fitting_profile(Engine(), {"x": (first, 3), "y": (second, 3), "static": (5,)})
+        for first, second in ((1, 4), (2, 5), (64, 64), (1, 64))
+    ]
+    assert found == [0, 1, 1, 0], "where none holds them, TensorRT says so itself"
 
 
 def test_a_layer_is_found_by_what_the_parser_says_of_it() -> None:
