@@ -322,9 +322,9 @@ class Session:
 
     def polygraphy(self, rounds: int) -> None:
         """Its runner, by host time alone, beside the raw enqueue: it waits for its own stream in each call."""
-        from polygraphy.backend.trt import TrtRunner
-
         try:
+            from polygraphy.backend.trt import TrtRunner
+
             with TrtRunner(self.engine) as runner:
 
                 def infer() -> Any:

@@ -136,6 +136,8 @@ def check_model(models: dict[str, Any], setting: dict[str, Any], name: str, say:
     bad = [check["status"] for check in row["checks"].values() if check["status"] not in ("ok", "left out")]
     if row["status"] == "ok" and bad:
         row["status"] = "wrong" if "wrong" in bad else "raised"
+    if "raised" in bad or (row["checks"].get("graph", {}).get("status") == "left out" and gpu):
+        row["replace_worker"] = True  # a capture that fails may leave torch's allocator in a state of its own
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()  # the exporter's and torch's own caches hold the module
     gc.collect()
