@@ -5,6 +5,7 @@ The child is ``python -m bridge.builder``; its result comes back over a pipe, Te
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -197,7 +198,8 @@ def _run_child(job: BuildJob, timeout: float | None) -> tuple[str, str, int | No
             child.wait()
         reader.join()
         listener.join()
-        child.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # what it has not read is still to be written
+            child.stdin.close()
         child.stdout.close()
     return b"".join(replies).decode(), b"".join(errors).decode(errors="replace"), code
 
