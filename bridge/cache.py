@@ -1,9 +1,10 @@
 """The engine cache: what was built once is not built again.
 
-An entry is a folder ``engines/<key>``: the engine, its build's log, the outputs of the rewritten model in ONNX Runtime,
-and ``manifest.json`` with the size and digest of each file. It is made under another name and renamed, under a lock of
-its key, so that it is there whole or not at all; what a killed process left is removed by the next one. Entries are
-verified when they are loaded, and removed, the least recently used first, where they exceed the limit together.
+An entry is a folder ``engines/<key>``: the engine and what else its build made (the log), the outputs of the rewritten
+model in ONNX Runtime, and ``manifest.json`` with the size and digest of each file. It is made under another name and
+renamed, under a lock of its key, so that it is there whole or not at all; what a killed process left is removed by the
+next one. Entries are verified when they are loaded, and removed, the least recently used first, where they exceed the
+limit together.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy.typing as npt
 
 from .digests import both_digests, file_digest
 from .errors import UsageError
-from .workspace import BUILD_LOG, ENGINE, write_text
+from .workspace import ENGINE, write_text
 
 Outputs = list[dict[str, npt.NDArray[Any]]]
 
@@ -152,9 +153,9 @@ class EngineCache:
             self.damaged(key, str(error))
             return None
 
-    def take(self, entry: Entry, engine: Path, log: Path) -> None:
-        """Puts the entry's engine and log there. Raises Damaged where it is not what was stored."""
-        for name, path in ((ENGINE, engine), (BUILD_LOG, log)):
+    def take(self, entry: Entry, files: Mapping[str, Path]) -> None:
+        """Puts the entry's files, by name, where they are to be. Raises Damaged where one is not what was stored."""
+        for name, path in files.items():
             if name in entry.files:
                 try:
                     _link(entry.folder / name, path)
@@ -164,9 +165,9 @@ class EngineCache:
         with contextlib.suppress(OSError):  # a cache that can only be read is of use too
             os.utime(entry.folder)
 
-    def put(self, key: str, engine: Path, log: Path, name: str, target: str, outcome: Mapping[str, Any]) -> str:
-        """Stores what was built; returns the engine's SHA-256. The caller holds the key's lock."""
-        size, digest, sha256 = both_digests(engine)
+    def put(self, key: str, files: Mapping[str, Path], name: str, target: str, outcome: Mapping[str, Any]) -> str:
+        """Stores what was built, as far as it is there; returns the engine's SHA-256. The caller has the key's lock."""
+        size, digest, sha256 = both_digests(files[ENGINE])
         if size > self.limit:
             self.notes.append(
                 f"the engine was not kept: its {size_words(size)} are more than the cache's limit of "
@@ -175,15 +176,16 @@ class EngineCache:
             return sha256
         waiting = self._temporary(key)
         try:
-            _link(engine, waiting / ENGINE)
-            files = {ENGINE: {"size": size, "digest": digest}}
-            if log.exists():
-                shutil.copyfile(log, waiting / BUILD_LOG)
-                files[BUILD_LOG] = dict(zip(("size", "digest"), file_digest(waiting / BUILD_LOG), strict=True))
+            _link(files[ENGINE], waiting / ENGINE)
+            described: dict[str, dict[str, Any]] = {ENGINE: {"size": size, "digest": digest}}
+            for other, path in files.items():
+                if other != ENGINE and path.exists():
+                    shutil.copyfile(path, waiting / other)
+                    described[other] = dict(zip(("size", "digest"), file_digest(waiting / other), strict=True))
             for file in waiting.iterdir():
                 file.chmod(0o444)
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            entry = Entry(self.folder / "engines" / key, name, target, now, sha256, dict(outcome), files)
+            entry = Entry(self.folder / "engines" / key, name, target, now, sha256, dict(outcome), described)
             _write_manifest(waiting, entry)
             self._remove(key)
             entry.folder.parent.mkdir(parents=True, exist_ok=True)

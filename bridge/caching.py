@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -73,9 +73,12 @@ class Caching:
         return self._known
 
     def build(
-        self, make: Callable[[float | None], BuildOutcome], engine: Path, log: Path, outputs: Outputs
+        self, make: Callable[[float | None], BuildOutcome], files: Mapping[str, Path], outputs: Outputs
     ) -> tuple[BuildOutcome, str | None]:
-        """The engine out of the cache, or the one that ``make(time-out)`` builds; and its SHA-256, if it is known."""
+        """The engine out of the cache, or the one that ``make(time-out)`` builds; and its SHA-256, if it is known.
+
+        ``files``, by name, are what a build makes: the engine, and others that it may or may not.
+        """
         cache, timeout = self.cache, self.settings.build_timeout
         if cache is None or not self.key:
             return make(timeout), None
@@ -87,7 +90,7 @@ class Caching:
                         f"another process has been building this engine for longer than the time-out of {timeout:g} s."
                     )
             with self._noted(cache):
-                found = self._take(cache, engine, log)
+                found = self._take(cache, files)
                 if found is not None:
                     if self._known is None:
                         cache.put_outputs(self.key, self.feeds, outputs)
@@ -97,16 +100,16 @@ class Caching:
             outcome, sha256 = make(left), None
             with self._noted(cache):
                 name, target = self.result.name, str(self.settings.target)
-                sha256 = cache.put(self.key, engine, log, name, target, asdict(outcome))
+                sha256 = cache.put(self.key, files, name, target, asdict(outcome))
                 cache.put_outputs(self.key, self.feeds, outputs)
             return outcome, sha256
 
-    def _take(self, cache: EngineCache, engine: Path, log: Path) -> tuple[BuildOutcome, str] | None:
+    def _take(self, cache: EngineCache, files: Mapping[str, Path]) -> tuple[BuildOutcome, str] | None:
         entry = cache.find(self.key)
         if entry is None:
             return None
         try:
-            cache.take(entry, engine, log)
+            cache.take(entry, files)
             outcome = BuildOutcome(**entry.outcome)
         except (Damaged, TypeError) as error:
             cache.damaged(self.key, str(error))

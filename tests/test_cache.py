@@ -360,7 +360,7 @@ def test_a_killed_writer_leaves_no_entry_and_its_files_go_with_the_next_one(
         "from bridge import cache\n"
         "cache._write_manifest = lambda *given: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"kept = cache.EngineCache(); engine = Path({str(tmp_path / 'engine')!r}); engine.write_bytes(b'1' * 1000)\n"
-        "with kept.locked('a' * 64): kept.put('a' * 64, engine, engine.with_name('log'), 'm', 't', {})\n"
+        "with kept.locked('a' * 64): kept.put('a' * 64, {'model.engine': engine}, 'm', 't', {})\n"
     )
     killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
@@ -404,14 +404,15 @@ def test_who_waits_for_another_build_waits_no_longer_than_his_time_out(tmp_path:
 
 def test_the_least_recently_used_entries_go_and_none_that_is_in_use(tmp_path: Path) -> None:
     cache = EngineCache(tmp_path / "cache", limit=2500)
-    engine, nothing = tmp_path / "engine", tmp_path / "no log"
+    engine = tmp_path / "engine"
     keys = [letter * 64 for letter in "abcd"]
     for number, name in enumerate(keys[:2]):
         stored(cache, name, engine)
         os.utime(cache.folder / "engines" / name, (number, number))
     entry = cache.find(keys[0])
     assert entry is not None
-    cache.take(entry, tmp_path / "taken", nothing)  # now b is the oldest
+    cache.take(entry, {"model.engine": tmp_path / "taken", "build.log": tmp_path / "none"})  # now b is the oldest
+    assert (tmp_path / "taken").read_bytes() == b"a" * 1000 and not (tmp_path / "none").exists()
     stored(cache, keys[2], engine)
     assert [entry.name for entry in cache.entries()] == ["a", "c"]
     other = EngineCache(cache.folder, limit=2500)
@@ -425,7 +426,7 @@ def stored(cache: EngineCache, key: str, engine: Path, size: int = 1000) -> None
     engine.unlink(missing_ok=True)
     engine.write_bytes(key[:1].encode() * size)
     with cache.locked(key):
-        cache.put(key, engine, engine.with_name("no log"), key[:1], "a target", {})
+        cache.put(key, {"model.engine": engine, "build.log": engine.with_name("no log")}, key[:1], "a target", {})
 
 
 def test_an_engine_larger_than_the_limit_is_not_kept_and_the_note_says_so(
