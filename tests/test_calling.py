@@ -96,6 +96,13 @@ def test_a_positional_only_parameter_is_not_taken_by_keyword() -> None:
         made(forward, (X, Y)).flatten((), {"x": X, "y": Y})
 
 
+def test_shapes_stand_for_tensors_only_where_they_are_asked_for() -> None:
+    calling = made(simple, (X, {"h": Y}))
+    assert calling.flatten(((2,), {"h": [3]}), {}, shapes=True) == [(2,), [3]]
+    with pytest.raises(RunError, match="x: is a list, where a tensor belongs"):
+        calling.flatten(([2], {"h": Y}), {})
+
+
 def test_an_onnx_files_inputs_are_given_in_order_or_by_name() -> None:
     calling = Calling.unpack(Calling((), None, None, ("x.1", "y")).pack())
     for args, kwargs in (((X, Y), {}), ((X,), {"y": Y}), ((), {"y": Y, "x.1": X})):

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -174,6 +176,11 @@ def test_shapes_stand_for_tensors_in_lists_and_tuples_alike() -> None:
     assert flattener.flatten((torch.Size([4]), {"h": torch.Size([]), "scale": 2.0})) == [(4,), ()]
 
 
+def test_where_there_is_neither_tensor_nor_shape_constants_count() -> None:
+    with pytest.raises(RunError, match="the value: is a Tensor; the engine has"):
+        Flattener.from_value(1).flatten(X)
+
+
 def test_complex_tensors_come_back_from_pairs_of_reals() -> None:
     wave = torch.view_as_complex(torch.randn(3, 2))
     for flattener in (Flattener.from_value({"wave": wave, "x": X}),):
@@ -217,3 +224,37 @@ def test_plain_calls_are_taken_apart_in_microseconds(value: Any, limit: float) -
     flatten = Flattener.from_value(value).flatten
     taken = min(timeit.repeat(lambda: flatten(value), number=5000, repeat=5)) / 5000
     assert taken < limit, f"{taken * 1e6:.2f} microseconds"
+
+
+leaves = st.sampled_from([X, Y, 1, 2.5, None, "word", True])
+trees = st.recursive(
+    leaves,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.sampled_from(["a", "b", 1, None]), inner, max_size=3)
+        | st.tuples(inner, inner).map(lambda pair: Pair(*pair))
+        | st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2).map(OrderedDict)
+    ),
+    max_leaves=12,
+)
+
+
+def outline(value: Any) -> Any:
+    """Equal for values of one structure: the order of keys does not matter, and tensors are all alike."""
+    if isinstance(value, dict):
+        return type(value), sorted((repr(key), outline(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value), [outline(item) for item in value]
+    return "a tensor" if isinstance(value, torch.Tensor) else repr(value)
+
+
+@given(trees, trees)
+def test_any_nesting_fits_itself_and_no_other(value: Any, other: Any) -> None:
+    flattener = Flattener.unpack(json.loads(json.dumps(Flattener.from_value(value).pack())))
+    assert same(flattener.unflatten(flattener.flatten(value, shapes=False)), value)
+    if outline(value) == outline(other):
+        assert len(flattener.flatten(other, shapes=False)) == len(flattener)
+    else:
+        with pytest.raises(RunError):
+            flattener.flatten(other, shapes=False)

@@ -152,13 +152,16 @@ class Calling:
         made.defaults = {name: value for name, value in defaults.items() if name not in given}
         return made
 
-    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-        """The tensors of a call, in the order of ``names``. Raises RunError where it is not one that was converted."""
+    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: bool = False) -> list[Any]:
+        """The tensors of a call, in the order of ``names``; with ``shapes``, there may be shapes in their place.
+
+        Raises RunError where the call is not one that was converted.
+        """
         if not kwargs and not self._by_name:
             flat = self._take(args)
         else:
             flat = self._take(kwargs) if self._by_name and not args else None
-        return self._flatten_slowly(args, kwargs) if flat is None else flat
+        return self._flatten_slowly(args, kwargs, shapes) if flat is None else flat
 
     def unflatten(self, tensors: Sequence[torch.Tensor]) -> Any:
         """What the module returns, of the engine's outputs in order."""
@@ -199,15 +202,15 @@ class Calling:
         more = len(self._root.children) - len(names)
         return names + [f"{self._bind.rest or 'argument '}[{index}]" for index in range(more)]
 
-    def _flatten_slowly(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    def _flatten_slowly(self, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: bool) -> list[Any]:
         bound = self._bind.bind(args, kwargs)
         rest = bound.pop(f"*{self._bind.rest}", ())
         names = self._argument_names()
         if self.inputs is None or self._root is None:
             values = [self._given(bound, name) for name in names]
             if self.inputs is not None:
-                return self.inputs.flatten(values[0], names)
-            return Flattener.of(flat_tuple(len(names)), len(names)).flatten(tuple(values), names)
+                return self.inputs.flatten(values[0], names, shapes)
+            return Flattener.of(flat_tuple(len(names)), len(names)).flatten(tuple(values), names, shapes)
         count = len(self._root.children) if self._by_name else min(len(self._bind.positional), len(names))
         found = [self._given(bound, names[place], self._root.children[place]) for place in range(count)]
         if len(found) + len(rest) != len(names):
@@ -218,8 +221,8 @@ class Calling:
         for name, value in bound.items():
             self._check_default(name, value)
         if self._by_name:
-            return self.inputs.flatten(dict(zip(self._root.keys, found, strict=True)), names)
-        return self.inputs.flatten(self._root.kind((*found, *rest)), names)
+            return self.inputs.flatten(dict(zip(self._root.keys, found, strict=True)), names, shapes)
+        return self.inputs.flatten(self._root.kind((*found, *rest)), names, shapes)
 
     def _given(self, bound: dict[str, Any], name: str, node: Any = None) -> Any:
         """The argument for one part of the example, taken out of ``bound``; else the constant that it was."""

@@ -126,14 +126,15 @@ class Flattener:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._setup(*state)
 
-    def flatten(self, value: Any, names: Sequence[str] = ()) -> list[Any]:
+    def flatten(self, value: Any, names: Sequence[str] = (), shapes: bool = True) -> list[Any]:
         """The tensors of ``value`` in order; or shapes, where it has a torch.Size, tuple or list of int in their place.
 
-        ``names`` are what the outermost parts are called in errors. Raises RunError where ``value`` has not the
-        structure of the example: other keys, another length or container, another constant, no tensor.
+        ``names`` are what the outermost parts are called in errors; without ``shapes``, only tensors will do. Raises
+        RunError where ``value`` has not the structure of the example: other keys, another length or container,
+        another constant, no tensor.
         """
         flat = self.take(value)
-        return self._read(value, names) if flat is None else flat
+        return self._read(value, names, shapes) if flat is None else flat
 
     def unflatten(self, flat: Sequence[Any]) -> Any:
         """A value like the example, with the tensors of ``flat``. Raises RunError for another number of them."""
@@ -175,12 +176,12 @@ class Flattener:
 
         return take
 
-    def _read(self, value: Any, names: Sequence[str]) -> list[Any]:
-        reader = _Reader(self._condition, self._loose, [None] * self._size)
+    def _read(self, value: Any, names: Sequence[str], shapes: bool) -> list[Any]:
+        reader = _Reader(self._condition, self._loose, [None] * self._size, shapes)
         first = _first_names(self._root, names)
         try:
             reader.read(self._root, value, (), first)
-            if reader.forgiven is not None and not reader.only_shapes:
+            if reader.forgiven is not None and (reader.tensors or not reader.shapes):
                 raise reader.forgiven
         except _Misfit as misfit:
             place = "".join(misfit.path)
@@ -213,10 +214,10 @@ class _Reader:
     alike, with anything in the place of a constant.
     """
 
-    def __init__(self, condition: Condition | None, loose: bool, out: list[Any]) -> None:
-        self.condition, self.loose, self.out = condition, loose, out
+    def __init__(self, condition: Condition | None, loose: bool, out: list[Any], take_shapes: bool) -> None:
+        self.condition, self.loose, self.out, self.take_shapes = condition, loose, out, take_shapes
         self.forgiven: _Misfit | None = None
-        self.only_shapes = True
+        self.shapes = self.tensors = 0
 
     def read(self, node: Node, value: Any, path: tuple[str, ...], names: Mapping[Any, str]) -> None:
         if isinstance(node, Leaf):
@@ -232,10 +233,11 @@ class _Reader:
 
     def _leaf(self, node: Leaf, value: Any, path: tuple[str, ...]) -> None:
         tensor = self.condition(value) if self.condition is not None else isinstance(value, torch.Tensor)
-        if not tensor and not _is_shape(value):
+        if not tensor and not (self.take_shapes and _is_shape(value)):
             more = "; make a tensor of it" if isinstance(value, np.ndarray) else ""
             raise _Misfit(path, lambda place: f"{place}: is {_short(value)}, where a tensor belongs{more}.")
-        self.only_shapes = self.only_shapes and not tensor
+        self.tensors += tensor
+        self.shapes += not tensor
         self.out[node.index] = value
 
     def _forgive(self, path: tuple[str, ...], say: Callable[[str], str]) -> None:

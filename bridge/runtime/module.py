@@ -144,7 +144,7 @@ class TRTModule(torch.nn.Module):
         """
         session = self._open(args, kwargs)
         assert self._calling is not None
-        given = session.pick(self._calling.flatten(args, kwargs))
+        given = session.pick(self._calling.flatten(args, kwargs, shapes=True))
         tensors = [
             item
             if isinstance(item, torch.Tensor)
