@@ -12,6 +12,8 @@ from typing import Any
 
 import filelock
 
+from passes.ir import ModelError
+
 from .build import BuildOutcome
 from .cache import Damaged, EngineCache, Outputs
 from .cache_key import NoKey, Place, engine_key, feeds_key, weight_digests
@@ -50,7 +52,7 @@ class Caching:
         with ThreadPoolExecutor(1) as pool:
             made = pool.submit(weight_digests, model)
             yield
-        if made.exception() is None:  # else the key has the same trouble, and tells
+        with contextlib.suppress(OSError, ModelError):  # the key has the same trouble, and tells
             self.weights.update(made.result())
 
     def outputs(self, model: Path, plan: Any, plugins: Sequence[NeededPlugin], cases: Sequence[Case]) -> Outputs | None:
@@ -100,7 +102,8 @@ class Caching:
             outcome, sha256 = make(left), None
             with self._noted(cache):
                 name, target = self.result.name, str(self.settings.target)
-                sha256 = cache.put(self.key, files, name, target, asdict(outcome))
+                # What was to be said of that build is not said again of the engine.
+                sha256 = cache.put(self.key, files, name, target, {**asdict(outcome), "notes": []})
                 cache.put_outputs(self.key, self.feeds, outputs)
             return outcome, sha256
 

@@ -117,7 +117,7 @@ class Target:
 
     @property
     def keeps_timings(self) -> bool:
-        """Whether its builder has a timing cache; TensorRT-RTX has the calls, and they do nothing (measured of 1.7.1)."""
+        """Whether its builder has a timing cache; TensorRT-RTX 1.7.1 has the calls, and they do nothing (measured)."""
         return self.flavour == "tensorrt"
 
     def refuses(self, node: gs.Node) -> bool:

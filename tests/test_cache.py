@@ -80,7 +80,7 @@ def count_builds(monkeypatch: pytest.MonkeyPatch, log: Path, body: str = "") -> 
         f"handle = os.open({str(log)!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND); os.write(handle, b'built\\n')\n"
         f"{body}\n"
         "Path(job['engine']).write_bytes(hashlib.sha256(Path(job['onnx']).read_bytes()).digest() * 1000)\n"
-        "with os.fdopen(int(sys.argv[1]), 'w') as pipe: json.dump({'seconds': 1.5}, pipe)\n"
+        "with os.fdopen(int(sys.argv[1]), 'w') as pipe: json.dump({'seconds': 1.5, 'notes': ['said once']}, pipe)\n"
     )
     monkeypatch.setattr(building, "COMMAND", (sys.executable, "-c", code))
 
@@ -129,10 +129,11 @@ def test_the_second_conversion_takes_the_engine_into_another_folder_and_compares
 
 def test_other_inputs_take_the_engine_and_run_the_rewritten_model(tmp_path: Path, log: Path) -> None:
     source = model(tmp_path / "m.onnx")
-    convert(source, tmp_path / "one")
+    assert "said once" in convert(source, tmp_path / "one").notes
     for workdir in ("two", "three"):
         result = convert(source, tmp_path / workdir, seed=1)
         assert result.from_cache and [item.agreed for item in result.comparisons] == [True] * 3
+        assert "said once" not in result.notes
     assert built(log) == 1
     assert result.seconds["run"] >= 0 and len(list(engines(default_folder())[0].parent.glob("outputs-*"))) == 2
 
