@@ -257,7 +257,7 @@ def resized(array: Array, shape: Sequence[int]) -> Array:
     for axis, size in enumerate(shape):
         if array.shape[axis] != size:
             array = np.take(array, np.arange(size) % max(1, array.shape[axis]), axis)
-    return np.ascontiguousarray(array)
+    return np.require(array, requirements="C")  # ascontiguousarray makes a vector of a scalar
 
 
 def make_cases(example: Mapping[str, Array], sets: Sequence[Profiles]) -> list[Case]:

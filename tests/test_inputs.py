@@ -199,3 +199,12 @@ def test_numpy_arrays_become_tensors() -> None:
     }
     args, kwargs = call.rebuild(list(call.tensors.values()))
     assert args == () and torch.equal(kwargs["x"], torch.ones(2, 3))
+
+
+def test_a_scalar_stays_one() -> None:
+    scalar = np.array(3, np.int64)
+    assert resized(scalar, ()).shape == ()
+    case = make_cases(
+        {"x": np.ones((2, 2)), "i": scalar}, [{"x": Profile((1, 2), (2, 2), (3, 2)), "i": Profile((), (), ())}]
+    )
+    assert [each.feeds["i"].shape for each in case] == [()] * 3
