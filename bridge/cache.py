@@ -320,7 +320,8 @@ def as_text(cache: EngineCache) -> str:
         for entry in entries
     ]
     total, limit = size_words(sum(entry.size for entry in entries)), size_words(cache.limit)
-    return "\n".join([*lines, f"{cache.folder}: {len(entries)} engines, {total} of at most {limit}"])
+    count = f"{len(entries)} engine{'' if len(entries) == 1 else 's'}"
+    return "\n".join([*lines, f"{cache.folder}: {count}, {total} of at most {limit}"])
 
 
 def _ago(when: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import filelock
 
-from passes.ir import ModelError
+from passes import ModelError, all_rules
 
 from .build import BuildOutcome
 from .cache import Damaged, EngineCache, Outputs
@@ -45,13 +45,16 @@ class Caching:
 
     @contextlib.contextmanager
     def foreseeing(self, model: Path) -> Iterator[None]:
-        """Hashes the weights of an exported model, to which the rewritten one will refer, while the block runs."""
+        """While the block runs, hashes the weights of an exported model, to which the rewritten one will refer, and
+        imports the rules that will rewrite it."""
         if self.cache is None:
             yield
             return
         with ThreadPoolExecutor(1) as pool:
             made = pool.submit(weight_digests, model)
+            rules = pool.submit(all_rules)
             yield
+        rules.result()
         with contextlib.suppress(OSError, ModelError):  # the key has the same trouble, and tells
             self.weights.update(made.result())
 
