@@ -355,31 +355,38 @@ def installed(flavour: Flavour) -> Target | None:
         trt = importlib.import_module(MODULES[flavour])
     except (ImportError, OSError):  # a library that it needs is not there
         return None
-    operators, plugins = _ask(trt)
-    return Target(flavour, _version(trt.__version__), installed=True, operators=operators, plugins=plugins)
-
-
-def _ask(trt: Any) -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
-    """The operators and the plugins that this module's parser and registry know."""
     from .runtime.logger import trt_logger
 
-    logger = trt_logger(trt)
+    logger, version = trt_logger(trt), _version(trt.__version__)
     with logger.silent():  # what is asked here has no errors that concern a model
-        return _asked(trt, logger)
+        operators = _asked_before(flavour, version) or ask_parser(trt, logger)
+        plugins = _ask_registry(trt, logger)
+    return Target(flavour, version, installed=True, operators=operators, plugins=plugins)
 
 
-def _asked(trt: Any, logger: Any) -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
+def _asked_before(flavour: Flavour, version: tuple[int, ...]) -> frozenset[str] | None:
+    """The operators of exactly this version where a table holds them: TensorRT 8.5 takes seconds to make a parser."""
+    tables = (_table(flavour, known) for known in _known_versions(flavour))
+    return next((frozenset(table["operators"]) for table in tables if _version(table["asked"]) == version), None)
+
+
+def ask_parser(trt: Any, logger: Any) -> frozenset[str]:
+    """The operators that the parser of TensorRT's module ``trt`` has an importer for."""
     import onnx
 
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH) if _explicit_batch(trt) else 0
     parser = trt.OnnxParser(trt.Builder(logger).create_network(flags), logger)
     names = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}
+    return frozenset(filter(parser.supports_operator, names))
+
+
+def _ask_registry(trt: Any, logger: Any) -> frozenset[tuple[str, str]]:
+    """Names and versions of the plugins that are there."""
     if hasattr(trt, "init_libnvinfer_plugins"):
         trt.init_libnvinfer_plugins(logger, "")
     registry = trt.get_plugin_registry()
     creators = registry.all_creators if hasattr(registry, "all_creators") else registry.plugin_creator_list
-    plugins = frozenset((creator.name, creator.plugin_version) for creator in creators)
-    return frozenset(filter(parser.supports_operator, names)), plugins
+    return frozenset((creator.name, creator.plugin_version) for creator in creators)
 
 
 def _explicit_batch(trt: Any) -> bool:

@@ -135,8 +135,12 @@ def test_the_tables_of_versions_that_are_not_installed_hold_operators_of_their_t
 
 
 @pytest.mark.skipif(not RTX_INSTALLED, reason="tensorrt_rtx is not installed")
-def test_the_installed_parser_is_asked_and_agrees_with_the_table_of_its_version() -> None:
+def test_what_the_installed_parser_says_is_what_the_table_of_its_version_holds() -> None:
+    from bridge.runtime.logger import trt_logger
+
     here = resolve("tensorrt-rtx")
+    trt = here.module()
+    assert here.operators == targets.ask_parser(trt, trt_logger(trt))
     assert here.installed and str(here) == f"TensorRT-RTX {here.version_text}"
     assert here.takes("Conv") and not here.takes("DFT")
     assert here.info.flavour == "tensorrt-rtx" and here.info.strongly_typed
