@@ -60,7 +60,8 @@ def layers(result: bridge.ConversionResult) -> str:
     """What TensorRT says of the engine's layers, the formats of their tensors included."""
     import tensorrt as trt
 
-    words: str = loaded(result).create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    engine = loaded(result)  # an inspector does not keep it alive
+    words: str = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     return words.lower()
 
 
