@@ -59,7 +59,10 @@ def run(job: BuildJob) -> BuildOutcome:
         load_plugins([NeededPlugin(**plugin) for plugin in job.plugins], trt)
     except PluginError as error:
         return BuildOutcome(error=str(error))
-    builder, network = CreateNetwork()()[:2]
+    try:
+        builder, network = CreateNetwork()()[:2]
+    except (PolygraphyException, TypeError) as error:  # TypeError: the builder's constructor returned null
+        return BuildOutcome(error=_start_failure(logger.last_error or str(error)))
     parser = trt.OnnxParser(network, logger)
     began = time.perf_counter()
     if not parser.parse_from_file(job.onnx):
@@ -94,6 +97,17 @@ def run(job: BuildJob) -> BuildOutcome:
         return BuildOutcome(error=f"the engine cannot be written to {job.engine}: {error.strerror}", **described)
     here = [] if job.flavour == "tensorrt-rtx" else [list(pair) for pair in gpu_compute_capabilities()[:1]]
     return BuildOutcome(**described, compute_capabilities=job.compute_capabilities or here)
+
+
+def _start_failure(words: str) -> str:
+    """TensorRT's words, with the meaning of CUDA's error, of which it says the number alone."""
+    from .gpu import error_words
+
+    number = re.search(r"CUDA initialization failure with error: (\d+)", words)
+    meaning = error_words(int(number[1])) if number else ""
+    return f"the builder does not start: {words}" + (
+        f" (CUDA error {number[1]}: {meaning})" if number and meaning else ""
+    )
 
 
 def _refusal(error: Any) -> dict[str, Any]:

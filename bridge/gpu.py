@@ -17,3 +17,13 @@ def gpu_here() -> str:
     if driver.cuDeviceGet(ctypes.byref(device), 0) != 0 or driver.cuDeviceGetName(name, len(name), device) != 0:
         return ""
     return f"{name.value.decode(errors='replace')} {'.'.join(map(str, capabilities[0]))}"
+
+
+def error_words(number: int) -> str:
+    """What CUDA's error of this number is; empty where there is no driver, or it knows none."""
+    words = ctypes.c_char_p()
+    try:
+        known = ctypes.CDLL("libcuda.so.1").cuGetErrorString(number, ctypes.byref(words)) == 0
+    except OSError:
+        return ""
+    return words.value.decode() if known and words.value else ""

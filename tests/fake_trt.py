@@ -213,7 +213,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     monkeypatch.setattr(engine, "capability", lambda device: (9, 0))
     monkeypatch.setattr(engine, "check_gpu", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: gpu.stream)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())

@@ -269,7 +269,8 @@ def test_profiling(net: TRTModule) -> None:
     for _ in range(3):
         net(image())
     layers = net.layers
-    assert layers and all(layer.calls == 3 and layer.milliseconds > 0 for layer in layers)
+    assert layers and all(layer.calls == 3 for layer in layers)
+    assert sum(layer.milliseconds for layer in layers) > 0  # a reshape takes no time
     assert sum(layer.share for layer in layers) == pytest.approx(1)
 
 

@@ -101,6 +101,14 @@ def parameters_of(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(words)
 
 
+def _as_they_are(tensors: Sequence[torch.Tensor]) -> Any:
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+def _never(arguments: Any) -> None:
+    return None
+
+
 @dataclass
 class Calling:
     """From a call's arguments to the engine's inputs, and from its outputs to what the module would return.
@@ -125,6 +133,10 @@ class Calling:
         self._by_name = self._root is not None and issubclass(self._root.kind, Mapping)
         self._bind = Parameters.read(self.parameters) if self.parameters else self._unknown()
         self._take = self.inputs.take if self.inputs is not None else flat_taker(tuple, len(self.names))
+        self.take: Callable[[Any], list[Any] | None] = _never if self._by_name else self._take
+        """``flatten`` for positional arguments alone that are just as in the example; else None."""
+        self.unflatten = self.outputs.unflatten if self.outputs is not None else _as_they_are
+        """From the engine's outputs, in order, to what the module returns."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Calling, (self.parameters, self.inputs, self.outputs, self.names, dict(self.defaults))
@@ -162,12 +174,6 @@ class Calling:
         else:
             flat = self._take(kwargs) if self._by_name and not args else None
         return self._flatten_slowly(args, kwargs, shapes) if flat is None else flat
-
-    def unflatten(self, tensors: Sequence[torch.Tensor]) -> Any:
-        """What the module returns, of the engine's outputs in order."""
-        if self.outputs is not None:
-            return self.outputs.unflatten(tensors)
-        return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
     def pack(self) -> dict[str, Any]:
         """As plain values, for JSON and ``torch.load(weights_only=True)``."""

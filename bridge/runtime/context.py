@@ -7,7 +7,8 @@ is enqueued. What depends on the shapes is worked out when they change.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,28 @@ from .logger import trt_logger
 
 Key = tuple[torch.Size, ...]
 """The shapes of all inputs."""
+
+
+class _Slot:
+    """What one input or output was in the last run: what is still so need not be told to TensorRT again."""
+
+    __slots__ = ("address", "dtype", "held", "last", "like", "name", "shape")
+
+    def __init__(self, spec: IOTensor) -> None:
+        self.name, self.dtype = spec.name, spec.dtype
+        self.address = 0
+        self.shape: Shape | None = None
+        """None until it is known; of an output whose size the run finds out, always."""
+        self.like: torch.Tensor | None = None
+        """An output's shape and type, in one element of memory."""
+        self.last: Callable[[], torch.Tensor | None] = _nothing
+        """A weak reference to the input whose memory is kept for the stream."""
+        self.held = 0
+        """Where that memory is."""
+
+
+def _nothing() -> None:
+    return None
 
 
 class Context:
@@ -34,12 +57,18 @@ class Context:
         self._trt = engine.target.module()
         self._logger = trt_logger(self._trt)
         self._stream: torch.cuda.Stream | None = None
+        self._handle: int | None = None
+        """The stream's, as CUDA has it."""
         self._profile: int = 0
-        self._shapes: list[Shape | None] = []
+        self._inputs = [_Slot(spec) for spec in engine.inputs]
+        self._outputs = [_Slot(spec) for spec in engine.outputs]
         self._allocators: dict[str, Any] = {}
-        self._index = engine.device.index
-        self._reads_values = any(tensor.on_host for tensor in engine.inputs)
-        """Whether shapes of outputs depend on values of inputs."""
+        self._index = engine.device.index if engine.device.index is not None else -1
+        self._handle_now = current_handle()
+        self._special_inputs = any(tensor.on_host for tensor in engine.inputs)
+        """Whether shapes of outputs depend on values of inputs, which TensorRT reads in the host's memory."""
+        self._host_outputs = any(tensor.on_host for tensor in engine.outputs)
+        self._same_types = all(tensor.dtype is tensor.source_dtype for tensor in engine.outputs)
         mark = self._logger.mark
         with torch.cuda.device(self.device):
             self.trt_context = engine.trt_engine.create_execution_context()
@@ -50,68 +79,128 @@ class Context:
                 )
             self._scratch = torch.empty(1, dtype=torch.uint8, device=self.device)
         self._address_of_nothing = self._scratch.data_ptr()
+        self._set_address = self.trt_context.set_tensor_address
+        self._execute = self.trt_context.execute_async_v3
+        self._elsewhere = torch.cuda.device_count() > 1
+        """Whether another GPU may be the current one."""
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Enqueues a run on the current stream; the outputs are ready when it has done its work.
+        """Enqueues a run on the current stream; the outputs, in the module's types, are ready when it has done its
+        work. Raises RunError where an input is not what the engine takes, or TensorRT refuses."""
+        return self.locked(self._run, inputs)  # type: ignore[no-any-return]
 
-        Raises RunError where an input is not what the engine takes, or TensorRT refuses.
-        """
+    def locked(self, work: Callable[[Sequence[torch.Tensor]], Any], inputs: Sequence[torch.Tensor]) -> Any:
+        """``work(inputs)``, one thread at a time and with the engine's GPU as the current one."""
         with self.lock:
-            if torch.cuda.current_device() != self._index:
+            if self._elsewhere and torch.cuda.current_device() != self._index:
                 with torch.cuda.device(self.device):
-                    return self._run(inputs)
-            return self._run(inputs)
+                    return work(inputs)
+            return work(inputs)
 
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        stream = torch.cuda.current_stream(self.device)
-        self.follow(stream)
-        return self.enqueue(inputs, stream)
+        self.follow_current()
+        outputs = self.enqueue(inputs)
+        return outputs if self._same_types else self._restore(outputs)
 
     def follow(self, stream: torch.cuda.Stream) -> None:
-        """Lets work on ``stream`` wait for this context's last run, if that was on another: they share its memory."""
+        """Runs on ``stream`` from now on, which waits for the last run on another: they share the context's memory."""
         last = self._stream
         if last is not None and last.cuda_stream != stream.cuda_stream and not torch.cuda.is_current_stream_capturing():
             stream.wait_stream(last)
-        self._stream = stream
+        self._stream, self._handle = stream, stream.cuda_stream
+        for slot in self._inputs:
+            slot.last = _nothing
 
-    def enqueue(self, inputs: Sequence[torch.Tensor], stream: torch.cuda.Stream) -> list[torch.Tensor]:
-        """``run``, but for the order of streams."""
-        context, handle = self.trt_context, stream.cuda_stream
-        key = tuple([tensor.shape for tensor in inputs])
-        fitted = self.fit(inputs)
-        if key != self.key or self._reads_values:
-            self._reshape(fitted, key, handle)
-        for spec, given, tensor in zip(self.engine.inputs, inputs, fitted, strict=True):
-            context.set_tensor_address(spec.name, tensor.data_ptr() or self._address_of_nothing)
-            if handle and tensor is given and not spec.on_host:  # the caller may free it, made on another stream
-                tensor.record_stream(stream)
+    def follow_current(self) -> None:
+        if self._handle_now(self._index) != self._handle:
+            self.follow(torch.cuda.current_stream(self.device))
+
+    def hold(self, inputs: Sequence[torch.Tensor]) -> None:
+        """Keeps the memory of inputs, which may be of another stream, from being used again before the run is over."""
+        if not self._handle or self._stream is None:  # all others wait for the default stream
+            return
+        for slot, tensor in zip(self._inputs, inputs, strict=True):
+            address = tensor.data_ptr()
+            if (slot.last() is not tensor or slot.held != address) and tensor.get_device() >= 0:
+                tensor.record_stream(self._stream)
+                slot.last, slot.held = weakref.ref(tensor), address
+
+    def enqueue(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """A run on the stream that is followed, with outputs in the engine's types. What has not changed since the
+        last one is not told to TensorRT again: all that is done here is added to the time of every call."""
+        if self._handle:  # all others wait for the default stream
+            self.hold(inputs)
+        if not self._told(inputs):
+            fitted = self._fit_all(inputs)  # alive until the run is enqueued
+            for slot, tensor in zip(self._inputs, fitted, strict=True):
+                slot.address = tensor.data_ptr() or self._address_of_nothing
+                self._set_address(slot.name, slot.address)
         outputs = []
-        for spec, shape in zip(self.engine.outputs, self._shapes, strict=True):
-            if shape is None:
+        for slot in self._outputs:
+            like = slot.like
+            if like is None:
                 outputs.append(self._scratch)
                 continue
-            place = torch.device("cpu") if spec.on_host else self.device
-            output = torch.empty(shape, dtype=spec.dtype, device=place)
-            context.set_tensor_address(spec.name, output.data_ptr() or self._address_of_nothing)
+            output = torch.empty_like(like, memory_format=torch.contiguous_format)
+            address = output.data_ptr() or self._address_of_nothing
+            if address != slot.address:
+                self._set_address(slot.name, address)
+                slot.address = address
             outputs.append(output)
         mark = self._logger.mark
-        if not context.execute_async_v3(handle):
+        if not self._execute(self._handle):
             self.key = None
             raise RunError(f"TensorRT refuses to run: {self._logger.since(mark) or 'it does not say why'}")
-        return self._finished(outputs, stream)
+        if self._allocators or self._host_outputs:
+            self._finish(outputs)
+        return outputs
+
+    def _told(self, inputs: Sequence[torch.Tensor]) -> bool:
+        """Whether the inputs are as TensorRT reads them, and of the shapes that it knows: it is told where they are."""
+        if self.key is None or self._special_inputs:
+            return False
+        index = self._index
+        for slot, tensor in zip(self._inputs, inputs):  # noqa: B905 - of the same length
+            if (
+                tensor.shape != slot.shape
+                or tensor.dtype is not slot.dtype
+                or tensor.get_device() != index
+                or not tensor.is_contiguous()
+            ):
+                return False
+            address = tensor.data_ptr() or self._address_of_nothing
+            if address != slot.address:
+                self._set_address(slot.name, address)
+                slot.address = address
+        return True
+
+    def _fit_all(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The inputs as TensorRT reads them, after it was told their shapes."""
+        key = tuple([tensor.shape for tensor in inputs])
+        fitted = self.fit(inputs)
+        if key != self.key or self._special_inputs:
+            assert self._handle is not None
+            self._reshape(fitted, key, self._handle)
+        return fitted
 
     def fit(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The inputs as TensorRT reads them: contiguous, on its GPU, of its type where torch has one that it lacks."""
-        index = self._index
         return [
             tensor
             if tensor.dtype is spec.dtype
-            and tensor.get_device() == index
+            and tensor.device == self.device
             and tensor.is_contiguous()
             and not spec.on_host
             else self._fit(spec, tensor)
             for spec, tensor in zip(self.engine.inputs, inputs, strict=True)
         ]
+
+    def readable(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """The inputs, of which none needs a gradient, and each can be copied into what the engine reads."""
+        for spec, tensor in zip(self.engine.inputs, inputs, strict=True):
+            if tensor.dtype is not spec.dtype or tensor.get_device() != self._index or tensor.requires_grad:
+                return [tensor.detach() for tensor in self.fit(inputs)]
+        return inputs
 
     def _fit(self, spec: IOTensor, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.dtype is not spec.dtype and tensor.dtype is not spec.source_dtype:
@@ -146,12 +235,16 @@ class Context:
                 )
             if spec.on_host:
                 context.set_tensor_address(spec.name, tensor.data_ptr())
-        self._shapes = []
-        for spec in self.engine.outputs:
+        for slot, tensor in zip(self._inputs, inputs, strict=True):
+            slot.shape, slot.address = tensor.shape, 0
+        for slot, spec in zip(self._outputs, self.engine.outputs, strict=True):
             shape = tuple(context.get_tensor_shape(spec.name))
             known = all(size >= 0 for size in shape)
-            self._shapes.append(shape if known else None)
-            if not known and spec.name not in self._allocators:
+            slot.shape, slot.address, slot.like = (shape if known else None), 0, None
+            if known:
+                place = torch.device("cpu") if spec.on_host else self.device
+                slot.like = torch.empty((), dtype=spec.dtype, device=place).expand(shape)
+            elif spec.name not in self._allocators:
                 self._allocators[spec.name] = _allocator(self._trt, self.device)
                 context.set_output_allocator(spec.name, self._allocators[spec.name])
         self.key = key
@@ -167,19 +260,18 @@ class Context:
 
     # outputs
 
-    def _finished(self, outputs: list[torch.Tensor], stream: torch.cuda.Stream) -> list[torch.Tensor]:
-        """The outputs in the types that the torch module has, and those whose size the run itself has found out."""
-        if self._allocators or any(spec.on_host for spec in self.engine.outputs):
-            if any(spec.on_host for spec in self.engine.outputs):
-                stream.synchronize()
-            for index, (spec, shape) in enumerate(zip(self.engine.outputs, self._shapes, strict=True)):
-                if shape is None:
-                    outputs[index] = self._allocators[spec.name].take(spec.dtype)
-                elif spec.on_host:
-                    outputs[index] = outputs[index].to(self.device)
-        return outputs
+    def _finish(self, outputs: list[torch.Tensor]) -> None:
+        """Puts in the outputs whose size the run itself has found out, and those that the host has."""
+        if self._host_outputs:
+            assert self._stream is not None
+            self._stream.synchronize()
+        for index, (spec, slot) in enumerate(zip(self.engine.outputs, self._outputs, strict=True)):
+            if slot.like is None:
+                outputs[index] = self._allocators[spec.name].take(spec.dtype)
+            elif spec.on_host:
+                outputs[index] = outputs[index].to(self.device)
 
-    def restore(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _restore(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The outputs in the types that the torch module has."""
         return [
             output if output.dtype is spec.source_dtype else output.to(spec.source_dtype)
@@ -191,6 +283,12 @@ class Context:
         """Whether all outputs' shapes follow from those of the inputs, and nothing is read or written by the host."""
         tensors = (*self.engine.inputs, *self.engine.outputs)
         return not self._allocators and not any(tensor.on_host for tensor in tensors)
+
+
+def current_handle() -> Callable[[int], int]:
+    """What gives the current stream of a GPU by its number, as CUDA knows it; torch's public way takes longer."""
+    quick: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    return quick or (lambda index: torch.cuda.current_stream(index).cuda_stream)
 
 
 def _name(dtype: torch.dtype) -> str:

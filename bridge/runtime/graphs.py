@@ -39,7 +39,7 @@ class Graph:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 context.follow(stream)
-                context.enqueue(self.inputs, stream)  # what TensorRT does only the first time cannot be captured
+                context.enqueue(self.inputs)  # what TensorRT does only the first time cannot be captured
             self.epoch = context.epoch
             if not context.sizes_known:
                 raise CannotCapture(
@@ -50,12 +50,17 @@ class Graph:
             self.graph = torch.cuda.CUDAGraph()
             try:
                 with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
-                    self.outputs = context.enqueue(self.inputs, stream)
+                    self.outputs = context.enqueue(self.inputs)
             except RuntimeError as error:  # CUDA's, for work that cannot be captured
                 context.key = None
                 raise CannotCapture(
                     f"no CUDA graph can be made of this engine: {str(error).splitlines()[0]}"
                 ) from error
+
+            self._results = [
+                (output, None if output.dtype is spec.source_dtype else spec.source_dtype)
+                for spec, output in zip(context.engine.outputs, self.outputs, strict=True)
+            ]
 
     @property
     def valid(self) -> bool:
@@ -64,26 +69,16 @@ class Graph:
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """As ``Context.run``, for inputs of the captured shapes."""
-        context = self.context
-        with context.lock:
-            if torch.cuda.current_device() != context.device.index:
-                with torch.cuda.device(context.device):
-                    return self._run(inputs)
-            return self._run(inputs)
+        return self.context.locked(self._run, inputs)  # type: ignore[no-any-return]
 
-    @torch.no_grad()
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        stream = torch.cuda.current_stream(self.context.device)
-        self.context.follow(stream)
-        for buffer, tensor in zip(self.inputs, self.context.fit(inputs), strict=True):
+        context = self.context
+        context.follow_current()
+        context.hold(inputs)
+        for buffer, tensor in zip(self.inputs, context.readable(inputs), strict=True):
             buffer.copy_(tensor, non_blocking=True)
-            if stream.cuda_stream:
-                tensor.record_stream(stream)
         self.graph.replay()
-        return [
-            output.clone() if output.dtype is spec.source_dtype else output.to(spec.source_dtype)
-            for spec, output in zip(self.context.engine.outputs, self.outputs, strict=True)
-        ]
+        return [output.clone() if dtype is None else output.to(dtype) for output, dtype in self._results]
 
 
 class Session:
@@ -92,6 +87,8 @@ class Session:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.context = new_context(engine)
+        self.takes_all = len(engine.taken) == len(engine.record.inputs or engine.inputs)
+        """Whether each of the module's inputs is one of the engine's."""
         self.graphs: dict[Key, Graph] = {}
         self.refused: dict[Key, str] = {}
         """Why there is no graph for these shapes."""
@@ -100,8 +97,7 @@ class Session:
 
     def pick(self, given: list[Any]) -> list[Any]:
         """Of the module's inputs those that the engine takes, in its order."""
-        taken = self.engine.taken
-        return given if len(taken) == len(given) else [given[place] for place in taken]
+        return given if self.takes_all else [given[place] for place in self.engine.taken]
 
     def profile(self, profile: Profile) -> None:
         """Reports the time of each layer to ``profile``."""
@@ -111,7 +107,7 @@ class Session:
     def run(self, inputs: Sequence[torch.Tensor], automatic: bool) -> list[torch.Tensor]:
         """The outputs; by a CUDA graph where there is one for these shapes, or it is time for one."""
         if not (automatic or self.graphs) or torch.cuda.is_current_stream_capturing():
-            return self.context.restore(self.context.run(inputs))
+            return self.context.run(inputs)
         key = tuple([tensor.shape for tensor in inputs])
         graph = self.graphs.get(key)
         if graph is not None and not graph.valid:
@@ -124,7 +120,7 @@ class Session:
                 graph = self.capture(inputs, asked=False)
             except CannotCapture as error:
                 self.refused[key] = str(error)
-        return self.context.restore((self.context if graph is None else graph).run(inputs))
+        return (self.context if graph is None else graph).run(inputs)
 
     def _is_time(self, key: Key) -> bool:
         """Whether inputs of these shapes came often enough in a row."""

@@ -126,15 +126,25 @@ class TRTModule(torch.nn.Module):
 
     # calls
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self._uncompiled(args, kwargs)
         session = getattr(self._local, "session", None)
         if session is None or session.engine is not self.engine:
             session = self._open(args, kwargs)
         calling = self._calling
         assert calling is not None
-        tensors = session.pick(calling.flatten(args, kwargs))
+        tensors = None if kwargs else calling.take(args)
+        if tensors is None:
+            tensors = calling.flatten(args, kwargs)
+        if not session.takes_all:
+            tensors = session.pick(tensors)
         return calling.unflatten(session.run(tensors, self.cuda_graphs and self._profile is None))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _uncompiled(self, args: Any, kwargs: Any) -> Any:
+        """The call as torch.compile makes it: around what it compiles."""
+        return self.forward(*args, **kwargs)
 
     def capture(self, *args: Any, **kwargs: Any) -> TRTModule:
         """Makes a CUDA graph for inputs of these shapes, and of the calling thread; calls with such inputs replay it.
@@ -227,6 +237,7 @@ class TRTModule(torch.nn.Module):
         Such a file is ``bridge.convert(module, inputs, build=False).onnx`` of the module with its new weights. Raises
         RunError where the engine was not built with ``BuildSettings(refittable=True)``, or weights do not fit.
         """
+        self._local = threading.local()  # with the contexts that know the old weights
         self.engine = self._held().refit(Path(weights) if isinstance(weights, str) else weights)
         return self
 
