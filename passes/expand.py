@@ -33,6 +33,7 @@ from .ir import (
     type_proto,
 )
 from .matches import part
+from .plugins import drop_uncalled
 from .provenance import describe
 from .reading import from_proto
 from .writing import Writer, function_proto, node_proto
@@ -72,6 +73,29 @@ def expand_functions(graph: gs.Graph, target: Target, log: Log) -> bool:
     graph.functions = [function for function in graph.functions if function_key(function) in called]
     log.add(NAME, REASON, changed)
     return True
+
+
+def inline_functions(graph: gs.Graph) -> bool:
+    """Puts the nodes of local functions where they are called, but for what plugins compute; True if there were any.
+
+    A function whose operators mean something else in the graph's opset stays.
+    """
+    wanted = _Local(graph)
+    changed, progress = False, bool(wanted.functions)
+    while progress:
+        progress = False
+        names = Names(graph)
+        for scope in list(scopes(graph, functions=False))[::-1]:
+            kept: list[gs.Node] = []
+            for node in scope.nodes:
+                meaning = _meaning(node, scope, wanted) if wanted.function(node) is not None else None
+                progress |= meaning is not None
+                kept.extend([node] if meaning is None else _spliced(node, meaning, names))
+            scope.nodes = kept
+        changed |= progress
+    if changed:
+        drop_uncalled(graph)
+    return changed
 
 
 class _Wanted:
@@ -121,6 +145,17 @@ class _Wanted:
             return False
         first: int = min(schema.since_version for schema in _versions(node.op))
         return first > self.target.opset
+
+
+class _Local(_Wanted):
+    """All local functions but those that say what a plugin computes."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self.ir_version = graph.ir_version or onnx.IR_VERSION
+        self.functions = {function_key(item): item for item in graph.functions if not is_reference(item)}
+
+    def function(self, node: gs.Node) -> gs.Function | None:
+        return self.functions.get(calls(node))
 
 
 @functools.cache

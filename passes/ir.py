@@ -296,7 +296,7 @@ class Constant(gs.Constant):  # type: ignore[misc]
 
     @property
     def values(self) -> Array:
-        values: Array = self._values.load() if isinstance(self._values, StoredValues) else self._values
+        values: Array = self._values.load() if isinstance(self._values, LazyValues) else self._values
         return values
 
     @values.setter

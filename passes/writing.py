@@ -33,6 +33,7 @@ from .ir import (
     tensor_proto,
     type_proto,
 )
+from .low_types import RoundedValues
 
 INLINE_LIMIT = 64 << 20
 """A model with more new weights than this (bytes) keeps them in a ``.data`` file beside it."""
@@ -85,6 +86,10 @@ def _place(constant: gs.Constant, home: Path) -> tuple[str, int] | None:
 def _copy(constant: gs.Constant, file: BinaryIO) -> None:
     """Writes the constant's bytes to ``file``, those of another file piece by piece."""
     values = constant._values
+    if isinstance(values, RoundedValues):
+        for part in values.pieces():
+            file.write(part.tobytes())
+        return
     if not isinstance(values, StoredValues) or values.file is None:
         file.write(onnx.numpy_helper.from_array(np.asarray(constant.values, order="C")).raw_data)
         return

@@ -1,0 +1,139 @@
+"""Brings a model to a newer opset, where operators take a low type only from there on (bfloat16 Conv: 22)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from .ir import Constant, Node, scopes
+from .low_types import LowType, is_float32, ports
+from .restate import not_restated, restate, restated
+from .writing import node_proto
+
+NEWEST = 23
+"""At which a scale may be float32 where what it scales is not; later ones bring nothing of use here."""
+OLDEST = 13
+"""From this opset on, an operator whose form is still allowed means what it meant; Softmax was the last to change."""
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How an older form of an operator is said in a newer opset."""
+
+    since: int
+    """The opset that changed it."""
+    change: Callable[[gs.Node], bool]
+    """Changes the node; False where that cannot be said."""
+
+
+def _axes_as_input(node: gs.Node) -> bool:
+    if "axes" in node.attrs:
+        node.inputs.append(Constant(f"{node.name}/axes", np.array(node.attrs.pop("axes"), np.int64)))
+    return True
+
+
+def _number_of_outputs(node: gs.Node) -> bool:
+    if len(node.inputs) < 2 or node.inputs[1].is_empty():
+        node.attrs["num_outputs"] = len(node.outputs)
+    return True
+
+
+def _mode_of_grid_sample(node: gs.Node) -> bool:
+    names = {"bilinear": "linear", "bicubic": "cubic"}
+    mode = node.attrs.get("mode", "bilinear")
+    node.attrs["mode"] = names.get(mode, mode)
+    return True
+
+
+_REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
+_FORMS: Mapping[str, _Form] = {
+    **{f"Reduce{name}": _Form(18, _axes_as_input) for name in _REDUCTIONS},
+    "Split": _Form(18, _number_of_outputs),
+    "GridSample": _Form(20, _mode_of_grid_sample),
+    "GroupNormalization": _Form(21, lambda node: False),  # its scale was by group, and is by channel
+}
+
+
+def raise_for(graph: gs.Graph, low: LowType, fp32: Collection[str]) -> list[str]:
+    """Brings ``graph`` to the opset in which the nodes that are not to be ``fp32`` take the low type; in place.
+
+    Where some node has no form in that opset, all stays as it is, and the returned notes say so.
+    """
+    opset = _needed(graph, low, fp32)
+    if opset is None:
+        return []
+    blockers = _blockers(graph, opset)
+    if blockers:
+        named = ", ".join(blockers[:3])
+        return [
+            f"the model stays at opset {graph.opset}, and what takes {low.name} from opset {opset} on is computed in "
+            f"float32: {named} cannot be said in opset {opset}"
+        ]
+    raise_opset(graph, opset)
+    return []
+
+
+def _needed(graph: gs.Graph, low: LowType, fp32: Collection[str]) -> int | None:
+    """The opset that lowers most; None where that is the present one."""
+    if graph.opset is None or not OLDEST <= graph.opset < NEWEST:
+        return None
+    needed = graph.opset
+    for scope in scopes(graph, functions=False):
+        for node in scope.nodes:
+            if node.domain or node.name in fp32 or not any(map(is_float32, (*node.inputs, *node.outputs))):
+                continue
+            if node.op in ("QuantizeLinear", "DequantizeLinear"):
+                return NEWEST
+            if len(ports(node, graph.opset, low).outputs) == 0:
+                firsts = [version for version in (19, 22) if ports(node, version, low).outputs]
+                needed = max(needed, *firsts[:1]) if firsts else needed
+    return needed if needed > graph.opset else None
+
+
+def _blockers(graph: gs.Graph, opset: int) -> list[str]:
+    """The nodes that ``opset`` has no form for."""
+    context = type(onnx.checker.DEFAULT_CONTEXT)()
+    context.ir_version = onnx.IR_VERSION
+    context.opset_imports = {"": opset}
+    found = []
+    bodies = restated(graph, opset)
+    for function in not_restated(graph, bodies):
+        found.append(f"the reference body of plugin {function.name!r}")
+    for scope in scopes(graph, functions=False):
+        for node in scope.nodes:
+            if node.domain or any(isinstance(value, gs.Graph) for value in node.attrs.values()):
+                continue
+            form = _FORMS.get(node.op)
+            probe = node
+            if form is not None and scope.opset < form.since <= opset:
+                probe = Node(node.op, node.name, dict(node.attrs), list(node.inputs), list(node.outputs))
+                fits = form.change(probe)
+                proto = node_proto(probe)
+                probe.inputs.clear()
+                probe.outputs.clear()
+            else:
+                fits, proto = True, node_proto(node)
+            try:
+                onnx.checker.check_node(proto, context)
+            except onnx.checker.ValidationError:
+                fits = False
+            if not fits:
+                found.append(f"{node.op} {node.name}")
+    return found
+
+
+def raise_opset(graph: gs.Graph, opset: int) -> None:
+    """Says every node in the form of ``opset``, for which there are no blockers."""
+    bodies = restated(graph, opset)
+    for scope in scopes(graph, functions=False):
+        for node in scope.nodes:
+            form = _FORMS.get(node.op) if not node.domain else None
+            if form is not None and scope.opset < form.since <= opset:
+                form.change(node)
+    for scope in scopes(graph, functions=False):
+        scope.opset = opset
+    restate(graph, bodies)
