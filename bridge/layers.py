@@ -1,0 +1,133 @@
+"""How far the layers of a low-precision model are off: what is known of each, and the worst of them as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+PIECE = 1 << 22
+"""Elements that are measured at a time."""
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """How far a tensor is from the reference's, over all samples and the elements that are finite in both.
+
+    ``None`` stands for a figure that does not exist: there is no relative error to a reference of zeros.
+    """
+
+    relative: float | None
+    """The norm of the error, as a share of the reference's norm."""
+    max_abs: float | None
+    non_finite: int
+    """Elements that are infinite or NaN, and finite in the reference."""
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """One output of a node of the reference's main graph, and what the low-precision model makes of it."""
+
+    tensor: str
+    """Its name in the reference."""
+    node: str
+    operator: str
+    module: str
+    """Path of the torch module; empty where it is not known."""
+    source: str
+    """File and line of the user's code."""
+    precision: str
+    """What the low model computes the node in: ``float32``, ``float16``, ``int8``, …"""
+    largest: float
+    """The reference's largest finite absolute value."""
+    carried: TensorError | None
+    """The error when the low model runs from end to end; None where the shapes differ."""
+    introduced: TensorError | None
+    """What the node adds by itself. It is given the reference's inputs, rounded as the low model keeps them, and compared
+    with what the reference's node makes of the same; casts and quantisation on the way to a node count with it. None
+    where the node cannot be run by itself, or what it is given is not finite."""
+
+    @property
+    def badness(self) -> tuple[int, float]:
+        """The order of blame: what is no longer finite comes first, then the largest relative error introduced."""
+        found = self.introduced
+        return (found.non_finite, found.relative or 0.0) if found is not None else (0, 0.0)
+
+    def __str__(self) -> str:
+        where = ", ".join(filter(None, (self.module, self.source)))
+        return f"{self.operator} {self.node or self.tensor}" + (f" ({where})" if where else "")
+
+
+def worst(errors: Iterable[LayerError], count: int = 10) -> list[LayerError]:
+    """The layers that introduce most, worst first; those that introduce nothing are left out."""
+    guilty = [item for item in errors if item.badness > (0, 0.0)]
+    return sorted(guilty, key=lambda item: item.badness, reverse=True)[:count]
+
+
+def table(errors: Iterable[LayerError], count: int = 10) -> str:
+    """The worst layers for people, a line each."""
+    rows: list[tuple[str, ...]] = [("layer", "in", "introduced", "carried", "largest", "not finite", "from")]
+    for item in worst(errors, count):
+        figures = [_figure(found) for found in (item.introduced, item.carried)]
+        lost = item.introduced.non_finite if item.introduced is not None else 0
+        where = ", ".join(filter(None, (item.module, item.source)))
+        name = f"{item.operator} {item.node or item.tensor}"
+        rows.append((name, item.precision, *figures, f"{item.largest:.3g}", str(lost), where))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _figure(found: TensorError | None) -> str:
+    if found is None or found.relative is None:
+        return "not finite" if found is not None and found.non_finite else "-"
+    return f"{found.relative:.1e}"
+
+
+@dataclass
+class Total:
+    """The error of one tensor, added up over samples."""
+
+    squares: float = 0.0
+    reference_squares: float = 0.0
+    max_abs: float = 0.0
+    largest: float = 0.0
+    non_finite: int = 0
+    counted: int = 0
+    misshapen: bool = False
+
+    def add(self, reference: Array, found: Array) -> None:
+        if reference.shape != found.shape:
+            self.misshapen = True
+            return
+        a, b = reference.reshape(-1), found.reshape(-1)
+        for start in range(0, a.size, PIECE):
+            self._piece(a[start : start + PIECE].astype(np.float64), b[start : start + PIECE].astype(np.float64))
+
+    def _piece(self, a: Array, b: Array) -> None:
+        finite = np.isfinite(a)
+        self.largest = max(self.largest, float(np.abs(a[finite]).max(initial=0.0)))
+        both = finite & np.isfinite(b)
+        self.non_finite += int(finite.sum() - both.sum())
+        a, error = a[both], (b[both] - a[both])
+        self.counted += a.size
+        self.squares += float(np.dot(error, error))
+        self.reference_squares += float(np.dot(a, a))
+        self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0.0)))
+
+    def figures(self) -> TensorError | None:
+        """None where nothing was added."""
+        if self.misshapen or not (self.counted or self.non_finite):
+            return None
+        relative = None
+        if self.reference_squares:
+            relative = math.sqrt(self.squares / self.reference_squares)
+        elif not self.squares and self.counted:
+            relative = 0.0
+        return TensorError(relative, self.max_abs if self.counted else None, self.non_finite)
