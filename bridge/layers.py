@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from ml_dtypes import finfo
 
 Array = npt.NDArray[Any]
 
@@ -18,7 +19,7 @@ PIECE = 1 << 22
 
 @dataclass(frozen=True)
 class TensorError:
-    """How far a tensor is from the reference's, over all samples and the elements that are finite in both.
+    """How far a tensor is from the reference's, over all samples and the elements that are within both types' range.
 
     ``None`` stands for a figure that does not exist: there is no relative error to a reference of zeros.
     """
@@ -28,6 +29,9 @@ class TensorError:
     max_abs: float | None
     non_finite: int
     """Elements that are infinite or NaN, and finite in the reference."""
+    saturated: int = 0
+    """Elements that are finite, and in the reference beyond the range of the type: a mask's "minus infinity", which
+    became the lowest value that there is, for instance."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ class LayerError:
     carried: TensorError | None
     """The error when the low model runs from end to end; None where the shapes differ."""
     introduced: TensorError | None
-    """What the node adds by itself. It is given the reference's inputs, rounded as the low model keeps them, and compared
-    with what the reference's node makes of the same; casts and quantisation on the way to a node count with it. None
+    """What the node adds by itself: it is given the reference's inputs, rounded as the low model keeps them, and held
+    to what the reference's node makes of the same. Casts and quantisation on the way to a node count with it. None
     where the node cannot be run by itself, or what it is given is not finite."""
 
     @property
@@ -72,13 +76,15 @@ def worst(errors: Iterable[LayerError], count: int = 10) -> list[LayerError]:
 
 def table(errors: Iterable[LayerError], count: int = 10) -> str:
     """The worst layers for people, a line each."""
-    rows: list[tuple[str, ...]] = [("layer", "in", "introduced", "carried", "largest", "not finite", "from")]
+    rows: list[tuple[str, ...]] = [
+        ("layer", "in", "introduced", "carried", "largest", "not finite", "saturated", "from")
+    ]
     for item in worst(errors, count):
         figures = [_figure(found) for found in (item.introduced, item.carried)]
-        lost = item.introduced.non_finite if item.introduced is not None else 0
+        lost = (item.introduced.non_finite, item.introduced.saturated) if item.introduced is not None else (0, 0)
         where = ", ".join(filter(None, (item.module, item.source)))
         name = f"{item.operator} {item.node or item.tensor}"
-        rows.append((name, item.precision, *figures, f"{item.largest:.3g}", str(lost), where))
+        rows.append((name, item.precision, *figures, f"{item.largest:.3g}", *map(str, lost), where))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
@@ -99,6 +105,7 @@ class Total:
     max_abs: float = 0.0
     largest: float = 0.0
     non_finite: int = 0
+    saturated: int = 0
     counted: int = 0
     misshapen: bool = False
 
@@ -107,14 +114,19 @@ class Total:
             self.misshapen = True
             return
         a, b = reference.reshape(-1), found.reshape(-1)
+        limit = float(finfo(found.dtype).max)  # type: ignore[no-untyped-call]
         for start in range(0, a.size, PIECE):
-            self._piece(a[start : start + PIECE].astype(np.float64), b[start : start + PIECE].astype(np.float64))
+            end = start + PIECE
+            self._piece(a[start:end].astype(np.float64), b[start:end].astype(np.float64), limit)
 
-    def _piece(self, a: Array, b: Array) -> None:
+    def _piece(self, a: Array, b: Array, limit: float) -> None:
         finite = np.isfinite(a)
         self.largest = max(self.largest, float(np.abs(a[finite]).max(initial=0.0)))
         both = finite & np.isfinite(b)
         self.non_finite += int(finite.sum() - both.sum())
+        beyond = both & (np.abs(a) > limit)
+        self.saturated += int(beyond.sum())
+        both &= ~beyond
         a, error = a[both], (b[both] - a[both])
         self.counted += a.size
         self.squares += float(np.dot(error, error))
@@ -123,11 +135,11 @@ class Total:
 
     def figures(self) -> TensorError | None:
         """None where nothing was added."""
-        if self.misshapen or not (self.counted or self.non_finite):
+        if self.misshapen or not (self.counted or self.non_finite or self.saturated):
             return None
         relative = None
         if self.reference_squares:
             relative = math.sqrt(self.squares / self.reference_squares)
         elif not self.squares and self.counted:
             relative = 0.0
-        return TensorError(relative, self.max_abs if self.counted else None, self.non_finite)
+        return TensorError(relative, self.max_abs if self.counted else None, self.non_finite, self.saturated)

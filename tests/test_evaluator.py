@@ -378,6 +378,21 @@ def test_quantisation_counts_with_the_layer_that_reads_it(tmp_path: Path) -> Non
     assert [item.tensor for item in worst(found.values())] == ["a"]
 
 
+def test_what_became_the_end_of_the_range_is_told_apart(tmp_path: Path) -> None:
+    """A mask's "minus infinity" is as good at the end of the low type's range, and would hide every other error."""
+    x, mask = random(4, 8), np.where(np.arange(8) < 4, 0, -1e30).astype(np.float32)
+    nodes = [node("Add", "x m", "a"), node("Softmax", "a", "y")]
+    full = save(tmp_path / "f.onnx", nodes, SHAPE, {"y": (FP32, [4, 8])}, [constant("m", mask)])
+    nodes = [node("Cast", "x", "x_low", to=FP16), node("Add", "x_low m", "a"), node("Softmax", "a", "y")]
+    lowest = constant("m", np.maximum(mask, -65504), np.float16)
+    low = save(tmp_path / "h.onnx", nodes, SHAPE, {"y": (FP16, [4, 8])}, [lowest])
+    found = by_tensor(layer_errors(full, low, [{"x": x}]))
+    added = figures(found["a"].introduced)
+    assert (added.saturated, added.non_finite) == (16, 0)
+    assert added.relative is not None and 1e-5 < added.relative < 1e-3
+    assert figures(found["y"].carried).saturated == 0
+
+
 @pytest.mark.parametrize("kind", ["If", "Loop", "Scan"])
 def test_a_body_is_one_layer(tmp_path: Path, kind: str) -> None:
     nodes, constants = body_of(kind)
