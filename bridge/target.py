@@ -127,6 +127,10 @@ class Target:
         restricted = _RESTRICTED.get(node.op)
         return restricted is not None and restricted(node)
 
+    def computes_in(self, operator: str, dtype: str) -> bool:
+        """Whether it computes ``operator`` in ``dtype`` (a name as in ``types``), where it takes the operator."""
+        return dtype in self.types and operator not in _NOT_IN.get(dtype, ())
+
     def advice(self, operator: str, domain: str = "") -> str:
         """What can be done about an operator that no pass rewrites; empty where nothing is known."""
         from .advice import hint
@@ -261,6 +265,19 @@ _RESTRICTED: dict[str, Callable[[gs.Node], bool]] = {
     "RMSNormalization": _extra_outputs,
 }
 """Forms of operators with a function body that every parser measured refuses."""
+
+
+_NOT_IN: Mapping[str, frozenset[str]] = {
+    "float16": frozenset(("Celu", "MeanVarianceNormalization")),
+    "bfloat16": frozenset(
+        (
+            *("Celu", "ConvTranspose", "GlobalLpPool", "HardSwish", "LpNormalization", "LpPool"),
+            *("MeanVarianceNormalization", "Mish", "Shrink"),
+        )
+    ),
+}
+"""Operators that are refused in a type, though not in float32; measured of TensorRT-RTX 1.7.1, and assumed of others.
+Its builder refuses ConvTranspose in bfloat16, its parser all else."""
 
 
 def resolve(name: str = "auto") -> Target:

@@ -62,7 +62,6 @@ def low_type(name: str) -> LowType:
 KEPT = {
     "BatchNormalization": ("T1", "T2", "U"),  # its statistics, of which a variance is easily too small for float16
     "DequantizeLinear": ("T2",),  # from opset 23 on the scale alone
-    "GridSample": ("T2",),  # places in the image
     "LayerNormalization": ("U",),
     "OneHot": ("T2",),
     "Pow": ("T1",),
@@ -194,11 +193,15 @@ def _upcasts(node: gs.Node) -> bool:
 
 @dataclass(frozen=True)
 class Extent:
-    """What a constant of float32 holds."""
+    """What a constant of float32 holds that is finite; zeros where nothing is."""
 
-    largest: float
-    """The largest finite magnitude; 0 where there is none."""
-    infinite: bool
+    low: float = 0.0
+    high: float = 0.0
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude."""
+        return max(abs(self.low), abs(self.high))
 
 
 def extent(constant: gs.Constant) -> Extent:
@@ -207,17 +210,15 @@ def extent(constant: gs.Constant) -> Extent:
     known: Extent | None = getattr(values, "extent", None) if isinstance(values, LazyValues) else None
     if known is not None:
         return known
-    largest, infinite = 0.0, False
+    lows, highs = [], []
     for piece in pieces(values):
-        if not piece.size:
-            continue
-        ends = float(piece.max()), float(piece.min())
-        if not np.all(np.isfinite(ends)):
-            infinite = True
+        low, high = (float(piece.min()), float(piece.max())) if piece.size else (0.0, 0.0)
+        if not np.isfinite(low) or not np.isfinite(high):
             piece = piece[np.isfinite(piece)]
-            ends = (float(piece.max()), float(piece.min())) if piece.size else (0.0, 0.0)
-        largest = max(largest, abs(ends[0]), abs(ends[1]))
-    found = Extent(largest, infinite)
+            low, high = (float(piece.min()), float(piece.max())) if piece.size else (0.0, 0.0)
+        lows.append(low)
+        highs.append(high)
+    found = Extent(min(lows, default=0.0), max(highs, default=0.0))
     if isinstance(values, LazyValues):
         values.extent = found
     return found

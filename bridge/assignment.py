@@ -1,0 +1,135 @@
+"""Which node is computed in what: the low precision by default, and float32 where that would be unsound, with reasons.
+
+One assignment serves both kinds of targets: on strongly typed ones it becomes casts, on weakly typed ones the
+precisions of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .precision import FLOATS, SCHEMES, Precision, Rule
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+    from .ranges import Range
+    from .target import Target
+
+HEAD_ROOM = 8
+"""Values of other inputs may be so many times as large as those that were seen."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What each node of a model is computed in."""
+
+    nodes: dict[str, str] = field(default_factory=dict)
+    """By name, ``fp32``, ``fp16``, ``bf16``, ``int8``, ``fp8`` or ``int4``; others than of float32 are not here."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Of nodes that are not in the precision asked for, why."""
+    saturated: frozenset[str] = frozenset()
+    """Tensors of float32 that may end at the ends of the low type: masks of "minus infinity"."""
+    notes: tuple[str, ...] = ()
+
+    def of(self, precision: str) -> frozenset[str]:
+        """The names of the nodes in ``precision``."""
+        return frozenset(name for name, found in self.nodes.items() if found == precision)
+
+    @property
+    def fp32(self) -> frozenset[str]:
+        """What ``passes.casts.cast`` is to leave in float32."""
+        return self.of("fp32")
+
+
+def assign(graph: gs.Graph, precision: Precision, ranges: Mapping[str, Range] | None, target: Target) -> Assignment:
+    """The assignment for ``graph``, bodies included; its local functions are inlined on the way.
+
+    ``ranges`` are what its tensors were seen to hold. Raises UsageError where a rule's pattern fits no node, and where
+    the target lacks a type.
+    """
+    from passes.casts import computes_in_half, prepare
+
+    prepare(graph)
+    if computes_in_half(graph):
+        return Assignment(notes=("the model computes in 16 bits already: its types are left as they are",))
+    return _Assigning(graph, precision, ranges or {}, target).run()
+
+
+class _Assigning:
+    def __init__(self, graph: gs.Graph, precision: Precision, ranges: Mapping[str, Range], target: Target) -> None:
+        from passes.provenance import origin
+        from passes.soundness import touched
+
+        self.graph, self.precision, self.ranges, self.target = graph, precision, ranges, target
+        self.nodes = list(touched(graph))
+        self.places = {node.name: (node.name, node.op, origin(node).module) for node in self.nodes}
+        self.rules: dict[str, Rule] = {}
+
+    def run(self) -> Assignment:
+        self.precision.check_rules(self.places.values())
+        for name, place in self.places.items():
+            rule = self.precision.rule_for(*place)
+            if rule is not None:
+                self.rules[name] = rule
+        if not self.precision.half:
+            return self._quantised(dict.fromkeys(self.places, "fp32"), {}, frozenset())
+        from passes.low_types import low_type
+        from passes.soundness import keep_in_float32
+
+        low = low_type(self.precision.half_dtype)
+        kept = keep_in_float32(self.graph, low, self.ranges, self._forced(), HEAD_ROOM)
+        nodes = {**dict.fromkeys(kept.reasons, "fp32"), **dict.fromkeys(kept.free, self.precision.half)}
+        asked = {name for name in kept.reasons if self._asked(name) != "fp32"}
+        reasons = {name: reason for name, reason in kept.reasons.items() if name in asked}
+        return self._quantised(nodes, reasons, frozenset(kept.saturated))
+
+    def _asked(self, name: str) -> str:
+        """The float type that a node is asked to be in: a quantised one is in the low type around."""
+        rule = self.rules.get(name)
+        return rule.precision if rule is not None and rule.precision in FLOATS else self.precision.low
+
+    def _forced(self) -> dict[str, str]:
+        """Of nodes that a rule, or the target, decides about: why they are in float32; empty where they are not."""
+        dtype = self.precision.half_dtype
+        forced = {
+            name: "a rule asks for it" if rule.precision == "fp32" else ""
+            for name, rule in self.rules.items()
+            if rule.precision in FLOATS
+        }
+        if self.precision.low == "fp32":
+            forced = {name: forced.get(name, "float32 is asked for") for name in self.places}
+        for name, (_, op, _) in self.places.items():
+            if not self.target.computes_in(op, dtype):
+                forced[name] = f"{self.target} does not compute {op} in {dtype}"
+        return forced
+
+    def _quantised(self, nodes: dict[str, str], reasons: dict[str, str], saturated: frozenset[str]) -> Assignment:
+        """With the nodes that are to be quantised: those that can be, and are not left in float32 for a reason."""
+        for node in self.nodes:
+            rule = self.rules.get(node.name)
+            scheme = rule.precision if rule is not None else self.precision.quantised
+            if scheme not in SCHEMES or node.name not in nodes:
+                continue
+            if not _can_be(node, scheme):
+                if rule is not None:
+                    reasons.setdefault(node.name, f"{node.op} is not among what is quantised to {scheme}")
+            elif node.name not in reasons:
+                nodes[node.name] = scheme
+        return Assignment(nodes, reasons, saturated)
+
+
+QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators that are quantised; to int4 only the weights of the last two."""
+
+
+def _can_be(node: gs.Node, scheme: str) -> bool:
+    import onnx_graphsurgeon as gs
+
+    if node.domain or node.op not in QUANTISED:
+        return False
+    if scheme != "int4":
+        return True
+    return node.op in ("Gemm", "MatMul") and isinstance(node.inputs[1], gs.Constant)

@@ -1,0 +1,399 @@
+"""Which nodes of a float32 model lose too much in float16 or bfloat16, and why: they are better left in float32.
+
+What stays is small: sums over many elements, powers and exponentials, places and phases, what would overflow or vanish,
+and the arithmetic between such nodes. What multiplies and adds goes low, as do softmax and the normalisations that
+TensorRT computes in float32 inside, whatever their tensors are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from .ir import CONTROL_FLOW, bodies, scopes
+from .low_types import Extent, LowType, Ports, extent, is_float32, ports
+
+DEFAULTS: Mapping[str, tuple[str, ...]] = {
+    "it adds up many elements": (
+        *("CumProd", "CumSum", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd"),
+        *("ReduceSum", "ReduceSumSquare", "GlobalLpPool", "LpPool", "LpNormalization", "MeanVarianceNormalization"),
+    ),
+    "its results easily leave the range of 16 bits, or vanish": (
+        *("Cosh", "Exp", "Log", "Pow", "Reciprocal", "Sinh", "Sqrt"),
+    ),
+    "it magnifies the rounding of what it is given": (*("Acos", "Acosh", "Asin", "Atanh", "Cos", "Det", "Sin", "Tan"),),
+    "it is given places in an image": ("AffineGrid", "GridSample", "MaxRoiPool", "RoiAlign"),
+    "it draws numbers": (
+        *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+    ),
+    "it is a loss": ("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"),
+}
+"""Operators that are left in float32 by default, by the reason why."""
+
+REASONS = {operator: reason for reason, operators in DEFAULTS.items() for operator in operators}
+
+ARITHMETIC = frozenset(
+    (
+        *("Abs", "Add", "Ceil", "Clip", "Div", "Floor", "Max", "Mean", "Min", "Mod", "Mul", "Neg", "Round", "Sign"),
+        *("Sub", "Sum", "Where"),
+    )
+)
+"""Operators that compute element by element, and little."""
+MOVEMENT = frozenset(
+    (
+        *("Cast", "Compress", "Concat", "DepthToSpace", "DequantizeLinear", "Dropout", "Expand", "Flatten", "Gather"),
+        *("GatherElements", "GatherND", "Identity", "Pad", "Reshape", "ReverseSequence", "ScatterElements"),
+        *("ScatterND", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Trilu", "Unsqueeze"),
+    )
+)
+"""Operators that hand values on."""
+EXACT: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Ceil", "Cos", "Floor", "NonMaxSuppression", "Round", "Sin", "Tan"), (0,)),
+    "Mod": (0, 1),
+    **dict.fromkeys(("GridSample", "MaxRoiPool", "RoiAlign"), (1,)),
+}
+"""Inputs that are places, phases or numbers to be cut off: a small relative error is a large one in the result."""
+SCALES = frozenset(("Div", "Exp", "Pow", "Reciprocal", "Sqrt"))
+"""What computes factors that may be very large or small."""
+MASKS = 1e30
+"""A magnitude that nobody computes: it stands for infinity."""
+NEAR = 0.02
+"""How much a mask may move by what it is added to."""
+
+
+class Seen(Protocol):
+    """The range of a tensor."""
+
+    @property
+    def low(self) -> float: ...
+
+    @property
+    def high(self) -> float: ...
+
+
+@dataclass
+class Kept:
+    """What is left in float32."""
+
+    reasons: dict[str, str] = field(default_factory=dict)
+    """By name of the node."""
+    free: set[str] = field(default_factory=set)
+    """The names of the nodes that are not."""
+    saturated: set[str] = field(default_factory=set)
+    """Tensors of float32 that hold a mask's "minus infinity", which may become the low type's end."""
+
+
+def keep_in_float32(
+    graph: gs.Graph,
+    low: LowType,
+    ranges: Mapping[str, Seen],
+    forced: Mapping[str, str],
+    head_room: float,
+) -> Kept:
+    """The nodes of ``graph``, bodies included, that touch float32: those to be left in it, with the reasons.
+
+    ``ranges`` are of tensors, by name; where values ``head_room`` times as large would leave the low type's range, what
+    makes and reads them is left. ``forced`` says of nodes why they are left, or, where empty, that they are not.
+    """
+    return _Analysis(graph, low, ranges, forced, head_room).run()
+
+
+class _Analysis:
+    def __init__(
+        self,
+        graph: gs.Graph,
+        low: LowType,
+        ranges: Mapping[str, Seen],
+        forced: Mapping[str, str],
+        head_room: float,
+    ) -> None:
+        self.graph, self.low, self.ranges, self.forced = graph, low, ranges, forced
+        self.limit = low.largest / head_room
+        self.nodes: list[gs.Node] = []
+        self.ports: dict[int, Ports] = {}
+        """Of the nodes that can go low."""
+        self.kept: dict[int, str] = {}
+        self.boundary: set[int] = set()
+        """Tensors that leave a graph or a body, as float32."""
+        self.counted: set[int] = set()
+        """Tensors that are computed from integers alone."""
+        self.precise: set[int] = set()
+        """Tensors that have more digits than the low type: of the caller, or computed from integers."""
+        self.masks: set[float] = set()
+        """Constants that stand for infinity, or near enough to the range's end to be taken for it."""
+        self.done = Kept()
+
+    def run(self) -> Kept:
+        self._collect(self.graph)
+        for node in self.nodes:
+            if id(node) in self.ports:
+                self._by_operator(node)
+                self._by_constants(node)
+        for node in self.nodes:
+            if id(node) in self.ports:
+                self._by_ranges(node)
+        self._by_places()
+        settled = False
+        while not settled:
+            settled = not sum(self._by_neighbours(node) for node in self.nodes if self._is_free(node))
+        self._find_saturated()
+        self.done.reasons.update({node.name: self.kept[id(node)] for node in self.nodes if id(node) in self.kept})
+        self.done.free.update(node.name for node in self.nodes if self._is_free(node))
+        return self.done
+
+    def _collect(self, scope: gs.Graph) -> None:
+        self.boundary.update(map(id, scope.outputs))
+        for node in scope.nodes:
+            for body in bodies(node):
+                self._collect(body)
+            if node.op in CONTROL_FLOW or (node.op == "Constant" and not node.domain):
+                continue
+            if not any(map(is_float32, (*node.inputs, *node.outputs))):
+                continue
+            found = ports(node, scope.opset, self.low)
+            self.nodes.append(node)
+            if found.outputs:
+                self.ports[id(node)] = found
+                if self.forced.get(node.name):
+                    self.kept[id(node)] = self.forced[node.name]
+            elif any(map(is_float32, node.outputs)) or len(found.either) < sum(map(is_float32, node.inputs)):
+                what = f"{node.domain}::{node.op}" if node.domain else node.op
+                self.kept[id(node)] = f"{what} takes no {self.low.name}"
+
+    def _is_free(self, node: gs.Node) -> bool:
+        return id(node) in self.ports and id(node) not in self.kept
+
+    def _keep(self, node: gs.Node, reason: str) -> bool:
+        """Leaves a node in float32; True if that is new."""
+        if not self._is_free(node) or node.name in self.forced:
+            return False
+        self.kept[id(node)] = reason
+        return True
+
+    # one node by itself
+
+    def _by_operator(self, node: gs.Node) -> None:
+        reason = REASONS.get(node.op)
+        if reason is not None:
+            self._keep(node, f"by default: {reason}")
+
+    def _by_constants(self, node: gs.Node) -> None:
+        """Keeps what reads a constant that the low type has no good value for."""
+        for index in (*self.ports[id(node)].inputs, None):
+            known = _extent_of(node, index)
+            if known is None:
+                continue
+            beyond = [end for end in (known.low, known.high) if abs(end) > self.limit]
+            if beyond and _may_clamp(node, index, known):
+                self.masks.update(beyond)
+            elif known.largest > self.low.largest:
+                self._keep(node, f"a constant of {_number(known)} is beyond the range of {self.low.name}")
+            if 0 < known.largest < self.low.smallest:
+                self._keep(node, f"a constant of {_number(known)} is too small for {self.low.name}")
+
+    def _by_ranges(self, node: gs.Node) -> None:
+        found = self.ports[id(node)]
+        tensors = [("input", node.inputs[index]) for index in sorted(found.inputs)]
+        tensors += [("output", node.outputs[index]) for index in sorted(found.outputs)]
+        for what, tensor in tensors:
+            seen = self.ranges.get(tensor.name) if not isinstance(tensor, gs.Constant) else None
+            if seen is None:
+                continue
+            beyond = [end for end in (seen.low, seen.high) if abs(end) > self.limit]
+            if any(abs(end) > self.low.largest for end in beyond):
+                self.done.saturated.update([tensor.name] if all(map(self._is_mask, beyond)) else [])
+            for end in beyond:
+                if not self._is_mask(end):
+                    end_of_type = f"{self.low.name} ends at {self.low.largest:.6g}"
+                    self._keep(node, f"its {what} {tensor.name!r} reaches {end:.4g}; {end_of_type}")
+            if 0 < max(abs(seen.low), abs(seen.high)) < self.low.smallest:
+                largest = max(abs(seen.low), abs(seen.high))
+                small = f"is never above {largest:.4g}, too small for {self.low.name}"
+                self._keep(node, f"its {what} {tensor.name!r} {small}")
+
+    def _is_mask(self, end: float) -> bool:
+        return abs(end) >= MASKS or any(abs(end - mask) <= NEAR * abs(mask) for mask in self.masks)
+
+    # places and phases
+
+    def _by_places(self) -> None:
+        """Keeps what is computed from integers alone, and what leads to an exact input."""
+        self.precise.update(id(tensor) for tensor in self.graph.inputs if is_float32(tensor))
+        for node in self.nodes:
+            self._follow(node)
+        for node in self.nodes:
+            if any(id(tensor) in self.counted for tensor in node.outputs):
+                self._keep(node, f"it computes with integers, of which {self.low.name} holds only small ones")
+        for node in self.nodes:
+            cuts = node.op == "Cast" and not node.domain and node.outputs[0].dtype.kind in "iu"
+            for index in (0,) if cuts else EXACT.get(node.op, ()) if not node.domain else ():
+                if index < len(node.inputs):
+                    self._lead(node.inputs[index], node)
+
+    def _follow(self, node: gs.Node) -> None:
+        free = [tensor for tensor in node.inputs if is_float32(tensor) and not _is_constant(tensor)]
+        if node.op == "Range" or (node.op == "Cast" and _is_integer(node.inputs[0])):
+            self.counted.update(map(id, node.outputs))
+        elif free and _elementwise(node) and all(id(tensor) in self.counted for tensor in free):
+            self.counted.update(id(tensor) for tensor in node.outputs if is_float32(tensor))
+        if _elementwise(node) and any(id(tensor) in self.precise for tensor in free):
+            self.precise.update(id(tensor) for tensor in node.outputs if is_float32(tensor))
+        self.precise.update(id(tensor) for tensor in node.outputs if id(tensor) in self.counted)
+
+    def _lead(self, tensor: gs.Tensor, to: gs.Node) -> None:
+        """Keeps the arithmetic that makes a tensor whose digits count."""
+        waiting = [tensor]
+        while waiting:
+            maker = _maker(waiting.pop())
+            if maker is None or not _elementwise(maker):
+                continue
+            if not any(id(item) in self.precise for item in maker.outputs):
+                continue
+            if self._keep(maker, f"{to.op} needs all digits of it"):
+                waiting.extend(item for item in maker.inputs if is_float32(item))
+        if id(tensor) in self.precise:
+            self._keep(to, "it needs all digits of its input")
+
+    # neighbours
+
+    def _by_neighbours(self, node: gs.Node) -> bool:
+        free = [tensor for tensor in node.inputs if is_float32(tensor) and not _is_constant(tensor)]
+        if node.op == "Div" and len(node.inputs) > 1 and self._source(node.inputs[1]) is not None:
+            return self._keep(node, "it divides by what is computed in float32")
+        if node.op == "Mul":
+            makers = [self._source(tensor) for tensor in free]
+            if any(maker is not None and maker.op in SCALES for maker in makers):
+                return self._keep(node, "it multiplies by what is computed in float32")
+        if not self._ends_in_float32(node):
+            return False
+        inside = [self._made_in_float32(tensor) for tensor in free]
+        square = node.op == "Mul" and len(free) == 2 and free[0] is free[1]
+        if node.op in ARITHMETIC and (square or any(inside)):
+            return self._keep(node, "it is arithmetic between nodes in float32")
+        if node.op in MOVEMENT and (all(inside) or node.op == "DequantizeLinear"):
+            return self._keep(node, "it hands on what is float32 on both sides")
+        return False
+
+    def _source(self, tensor: gs.Tensor) -> gs.Node | None:
+        """The node in float32 that makes what the tensor holds, other than by handing it on."""
+        maker = _maker(tensor)
+        while maker is not None and maker.op in MOVEMENT and not maker.domain:
+            if not maker.inputs or not is_float32(maker.inputs[0]):
+                break
+            maker = _maker(maker.inputs[0])
+        return maker if maker is not None and id(maker) in self.kept else None
+
+    def _made_in_float32(self, tensor: gs.Tensor) -> bool:
+        """Whether it is float32 anyway: of such a node, or of the caller, or of what runs a body."""
+        maker = _maker(tensor)
+        return maker is None or id(maker) in self.kept or maker.op in CONTROL_FLOW
+
+    def _ends_in_float32(self, node: gs.Node) -> bool:
+        """Whether all that reads what the node makes wants float32."""
+        wanted = False
+        for tensor in (node.outputs[index] for index in self.ports[id(node)].outputs):
+            wanted |= id(tensor) in self.boundary
+            for reader in tensor.outputs:
+                if self._is_free(reader):
+                    return False
+                wanted |= id(reader) in self.kept or reader.op in CONTROL_FLOW
+        return wanted
+
+    # masks
+
+    def _find_saturated(self) -> None:
+        """Finds the tensors of float32 that hold a constant beyond the low type's range."""
+        holding: set[int] = set()
+        for node in self.nodes:
+            if id(node) not in self.kept or not _elementwise(node):
+                continue
+            known = [_extent_of(node, index) for index in range(len(node.inputs))]
+            own = any(item is not None and item.largest > self.low.largest for item in known)
+            if own or any(id(tensor) in holding for tensor in node.inputs):
+                holding.update(map(id, node.outputs))
+                self.done.saturated.update(tensor.name for tensor in node.outputs if is_float32(tensor))
+
+
+def _maker(tensor: gs.Tensor) -> gs.Node | None:
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def _elementwise(node: gs.Node) -> bool:
+    """Whether it computes element by element, or hands on; a product with one term to each sum does."""
+    if node.domain:
+        return False
+    if node.op in ("MatMul", "Gemm"):
+        shape = node.inputs[0].shape
+        return bool(shape) and shape[-1] == 1
+    return node.op in ARITHMETIC or node.op in MOVEMENT or node.op in REASONS
+
+
+def _is_integer(tensor: gs.Tensor) -> bool:
+    return tensor.dtype is not None and np.dtype(tensor.dtype).kind in "iu"
+
+
+def _is_constant(tensor: gs.Tensor) -> bool:
+    if isinstance(tensor, gs.Constant) or tensor.is_empty():
+        return True
+    maker = _maker(tensor)
+    return maker is not None and maker.op == "Constant" and not maker.domain
+
+
+def _extent_of(node: gs.Node, index: int | None) -> Extent | None:
+    """What a constant input of float32 holds, or (None) the value that a ConstantOfShape fills with."""
+    value = node.attrs.get("value") if index is None and node.op == "ConstantOfShape" else None
+    if index is not None:
+        tensor = node.inputs[index]
+        value = tensor
+        if not isinstance(tensor, gs.Constant) and _is_constant(tensor) and not tensor.is_empty():
+            value = tensor.inputs[0].attrs.get("value")
+    return extent(value) if isinstance(value, gs.Constant) and is_float32(value) else None
+
+
+def _may_clamp(node: gs.Node, index: int | None, known: Extent) -> bool:
+    """Whether the constant means the same at the end of the low type's range: as a mask, or as a bound."""
+    if node.op in ("Where", "Clip", "Max", "Min", "Pad", "ScatterElements", "ScatterND") or index is None:
+        return True
+    if node.op == "Add":
+        return abs(known.low) > abs(known.high)
+    if node.op == "Sub":
+        return (known.high if index == 1 else -known.low) >= known.largest
+    if node.op == "Mul":
+        return all(_is_binary(tensor) for place, tensor in enumerate(node.inputs) if place != index)
+    return known.largest >= MASKS and node.op in MOVEMENT
+
+
+def _is_binary(tensor: gs.Tensor, depth: int = 8) -> bool:
+    """Whether it holds only zeros and ones, or the negative of such: a mask as numbers."""
+    maker = _maker(tensor)
+    if maker is None or not depth or maker.domain:
+        return False
+    if maker.op == "Cast":
+        kind = maker.inputs[0].dtype
+        return kind is not None and np.dtype(kind) == np.bool_
+    if maker.op == "Sub" or maker.op in MOVEMENT or maker.op == "Neg":
+        free = [item for item in maker.inputs if is_float32(item) and not _is_constant(item)]
+        ones = [_extent_of(maker, place) for place, item in enumerate(maker.inputs) if _is_constant(item)]
+        plain = all(item is None or (item.low in (0.0, 1.0) and item.high in (0.0, 1.0)) for item in ones)
+        return bool(free) and plain and all(_is_binary(item, depth - 1) for item in free)
+    return False
+
+
+def _number(known: Extent) -> str:
+    return f"{known.low if abs(known.low) > abs(known.high) else known.high:.4g}"
+
+
+def touched(graph: gs.Graph) -> Iterator[gs.Node]:
+    """The nodes of ``graph`` and its bodies that read or make float32, but for what runs bodies."""
+    for scope in scopes(graph, functions=False):
+        for node in scope.nodes:
+            if node.op not in CONTROL_FLOW and any(map(is_float32, _tensors(node))):
+                yield node
+
+
+def _tensors(node: gs.Node) -> Iterable[gs.Tensor]:
+    return (*node.inputs, *node.outputs)
