@@ -17,6 +17,7 @@ from typing import Any
 
 from .build import BuildJob, BuildOutcome
 from .builder_config import SettingRefused, make_config
+from .gpu import why_it_cannot_be_used
 from .plugins.loading import NeededPlugin, PluginError, add_import_paths, load_plugins
 from .target import MODULES, gpu_compute_capabilities
 from .timing import TimingCache
@@ -62,7 +63,8 @@ def run(job: BuildJob) -> BuildOutcome:
     try:
         builder, network = CreateNetwork()()[:2]
     except (PolygraphyException, TypeError) as error:  # TypeError: the builder's constructor returned null
-        return BuildOutcome(error=_start_failure(logger.last_error or str(error)))
+        cause = why_it_cannot_be_used() or logger.last_error or str(error)  # TensorRT may say nothing
+        return BuildOutcome(error=f"the builder does not start: {cause}")
     parser = trt.OnnxParser(network, logger)
     began = time.perf_counter()
     if not parser.parse_from_file(job.onnx):
@@ -97,17 +99,6 @@ def run(job: BuildJob) -> BuildOutcome:
         return BuildOutcome(error=f"the engine cannot be written to {job.engine}: {error.strerror}", **described)
     here = [] if job.flavour == "tensorrt-rtx" else [list(pair) for pair in gpu_compute_capabilities()[:1]]
     return BuildOutcome(**described, compute_capabilities=job.compute_capabilities or here)
-
-
-def _start_failure(words: str) -> str:
-    """TensorRT's words, with the meaning of CUDA's error, of which it says the number alone."""
-    from .gpu import error_words
-
-    number = re.search(r"CUDA initialization failure with error: (\d+)", words)
-    meaning = error_words(int(number[1])) if number else ""
-    return f"the builder does not start: {words}" + (
-        f" (CUDA error {number[1]}: {meaning})" if number and meaning else ""
-    )
 
 
 def _refusal(error: Any) -> dict[str, Any]:

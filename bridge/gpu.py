@@ -19,11 +19,18 @@ def gpu_here() -> str:
     return f"{name.value.decode(errors='replace')} {'.'.join(map(str, capabilities[0]))}"
 
 
-def error_words(number: int) -> str:
-    """What CUDA's error of this number is; empty where there is no driver, or it knows none."""
-    words = ctypes.c_char_p()
+def why_it_cannot_be_used() -> str:
+    """What CUDA says when the GPU is asked for, such as ``out of memory``; empty where it can be used."""
     try:
-        known = ctypes.CDLL("libcuda.so.1").cuGetErrorString(number, ctypes.byref(words)) == 0
-    except OSError:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return str(error)
+    device, context, words = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_char_p()
+    status = driver.cuInit(0)
+    status = status or driver.cuDeviceGet(ctypes.byref(device), 0)
+    status = status or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+    if status == 0:
+        driver.cuDevicePrimaryCtxRelease_v2(device)
         return ""
-    return words.value.decode() if known and words.value else ""
+    known = driver.cuGetErrorString(status, ctypes.byref(words)) == 0
+    return words.value.decode() if known and words.value else f"CUDA error {status}"

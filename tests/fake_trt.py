@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import enum
 import json
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,6 +83,7 @@ class Engine:
         self.num_optimization_profiles = len(values["profiles"])
         self.refittable = values["refittable"]
         self.contexts = 0
+        self.alive: weakref.WeakSet[Context] = weakref.WeakSet()
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.tensors)[index]
@@ -117,13 +119,16 @@ class Context:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.allocators: dict[str, Any] = {}
-        self.profile = 0
+        taken = bool(engine.alive) and any(-1 in shape for _, shape in engine.tensors.values())
+        engine.alive.add(self)
+        self.active_optimization_profile = -1 if taken else 0
+        """As before TensorRT 8.6: no two contexts have the same one, where there are sizes to be known."""
         self.reshaped = 0
         self.profiler: Any = None
         self.refuses = False
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        self.profile, self.shapes = index, {}
+        self.active_optimization_profile, self.shapes = index, {}
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -146,7 +151,7 @@ class Context:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        if self.refuses:
+        if self.refuses or self.active_optimization_profile < 0:
             return False
         values = [self._array(name, self.shapes[name]) for name in self.engine.values["inputs"]]
         (name,) = self.engine.values["outputs"]
@@ -214,6 +219,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     monkeypatch.setattr(engine, "check_gpu", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: gpu.stream)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())

@@ -159,7 +159,7 @@ def test_the_profile_that_fits_is_chosen(gpu: fake_trt.Gpu) -> None:
     for rows, profile in ((1, 0), (8, 1), (2, 0)):
         x = torch.rand(rows, 3)
         assert torch.equal(made(x), 2 * x)
-        assert made.context.profile == profile
+        assert made.context.active_optimization_profile == profile
     with pytest.raises(RunError, match=r"\[3, 3\], and the engine takes \[1, 3\] to \[2, 3\] or \[4, 3\] to \[8, 3\]"):
         made(torch.rand(3, 3))
 
@@ -217,6 +217,36 @@ def test_where_contexts_cannot_share_a_profile_threads_share_a_context(
     thread.start()
     thread.join()
     assert made.engine is not None and made.engine.contexts == 1
+
+
+def test_a_size_that_the_run_finds_out_makes_threads_share_a_context_too(
+    gpu: fake_trt.Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_trt, "__version__", "8.5.3")
+    made = module(op="nonzero", inputs={"x": ["FLOAT", [2, 3]]}, outputs={"y": ["INT32", [-1]]}, profiles=[{}])
+    found = [made(X).tolist()]
+    thread = threading.Thread(target=lambda: found.append(made(X).tolist()))
+    thread.start()
+    thread.join()
+    assert found == [[1, 2, 3, 4, 5]] * 2
+    static = module(inputs={"x": ["FLOAT", [2, 3]]}, outputs={"y": ["FLOAT", [2, 3]]}, profiles=[{}])
+    static(X)
+    thread = threading.Thread(target=static, args=(X,))
+    thread.start()
+    thread.join()
+    assert static.engine is not None and static.engine.contexts == 2
+
+
+def test_after_a_refit_no_context_is_left_that_holds_the_profile(
+    gpu: fake_trt.Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_trt, "__version__", "8.5.3")
+    monkeypatch.setattr("bridge.runtime.refit.refit", lambda engine, target, weights: None)
+    made = module(refittable=True)
+    made(X)
+    made.refit({})
+    assert torch.equal(made(X), 2 * X)
+    assert made.context.active_optimization_profile == 0
 
 
 def test_a_deep_copy_shares_the_engine_and_not_the_context(gpu: fake_trt.Gpu) -> None:

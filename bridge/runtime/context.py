@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,10 +21,14 @@ Key = tuple[torch.Size, ...]
 """The shapes of all inputs."""
 
 
+_T = TypeVar("_T")
+_empty_like, _CONTIGUOUS = torch.empty_like, torch.contiguous_format
+
+
 class _Slot:
     """What one input or output was in the last run: what is still so need not be told to TensorRT again."""
 
-    __slots__ = ("address", "dtype", "held", "last", "like", "name", "shape")
+    __slots__ = ("address", "dtype", "held", "like", "name", "shape")
 
     def __init__(self, spec: IOTensor) -> None:
         self.name, self.dtype = spec.name, spec.dtype
@@ -33,10 +37,8 @@ class _Slot:
         """None until it is known; of an output whose size the run finds out, always."""
         self.like: torch.Tensor | None = None
         """An output's shape and type, in one element of memory."""
-        self.last: Callable[[], torch.Tensor | None] = _nothing
-        """A weak reference to the input whose memory is kept for the stream."""
-        self.held = 0
-        """Where that memory is."""
+        self.held: Callable[[], torch.Tensor | None] = _nothing
+        """A weak reference to the input whose memory waits for the stream before it is used again."""
 
 
 def _nothing() -> None:
@@ -59,40 +61,44 @@ class Context:
         self._stream: torch.cuda.Stream | None = None
         self._handle: int | None = None
         """The stream's, as CUDA has it."""
+        self.to_hold: torch.cuda.Stream | None = None
+        """The same stream, where the memory of inputs has to be kept for it: others wait for the default one."""
         self._profile: int = 0
         self._inputs = [_Slot(spec) for spec in engine.inputs]
         self._outputs = [_Slot(spec) for spec in engine.outputs]
         self._allocators: dict[str, Any] = {}
-        self._index = engine.device.index if engine.device.index is not None else -1
+        self.index = engine.device.index if engine.device.index is not None else -1
         self._handle_now = current_handle()
         self._special_inputs = any(tensor.on_host for tensor in engine.inputs)
         """Whether shapes of outputs depend on values of inputs, which TensorRT reads in the host's memory."""
         self._host_outputs = any(tensor.on_host for tensor in engine.outputs)
         self._same_types = all(tensor.dtype is tensor.source_dtype for tensor in engine.outputs)
-        mark = self._logger.mark
+        errors = self._logger.errors
         with torch.cuda.device(self.device):
             self.trt_context = engine.trt_engine.create_execution_context()
             if self.trt_context is None:
                 raise RunError(
                     f"TensorRT makes no execution context, for want of memory on {self.device} perhaps. "
-                    f"TensorRT: {self._logger.since(mark) or 'it does not say why'}"
+                    f"TensorRT: {self._logger.since(errors) or 'it does not say why'}"
                 )
             self._scratch = torch.empty(1, dtype=torch.uint8, device=self.device)
         self._address_of_nothing = self._scratch.data_ptr()
         self._set_address = self.trt_context.set_tensor_address
         self._execute = self.trt_context.execute_async_v3
-        self._elsewhere = torch.cuda.device_count() > 1
-        """Whether another GPU may be the current one."""
+        self._guard = not engine.target.shares_profiles or torch.cuda.device_count() > 1
+        """Whether threads may share this, or another GPU be the current one."""
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Enqueues a run on the current stream; the outputs, in the module's types, are ready when it has done its
         work. Raises RunError where an input is not what the engine takes, or TensorRT refuses."""
-        return self.locked(self._run, inputs)  # type: ignore[no-any-return]
+        return self.guarded(self._run, inputs)
 
-    def locked(self, work: Callable[[Sequence[torch.Tensor]], Any], inputs: Sequence[torch.Tensor]) -> Any:
+    def guarded(self, work: Callable[[Sequence[torch.Tensor]], _T], inputs: Sequence[torch.Tensor]) -> _T:
         """``work(inputs)``, one thread at a time and with the engine's GPU as the current one."""
+        if not self._guard:
+            return work(inputs)
         with self.lock:
-            if self._elsewhere and torch.cuda.current_device() != self._index:
+            if torch.cuda.current_device() != self.index:
                 with torch.cuda.device(self.device):
                     return work(inputs)
             return work(inputs)
@@ -108,49 +114,35 @@ class Context:
         if last is not None and last.cuda_stream != stream.cuda_stream and not torch.cuda.is_current_stream_capturing():
             stream.wait_stream(last)
         self._stream, self._handle = stream, stream.cuda_stream
+        self.to_hold = stream if self._handle else None
         for slot in self._inputs:
-            slot.last = _nothing
+            slot.held = _nothing
 
     def follow_current(self) -> None:
-        if self._handle_now(self._index) != self._handle:
+        if self._handle_now(self.index) != self._handle:
             self.follow(torch.cuda.current_stream(self.device))
-
-    def hold(self, inputs: Sequence[torch.Tensor]) -> None:
-        """Keeps the memory of inputs, which may be of another stream, from being used again before the run is over."""
-        if not self._handle or self._stream is None:  # all others wait for the default stream
-            return
-        for slot, tensor in zip(self._inputs, inputs, strict=True):
-            address = tensor.data_ptr()
-            if (slot.last() is not tensor or slot.held != address) and tensor.get_device() >= 0:
-                tensor.record_stream(self._stream)
-                slot.last, slot.held = weakref.ref(tensor), address
 
     def enqueue(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """A run on the stream that is followed, with outputs in the engine's types. What has not changed since the
         last one is not told to TensorRT again: all that is done here is added to the time of every call."""
-        if self._handle:  # all others wait for the default stream
-            self.hold(inputs)
         if not self._told(inputs):
             fitted = self._fit_all(inputs)  # alive until the run is enqueued
-            for slot, tensor in zip(self._inputs, fitted, strict=True):
-                slot.address = tensor.data_ptr() or self._address_of_nothing
-                self._set_address(slot.name, slot.address)
+            self._tell(inputs, fitted)
         outputs = []
         for slot in self._outputs:
-            like = slot.like
-            if like is None:
+            if slot.like is None:
                 outputs.append(self._scratch)
                 continue
-            output = torch.empty_like(like, memory_format=torch.contiguous_format)
+            output = _empty_like(slot.like, memory_format=_CONTIGUOUS)
             address = output.data_ptr() or self._address_of_nothing
             if address != slot.address:
                 self._set_address(slot.name, address)
                 slot.address = address
             outputs.append(output)
-        mark = self._logger.mark
+        errors = self._logger.errors
         if not self._execute(self._handle):
             self.key = None
-            raise RunError(f"TensorRT refuses to run: {self._logger.since(mark) or 'it does not say why'}")
+            raise RunError(f"TensorRT refuses to run: {self._logger.since(errors) or 'it does not say why'}")
         if self._allocators or self._host_outputs:
             self._finish(outputs)
         return outputs
@@ -159,7 +151,7 @@ class Context:
         """Whether the inputs are as TensorRT reads them, and of the shapes that it knows: it is told where they are."""
         if self.key is None or self._special_inputs:
             return False
-        index = self._index
+        index, stream = self.index, self.to_hold
         for slot, tensor in zip(self._inputs, inputs):  # noqa: B905 - of the same length
             if (
                 tensor.shape != slot.shape
@@ -171,8 +163,19 @@ class Context:
             address = tensor.data_ptr() or self._address_of_nothing
             if address != slot.address:
                 self._set_address(slot.name, address)
-                slot.address = address
+                slot.address, slot.held = address, _nothing
+            if stream is not None and slot.held() is not tensor:
+                tensor.record_stream(stream)
+                slot.held = weakref.ref(tensor)
         return True
+
+    def _tell(self, inputs: Sequence[torch.Tensor], fitted: Sequence[torch.Tensor]) -> None:
+        """Tells TensorRT where the inputs are, as they were ``fitted``."""
+        for slot, given, tensor in zip(self._inputs, inputs, fitted, strict=True):
+            slot.address, slot.held = tensor.data_ptr() or self._address_of_nothing, _nothing
+            self._set_address(slot.name, slot.address)
+            if self.to_hold is not None and given.is_cuda:
+                given.record_stream(self.to_hold)
 
     def _fit_all(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The inputs as TensorRT reads them, after it was told their shapes."""
@@ -195,13 +198,6 @@ class Context:
             for spec, tensor in zip(self.engine.inputs, inputs, strict=True)
         ]
 
-    def readable(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """The inputs, of which none needs a gradient, and each can be copied into what the engine reads."""
-        for spec, tensor in zip(self.engine.inputs, inputs, strict=True):
-            if tensor.dtype is not spec.dtype or tensor.get_device() != self._index or tensor.requires_grad:
-                return [tensor.detach() for tensor in self.fit(inputs)]
-        return inputs
-
     def _fit(self, spec: IOTensor, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.dtype is not spec.dtype and tensor.dtype is not spec.source_dtype:
             takes = " or ".join(dict.fromkeys(map(_name, (spec.source_dtype, spec.dtype))))
@@ -223,16 +219,15 @@ class Context:
         context = self.trt_context
         profile = self._choose_profile(key)
         self.key, self.epoch = None, self.epoch + 1
-        mark = self._logger.mark
+        errors = self._logger.errors
         if profile != self._profile:
             if not context.set_optimization_profile_async(profile, handle):
-                raise RunError(f"TensorRT refuses optimization profile {profile}: {self._logger.since(mark)}")
+                raise RunError(f"TensorRT refuses optimization profile {profile}: {self._logger.since(errors)}")
             self._profile = profile
         for spec, tensor in zip(self.engine.inputs, inputs, strict=True):
             if not context.set_input_shape(spec.name, tuple(tensor.shape)):
-                raise RunError(
-                    f"input {spec.name!r}: TensorRT refuses the shape {list(tensor.shape)}: {self._logger.since(mark)}"
-                )
+                words = self._logger.since(errors)
+                raise RunError(f"input {spec.name!r}: TensorRT refuses the shape {list(tensor.shape)}: {words}")
             if spec.on_host:
                 context.set_tensor_address(spec.name, tensor.data_ptr())
         for slot, tensor in zip(self._inputs, inputs, strict=True):
@@ -355,11 +350,16 @@ def _allocator(trt: Any, device: torch.device) -> Any:
 
 
 def new_context(engine: Engine) -> Context:
-    """A context for a thread; the engine's one and only, where TensorRT does not let two of them use a profile."""
-    if not engine.one_context:
+    """A context of its own for a thread; or the one for all of them, where TensorRT lets no two use a profile at the
+    same time: then it gives the second one none."""
+    if engine.target.shares_profiles:
         return Context(engine)
     with engine.context_lock:
-        if engine.shared_context is None:
-            engine.shared_context = Context(engine)
-        context: Context = engine.shared_context
-        return context
+        first: Context | None = engine.first_context() if engine.first_context is not None else None
+        if first is not None and engine.dynamic:
+            return first
+        made = Context(engine)
+        if first is None:
+            engine.first_context = weakref.ref(made)
+            return made
+        return made if made.trt_context.active_optimization_profile >= 0 else first

@@ -73,8 +73,8 @@ class Engine:
         self._keep = keep
         self._trt_engine: Any = None
         self.context_lock = threading.Lock()
-        self.shared_context: Any = None
-        """The one context, where TensorRT lets no two of them use a profile (``new_context``)."""
+        self.first_context: Any = None
+        """A weak reference to it, where TensorRT may let no two contexts use a profile (``new_context``)."""
         if trt_engine is not None:
             self._adopt(trt_engine, current_gpu(None))
 
@@ -140,14 +140,14 @@ class Engine:
             load_plugins(read_plugins(record.plugins), trt)
         except PluginError as error:
             raise RunError(f"the engine cannot run here: {error}") from error
-        mark = logger.mark
+        errors = logger.errors
         loader = trt.Runtime(logger)
         if record.newer_versions:
             loader.engine_host_code_allowed = True  # such a plan holds code for the host
         with logger.silent():
             engine = loader.deserialize_cuda_engine(plan)
         if engine is None:
-            words = logger.since(mark) or "it does not say why"
+            words = logger.since(errors) or "it does not say why"
             raise RunError(
                 f"{target} does not load the engine of {len(plan)} bytes: it was cut short, or built by another "
                 f"version of TensorRT or for another GPU. Convert the model again on this machine. TensorRT: {words}"
@@ -192,11 +192,6 @@ class Engine:
         return IOTensor(name, dtype, tuple(engine.get_tensor_shape(name)), source, on_host, tuple(profiles))
 
     # use
-
-    @property
-    def one_context(self) -> bool:
-        """Whether all threads have to share one context, since TensorRT lets no two use the same profile."""
-        return self.dynamic and not self.target.shares_profiles
 
     def serialize(self) -> bytes:
         """The plan, with the weights that it has now."""

@@ -56,10 +56,14 @@ class Graph:
                 raise CannotCapture(
                     f"no CUDA graph can be made of this engine: {str(error).splitlines()[0]}"
                 ) from error
-
+            specs = context.engine.inputs, context.engine.outputs
+            self._buffers = [
+                (buffer, buffer.shape, buffer.dtype, spec.source_dtype)
+                for buffer, spec in zip(self.inputs, specs[0], strict=True)
+            ]
             self._results = [
                 (output, None if output.dtype is spec.source_dtype else spec.source_dtype)
-                for spec, output in zip(context.engine.outputs, self.outputs, strict=True)
+                for output, spec in zip(self.outputs, specs[1], strict=True)
             ]
 
     @property
@@ -67,16 +71,26 @@ class Graph:
         """Whether its context has not been used for other shapes since."""
         return self.epoch == self.context.epoch
 
-    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """As ``Context.run``, for inputs of the captured shapes."""
-        return self.context.locked(self._run, inputs)  # type: ignore[no-any-return]
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+        """As ``Context.run``; None where the inputs are not those of the capture in shape, type or place."""
+        return self.context.guarded(self._run, inputs)
 
-    def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
         context = self.context
+        if self.epoch != context.epoch:
+            return None
         context.follow_current()
-        context.hold(inputs)
-        for buffer, tensor in zip(self.inputs, context.readable(inputs), strict=True):
-            buffer.copy_(tensor, non_blocking=True)
+        index, stream = context.index, context.to_hold
+        for (buffer, shape, dtype, source_dtype), tensor in zip(self._buffers, inputs):  # noqa: B905 - of one length
+            if (
+                tensor.shape != shape
+                or (tensor.dtype is not dtype and tensor.dtype is not source_dtype)
+                or tensor.get_device() != index
+            ):
+                return None
+            buffer.copy_(tensor.detach() if tensor.requires_grad else tensor, non_blocking=True)
+            if stream is not None:
+                tensor.record_stream(stream)
         self.graph.replay()
         return [output.clone() if dtype is None else output.to(dtype) for output, dtype in self._results]
 
@@ -92,6 +106,8 @@ class Session:
         self.graphs: dict[Key, Graph] = {}
         self.refused: dict[Key, str] = {}
         """Why there is no graph for these shapes."""
+        self._latest: Graph | None = None
+        """The graph that was used last."""
         self._last: Key | None = None
         self._repeats = 0
 
@@ -108,19 +124,28 @@ class Session:
         """The outputs; by a CUDA graph where there is one for these shapes, or it is time for one."""
         if not (automatic or self.graphs) or torch.cuda.is_current_stream_capturing():
             return self.context.run(inputs)
+        graph, outputs = self._latest, None
+        if graph is not None and (automatic or graph.asked):
+            outputs = graph.run(inputs)
+        return self._run(inputs, automatic) if outputs is None else outputs
+
+    def _run(self, inputs: Sequence[torch.Tensor], automatic: bool) -> list[torch.Tensor]:
+        """``run``, where it is not the graph that was used last."""
         key = tuple([tensor.shape for tensor in inputs])
         graph = self.graphs.get(key)
         if graph is not None and not graph.valid:
             del self.graphs[key]
-            graph = None
-        if graph is not None and not (automatic or graph.asked):
             graph = None
         if graph is None and automatic and self._is_time(key):
             try:
                 graph = self.capture(inputs, asked=False)
             except CannotCapture as error:
                 self.refused[key] = str(error)
-        return (self.context if graph is None else graph).run(inputs)
+        outputs = None
+        if graph is not None and (automatic or graph.asked):
+            self._latest = graph
+            outputs = graph.run(inputs)
+        return self.context.run(inputs) if outputs is None else outputs
 
     def _is_time(self, key: Key) -> bool:
         """Whether inputs of these shapes came often enough in a row."""
@@ -130,12 +155,11 @@ class Session:
 
     def capture(self, inputs: Sequence[torch.Tensor], asked: bool = True) -> Graph:
         """A graph for inputs of these shapes, kept from now on. Raises as ``Graph`` does."""
-        shared = self.engine.one_context
-        context = self.context if shared else Context(self.engine)
+        context = new_context(self.engine)
         with context.lock:
             graph = Graph(context, inputs, asked)
-        if shared:
-            self.graphs.clear()  # they were of the same context
+        if context is self.context:  # its only one: graphs of other shapes were of it, too
+            self.graphs.clear()
         while len(self.graphs) >= MOST:
             del self.graphs[next(iter(self.graphs))]
         self.graphs[tuple([tensor.shape for tensor in inputs])] = graph

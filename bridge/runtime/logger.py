@@ -31,27 +31,22 @@ def trt_logger(trt: Any) -> Any:
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.quiet = 0
+            self.quiet = self.errors = 0
+            """How often ``silent`` is in force; how many errors there have been."""
             self._numbers = itertools.count(1)
             self._errors: deque[tuple[int, str]] = deque(maxlen=20)
-            self._last = 0
 
         def log(self, severity: Any, message: str) -> None:
             level = _LEVELS.get(str(severity).rsplit(".", 1)[-1], logging.DEBUG)
             if level >= logging.ERROR:
-                self._last = next(self._numbers)
-                self._errors.append((self._last, message))
+                self.errors = next(self._numbers)
+                self._errors.append((self.errors, message))
             if not self.quiet and LOG.isEnabledFor(level):
                 LOG.log(level, "%s", message)
 
-        @property
-        def mark(self) -> int:
-            """How many errors there have been."""
-            return self._last
-
-        def since(self, mark: int) -> str:
-            """The errors since then, one a line."""
-            return "\n".join(message for number, message in list(self._errors) if number > mark)
+        def since(self, before: int) -> str:
+            """What was said after so many errors, one a line."""
+            return "\n".join(message for number, message in list(self._errors) if number > before)
 
         @contextmanager
         def silent(self) -> Iterator[None]:

@@ -45,7 +45,7 @@ def _parse(path: Path, flavour: Any, engine: Path | None) -> tuple[Any, ...]:
     explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)  # all networks are, where it is gone
     network = builder.create_network(0 if explicit is None else 1 << int(explicit))
     parser = trt.OnnxParser(network, logger)
-    mark = logger.mark
+    errors = logger.errors
     if not parser.parse_from_file(str(path)):
-        raise RunError(f"network: the parser refuses {path}: {logger.since(mark) or 'it does not say why'}.")
+        raise RunError(f"network: the parser refuses {path}: {logger.since(errors) or 'it does not say why'}.")
     return network, builder, parser

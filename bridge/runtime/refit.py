@@ -20,7 +20,7 @@ def refit(engine: Any, target: Target, weights: Mapping[str, Any] | Path) -> Non
     if not engine.refittable:
         raise RunError("refit: the engine was not built for it; convert with builder={'refittable': True}.")
     logger = trt_logger(trt)
-    mark = logger.mark
+    errors = logger.errors
     refitter = trt.Refitter(engine, logger)
     if isinstance(weights, Path):
         arrays = _from_onnx(weights, refitter, trt, logger)
@@ -34,12 +34,14 @@ def refit(engine: Any, target: Target, weights: Mapping[str, Any] | Path) -> Non
             )
     for name, array in arrays.items():
         if not refitter.set_named_weights(name, array):
-            raise RunError(f"refit: {name!r} of shape {list(array.shape)} does not fit. TensorRT: {logger.since(mark)}")
+            raise RunError(
+                f"refit: {name!r} of shape {list(array.shape)} does not fit. TensorRT: {logger.since(errors)}"
+            )
     missing = refitter.get_missing_weights()
     if missing:
         raise RunError(f"refit: TensorRT needs these weights too: {', '.join(map(repr, missing[:20]))}.")
     if not refitter.refit_cuda_engine():
-        raise RunError(f"refit: TensorRT refuses: {logger.since(mark) or 'it does not say why'}")
+        raise RunError(f"refit: TensorRT refuses: {logger.since(errors) or 'it does not say why'}")
 
 
 def _from_onnx(path: Path, refitter: Any, trt: Any, logger: Any) -> dict[str, Any]:
