@@ -7,9 +7,10 @@ precisions of layers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from .errors import UsageError
 from .precision import FLOATS, SCHEMES, Precision, Rule
 
 if TYPE_CHECKING:
@@ -51,11 +52,20 @@ def assign(graph: gs.Graph, precision: Precision, ranges: Mapping[str, Range] | 
     the target lacks a type.
     """
     from passes.casts import computes_in_half, prepare
+    from passes.expand import inline_functions
+    from passes.low_types import low_type
 
-    prepare(graph)
     if computes_in_half(graph):
         return Assignment(notes=("the model computes in 16 bits already: its types are left as they are",))
-    return _Assigning(graph, precision, ranges or {}, target).run()
+    lacking = target.lacks_precision(precision.half) if precision.half and not target.strongly_typed else ""
+    if lacking:
+        raise UsageError(f"precision {precision.name!r}: {target} {lacking}; take another precision or target.")
+    notes = []
+    if precision.half and target.strongly_typed:
+        notes = prepare(graph, low_type(precision.half_dtype))
+    else:
+        inline_functions(graph)
+    return replace(_Assigning(graph, precision, ranges or {}, target).run(), notes=tuple(notes))
 
 
 class _Assigning:
@@ -77,10 +87,13 @@ class _Assigning:
         if not self.precision.half:
             return self._quantised(dict.fromkeys(self.places, "fp32"), {}, frozenset())
         from passes.low_types import low_type
+        from passes.raising import NEWEST
         from passes.soundness import keep_in_float32
 
         low = low_type(self.precision.half_dtype)
-        kept = keep_in_float32(self.graph, low, self.ranges, self._forced(), HEAD_ROOM)
+        # A weakly typed network has no types of ONNX's: what an operator takes in any version counts.
+        opset = None if self.target.strongly_typed else NEWEST
+        kept = keep_in_float32(self.graph, low, self.ranges, self._forced(), HEAD_ROOM, opset)
         nodes = {**dict.fromkeys(kept.reasons, "fp32"), **dict.fromkeys(kept.free, self.precision.half)}
         asked = {name for name in kept.reasons if self._asked(name) != "fp32"}
         reasons = {name: reason for name, reason in kept.reasons.items() if name in asked}

@@ -93,13 +93,15 @@ def keep_in_float32(
     ranges: Mapping[str, Seen],
     forced: Mapping[str, str],
     head_room: float,
+    opset: int | None = None,
 ) -> Kept:
     """The nodes of ``graph``, bodies included, that touch float32: those to be left in it, with the reasons.
 
     ``ranges`` are of tensors, by name; where values ``head_room`` times as large would leave the low type's range, what
     makes and reads them is left. ``forced`` says of nodes why they are left, or, where empty, that they are not.
+    ``opset`` is the one whose schemas count, by default the graph's.
     """
-    return _Analysis(graph, low, ranges, forced, head_room).run()
+    return _Analysis(graph, low, ranges, forced, head_room, opset).run()
 
 
 class _Analysis:
@@ -110,8 +112,9 @@ class _Analysis:
         ranges: Mapping[str, Seen],
         forced: Mapping[str, str],
         head_room: float,
+        opset: int | None,
     ) -> None:
-        self.graph, self.low, self.ranges, self.forced = graph, low, ranges, forced
+        self.graph, self.low, self.ranges, self.forced, self.opset = graph, low, ranges, forced, opset
         self.limit = low.largest / head_room
         self.nodes: list[gs.Node] = []
         self.ports: dict[int, Ports] = {}
@@ -119,6 +122,8 @@ class _Analysis:
         self.kept: dict[int, str] = {}
         self.boundary: set[int] = set()
         """Tensors that leave a graph or a body, as float32."""
+        self.carried: set[int] = set()
+        """Those that a Loop or Scan hands from round to round, and its bodies' inputs."""
         self.counted: set[int] = set()
         """Tensors that are computed from integers alone."""
         self.precise: set[int] = set()
@@ -150,11 +155,13 @@ class _Analysis:
         for node in scope.nodes:
             for body in bodies(node):
                 self._collect(body)
+                if node.op != "If":
+                    self.carried.update(map(id, (*body.inputs, *body.outputs)))
             if node.op in CONTROL_FLOW or (node.op == "Constant" and not node.domain):
                 continue
             if not any(map(is_float32, (*node.inputs, *node.outputs))):
                 continue
-            found = ports(node, scope.opset, self.low)
+            found = ports(node, self.opset or scope.opset, self.low)
             self.nodes.append(node)
             if found.outputs:
                 self.ports[id(node)] = found
@@ -268,14 +275,15 @@ class _Analysis:
             makers = [self._source(tensor) for tensor in free]
             if any(maker is not None and maker.op in SCALES for maker in makers):
                 return self._keep(node, "it multiplies by what is computed in float32")
-        if not self._ends_in_float32(node):
-            return False
-        inside = [self._made_in_float32(tensor) for tensor in free]
         square = node.op == "Mul" and len(free) == 2 and free[0] is free[1]
-        if node.op in ARITHMETIC and (square or any(inside)):
-            return self._keep(node, "it is arithmetic between nodes in float32")
-        if node.op in MOVEMENT and (all(inside) or node.op == "DequantizeLinear"):
-            return self._keep(node, "it hands on what is float32 on both sides")
+        if node.op in ARITHMETIC and self._ends_in(self.carried, node):
+            inside = (id(tensor) in self.carried or self._kept_maker(tensor) for tensor in free)
+            if square or any(inside):
+                return self._keep(node, "it is arithmetic between nodes in float32")
+        if node.op in MOVEMENT and self._ends_in(self.boundary, node):
+            inside = (_maker(tensor) is None or self._kept_maker(tensor) for tensor in free)
+            if all(inside) or node.op == "DequantizeLinear":
+                return self._keep(node, "it hands on what is float32 on both sides")
         return False
 
     def _source(self, tensor: gs.Tensor) -> gs.Node | None:
@@ -287,20 +295,22 @@ class _Analysis:
             maker = _maker(maker.inputs[0])
         return maker if maker is not None and id(maker) in self.kept else None
 
-    def _made_in_float32(self, tensor: gs.Tensor) -> bool:
-        """Whether it is float32 anyway: of such a node, or of the caller, or of what runs a body."""
+    def _kept_maker(self, tensor: gs.Tensor) -> bool:
         maker = _maker(tensor)
-        return maker is None or id(maker) in self.kept or maker.op in CONTROL_FLOW
+        return maker is not None and (id(maker) in self.kept or maker.op in CONTROL_FLOW)
 
-    def _ends_in_float32(self, node: gs.Node) -> bool:
-        """Whether all that reads what the node makes wants float32."""
+    def _ends_in(self, outside: set[int], node: gs.Node) -> bool:
+        """Whether all that reads what the node makes wants float32, as what leaves the graph by ``outside`` does."""
         wanted = False
         for tensor in (node.outputs[index] for index in self.ports[id(node)].outputs):
-            wanted |= id(tensor) in self.boundary
+            if id(tensor) in self.boundary:
+                if id(tensor) not in outside:
+                    return False
+                wanted = True
             for reader in tensor.outputs:
                 if self._is_free(reader):
                     return False
-                wanted |= id(reader) in self.kept or reader.op in CONTROL_FLOW
+                wanted |= id(reader) in self.kept or (reader.op in CONTROL_FLOW and not reader.domain)
         return wanted
 
     # masks
