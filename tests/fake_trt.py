@@ -119,7 +119,8 @@ class Context:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.allocators: dict[str, Any] = {}
-        taken = bool(engine.alive) and any(-1 in shape for _, shape in engine.tensors.values())
+        dynamic = any(-1 in shape for _, shape in engine.tensors.values())
+        taken = dynamic and bool(engine.alive) and __version__.startswith("8.5.")
         engine.alive.add(self)
         self.active_optimization_profile = -1 if taken else 0
         """As before TensorRT 8.6: no two contexts have the same one, where there are sizes to be known."""
