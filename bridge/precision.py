@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .errors import UsageError
 from .result import Tolerance
@@ -78,7 +78,7 @@ class Precision:
     """``int8``, ``fp8`` or ``int4``: what is quantised of the operators that can be; empty for none."""
     rules: tuple[Rule, ...] = ()
     """The most specific wins (node over module over operator); of equal ones the last."""
-    io: str = "keep"
+    io: Literal["keep", "convert"] = "keep"
     """Whether the float inputs and outputs keep the types that they have in the source, or ``convert`` to ``low``."""
 
     def __post_init__(self) -> None:

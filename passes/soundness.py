@@ -7,7 +7,7 @@ TensorRT computes in float32 inside, whatever their tensors are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -57,6 +57,17 @@ EXACT: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("GridSample", "MaxRoiPool", "RoiAlign"), (1,)),
 }
 """Inputs that are places, phases or numbers to be cut off: a small relative error is a large one in the result."""
+ABSORBING = frozenset(
+    (
+        *("ArgMax", "ArgMin", "Attention", "Clip", "Equal", "Erf", "Exp", "Greater", "GreaterOrEqual", "HardSigmoid"),
+        *("Hardmax", "Less", "LessOrEqual", "Not", "Relu", "Sigmoid", "Softmax", "Tanh"),
+    )
+)
+"""Operators for which a large value is as good as an infinite one."""
+ONE_SIDED = frozenset(("Clip", "Exp", "Relu"))
+"""Those of them that large positive values go through."""
+PASSING = frozenset(("GlobalMaxPool", "LogSoftmax", "MaxPool", "ReduceMax", "ReduceMin", "TopK"))
+"""Operators that hand on some of the values that they are given."""
 SCALES = frozenset(("Div", "Exp", "Pow", "Reciprocal", "Sqrt"))
 """What computes factors that may be very large or small."""
 MASKS = 1e30
@@ -130,6 +141,8 @@ class _Analysis:
         """Tensors that have more digits than the low type: of the caller, or computed from integers."""
         self.masks: set[float] = set()
         """Constants that stand for infinity, or near enough to the range's end to be taken for it."""
+        self.large: set[int] = set()
+        """Tensors that may be beyond the low type's range, since a constant is, and of which no range is known."""
         self.done = Kept()
 
     def run(self) -> Kept:
@@ -189,18 +202,45 @@ class _Analysis:
             self._keep(node, f"by default: {reason}")
 
     def _by_constants(self, node: gs.Node) -> None:
-        """Keeps what reads a constant that the low type has no good value for."""
+        """Keeps what reads a constant that the low type has no good value for, or what such a node computes."""
         for index in (*self.ports[id(node)].inputs, None):
             known = _extent_of(node, index)
             if known is None:
                 continue
             beyond = [end for end in (known.low, known.high) if abs(end) > self.limit]
-            if beyond and _may_clamp(node, index, known):
+            mask = bool(beyond) and _may_clamp(node, index, known) and (_is_bound(node) or self._absorbed(node, beyond))
+            if mask or (beyond and node.op == "Mul" and max(beyond) < 0 and self._absorbed(node, beyond)):
                 self.masks.update(beyond)
-            elif known.largest > self.low.largest:
+            if known.largest > self.low.largest and not mask:
                 self._keep(node, f"a constant of {_number(known)} is beyond the range of {self.low.name}")
+                if max(beyond) > 0 and node.op in ("Add", "Mul"):
+                    self.large.update(id(tensor) for tensor in node.outputs if tensor.name not in self.ranges)
             if 0 < known.largest < self.low.smallest:
                 self._keep(node, f"a constant of {_number(known)} is too small for {self.low.name}")
+        if any(id(tensor) in self.large for tensor in node.inputs):
+            self._keep(node, f"it reads what is multiplied by a constant beyond the range of {self.low.name}")
+            if _elementwise(node) and node.op not in ABSORBING:
+                self.large.update(id(tensor) for tensor in node.outputs if tensor.name not in self.ranges)
+
+    def _absorbed(self, node: gs.Node, ends: Collection[float]) -> bool:
+        """Whether what the node makes of values as large as ``ends`` ends where they are as good as infinite."""
+        absorbing = ABSORBING if max(ends) < 0 and node.op != "Sub" else ABSORBING - ONE_SIDED
+        waiting, seen = list(node.outputs), {id(tensor) for tensor in node.outputs}
+        while waiting:
+            tensor = waiting.pop()
+            if id(tensor) in self.boundary:
+                return False
+            for reader in tensor.outputs:
+                if reader.domain or reader.op in CONTROL_FLOW:
+                    return False
+                if reader.op in absorbing or not any(map(is_float32, reader.outputs)):
+                    continue
+                if not _elementwise(reader) and reader.op not in PASSING:
+                    return False
+                more = [item for item in reader.outputs if is_float32(item) and id(item) not in seen]
+                seen.update(map(id, more))
+                waiting.extend(more)
+        return True
 
     def _by_ranges(self, node: gs.Node) -> None:
         found = self.ports[id(node)]
@@ -210,11 +250,11 @@ class _Analysis:
             seen = self.ranges.get(tensor.name) if not isinstance(tensor, gs.Constant) else None
             if seen is None:
                 continue
-            beyond = [end for end in (seen.low, seen.high) if abs(end) > self.limit]
-            if any(abs(end) > self.low.largest for end in beyond):
-                self.done.saturated.update([tensor.name] if all(map(self._is_mask, beyond)) else [])
-            for end in beyond:
-                if not self._is_mask(end):
+            mask = seen.low < -self.limit and seen.high <= self.limit and self._is_mask(seen.low)
+            if mask and seen.low < -self.low.largest:
+                self.done.saturated.add(tensor.name)
+            for end in (seen.low, seen.high):
+                if abs(end) > self.limit and not mask:
                     end_of_type = f"{self.low.name} ends at {self.low.largest:.6g}"
                     self._keep(node, f"its {what} {tensor.name!r} reaches {end:.4g}; {end_of_type}")
             if 0 < max(abs(seen.low), abs(seen.high)) < self.low.smallest:
@@ -375,6 +415,11 @@ def _may_clamp(node: gs.Node, index: int | None, known: Extent) -> bool:
     if node.op == "Mul":
         return all(_is_binary(tensor) for place, tensor in enumerate(node.inputs) if place != index)
     return known.largest >= MASKS and node.op in MOVEMENT
+
+
+def _is_bound(node: gs.Node) -> bool:
+    """Whether a constant of the node is a bound: that of the type is one as well."""
+    return node.op in ("Clip", "Max", "Min")
 
 
 def _is_binary(tensor: gs.Tensor, depth: int = 8) -> bool:
