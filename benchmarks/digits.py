@@ -30,8 +30,7 @@ from bridge.ranges import METHODS, measure
 from bridge.target import resolve
 from passes import read, write
 from passes.ir import scopes
-from passes.quantisation import OPSETS, QUANTISABLE, QuantisationLog, quantise
-from passes.raising import raise_opset
+from passes.quantisation import QUANTISABLE, QuantisationLog, quantise
 
 BATCH = 64
 CALIBRATION = 4
@@ -165,8 +164,6 @@ def accuracy(model: Path, digits: Digits) -> float:
 def quantised(model: Path, path: Path, digits: Digits, scheme: str, method: str) -> QuantisationLog:
     """Writes ``model`` to ``path``, quantised in every node that can be."""
     graph = read(model)
-    if graph.opset < OPSETS[scheme]:
-        raise_opset(graph, OPSETS[scheme])
     nodes = {node.name for scope in scopes(graph) for node in scope.nodes if node.op in QUANTISABLE[scheme]}
     log = quantise(graph, scheme, measure(model, digits.samples(graph.inputs[0].name), method), nodes)
     write(graph, path)

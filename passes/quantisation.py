@@ -20,6 +20,7 @@ import onnx_graphsurgeon as gs
 
 from .clean import oldest_ir_version
 from .ir import Array, Constant, Names, Node, collector_paused, node_metadata, scopes, type_name
+from .raising import raise_to
 
 if TYPE_CHECKING:
     from bridge.ranges import Ranges
@@ -34,7 +35,7 @@ QUANTISABLE: Mapping[Scheme, frozenset[str]] = {
 }
 """Operators that have kernels for it: TensorRT documents fp8 and int4 for matrix products alone."""
 OPSETS: Mapping[Scheme, int] = {"int8": 13, "fp8": 19, "int4": 21}
-"""The first opset that can say it (scales by channel, the type, blocks); 19 for any in a model of half precision."""
+"""The first opset that can say it (scales by channel, the type, blocks) of float32; of half precision, 19 or later."""
 LARGEST: Mapping[Scheme, float] = {"int8": 127.0, "fp8": 448.0, "int4": 7.0}
 """The number that the largest magnitude becomes; the types have no more of both signs."""
 BLOCKS = (128, 64)
@@ -57,6 +58,7 @@ class QuantisationLog:
     """Of the other nodes that were asked for: why not."""
     pairs: int = 0
     """How many tensors were given a pair (int4: a DequantizeLinear)."""
+    notes: list[str] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
         """How many nodes of each operator are quantised."""
@@ -72,16 +74,31 @@ def quantise(graph: gs.Graph, scheme: Scheme, ranges: Ranges, nodes: Collection[
     """Gives the inputs of the nodes called as in ``nodes`` their pairs; in place, bodies included.
 
     ``ranges`` (``bridge.ranges.measure``, by the names that tensors have here) scale the activations; int4 needs none.
-    The graph's opset has to be that of OPSETS at least. Inputs that come from a DequantizeLinear are left as they are,
-    so that doing it twice changes nothing. A node that cannot be quantised is left in floating point, with the reason
-    in the log.
+    Inputs that come from a DequantizeLinear are left as they are, so that doing it twice changes nothing. A node that
+    cannot be quantised is left in floating point, with the reason in the log. The model comes to a newer opset where
+    its own cannot say it.
     """
     log = QuantisationLog(scheme)
-    wanted, names = set(nodes), Names(graph)
+    blockers = raise_to(graph, _needed_opset(graph, scheme, wanted := set(nodes)))
+    log.notes.extend(f"the model stays at opset {graph.opset}: of a newer one, {item} has no form" for item in blockers)
+    names = Names(graph)
     for scope in scopes(graph, functions=False):
         _Quantiser(scope, scheme, ranges, names, log).run(wanted)
     graph.ir_version = max(graph.ir_version or 0, oldest_ir_version(graph))
     return log
+
+
+def _needed_opset(graph: gs.Graph, scheme: Scheme, wanted: Collection[str]) -> int:
+    """For the nodes of ``wanted``; the graph's own where there are none."""
+    nodes = [node for scope in scopes(graph, functions=False) for node in scope.nodes if node.name in wanted]
+    inputs = [tensor for node in nodes if node.op in QUANTISABLE[scheme] for tensor in node.inputs[:2]]
+    kinds = {type_name(tensor.dtype) for tensor in inputs if tensor.dtype is not None}
+    present: int = graph.opset
+    return max([present, *(_opset_of(scheme, kind) for kind in kinds if kind in FLOATS)])
+
+
+def _opset_of(scheme: Scheme, kind: str) -> int:
+    return max(OPSETS[scheme], 13 if kind == "float32" else 19)
 
 
 @dataclass
@@ -196,11 +213,9 @@ class _Quantiser:
         kind = None if tensor.dtype is None else type_name(tensor.dtype)
         if kind not in FLOATS:
             raise _Decline(f"its input {tensor.name!r} is {kind or 'of a type that is not known'}")
-        needed = max(OPSETS[self.scheme], OPSETS["int8"] if kind == "float32" else 19)
+        needed = _opset_of(self.scheme, kind)
         if self.scope.opset < needed:
-            raise _Decline(
-                f"{self.scheme} of {kind} needs opset {needed}, and the model is of opset {self.scope.opset}"
-            )
+            raise _Decline(f"{self.scheme} of {kind} needs opset {needed}, to which the model does not come")
 
     def _check_activation(self, node: gs.Node, place: int, tensor: gs.Tensor) -> None:
         if self.scheme == "int4":

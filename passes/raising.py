@@ -126,6 +126,21 @@ def _blockers(graph: gs.Graph, opset: int) -> list[str]:
     return found
 
 
+def raise_to(graph: gs.Graph, opset: int) -> list[str]:
+    """Brings ``graph`` to ``opset``, where it is below, and returns nothing.
+
+    Where some nodes have no form there, or the graph is older than OLDEST, all stays as it is, and they are returned.
+    """
+    if graph.opset >= opset:
+        return []
+    if graph.opset < OLDEST:
+        return [f"a model of opset {graph.opset}"]
+    blockers = _blockers(graph, opset)
+    if not blockers:
+        raise_opset(graph, opset)
+    return blockers
+
+
 def raise_opset(graph: gs.Graph, opset: int) -> None:
     """Says every node in the form of ``opset``, for which there are no blockers."""
     bodies = restated(graph, opset)
