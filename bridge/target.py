@@ -166,6 +166,25 @@ class Target:
             return "has no bfloat16; TensorRT 10 is the first"
         return ""
 
+    def lacks_quantisation(self, scheme: str, capabilities: Sequence[tuple[int, int]] | None = None) -> str:
+        """Why it cannot compute in ``int8``, ``fp8`` or ``int4`` where a model quantises to it; empty where it can.
+
+        ``capabilities``: of the GPUs that the engine is for, by default of the first one here.
+        """
+        kind, needed = _QUANTISATIONS[scheme]
+        if kind not in self.types:
+            return f"has no {scheme} ({kind}); TensorRT 10 is the first; take int8, or a newer target"
+        if capabilities is None:
+            capabilities = gpu_compute_capabilities()[:1] if self.installed else ()
+        old = [f"{major}.{minor}" for major, minor in capabilities if (major, minor) < needed]
+        if not old:
+            return ""
+        first = ".".join(map(str, needed))
+        return (
+            f"computes in {scheme} on GPUs of compute capability {first} and newer, and the engine is for "
+            f"{', '.join(old)} too; take int8, or build for newer GPUs alone"
+        )
+
     @property
     def shares_profiles(self) -> bool:
         """Whether several execution contexts may use one optimization profile at the same time."""
@@ -207,6 +226,15 @@ class Target:
 
 
 _RTX_PLUGIN_ONLY = ("NonZero", "NonMaxSuppression", "LinearAttention", "CausalConvWithState", "RoiAlign")
+
+
+_QUANTISATIONS: Mapping[str, tuple[str, tuple[int, int]]] = {
+    "int8": ("int8", (0, 0)),
+    "fp8": ("float8_e4m3fn", (8, 9)),
+    "int4": ("int4", (8, 0)),
+}
+"""The type of each, and the first compute capability that has kernels for it; TensorRT-RTX 1.7.1's builder refuses fp8
+for 7.5, 8.0 and 8.6, and int4 for 7.5 (measured)."""
 
 
 @dataclass(frozen=True)

@@ -146,3 +146,25 @@ def test_what_the_installed_parser_says_is_what_the_table_of_its_version_holds()
     assert here.info.flavour == "tensorrt-rtx" and here.info.strongly_typed
     if targets._known_versions("tensorrt-rtx")[-1] == ".".join(map(str, here.version[:2])):
         assert here.operators == targets._known_operators("tensorrt-rtx", here.version)
+
+
+def test_quantisation_is_refused_where_the_version_or_the_gpu_has_it_not(machine: Any) -> None:
+    machine()
+    old, rtx = resolve("tensorrt-8.5"), resolve("tensorrt-rtx-1.7")
+    assert [old.lacks_quantisation(scheme) for scheme in ("int8", "fp8", "int4")] == [
+        "",
+        "has no fp8 (float8_e4m3fn); TensorRT 10 is the first; take int8, or a newer target",
+        "has no int4 (int4); TensorRT 10 is the first; take int8, or a newer target",
+    ]
+    assert not any(rtx.lacks_quantisation(scheme, [(8, 9), (12, 0)]) for scheme in ("int8", "fp8", "int4"))
+    assert rtx.lacks_quantisation("fp8", [(8, 6), (8, 9)]) == (
+        "computes in fp8 on GPUs of compute capability 8.9 and newer, and the engine is for 8.6 too; "
+        "take int8, or build for newer GPUs alone"
+    )
+    assert "8.0 and newer" in rtx.lacks_quantisation("int4", [(7, 5)]) and not rtx.lacks_quantisation("int8", [(7, 5)])
+
+
+def test_quantisation_is_judged_by_the_gpu_here_where_the_target_builds_here(machine: Any) -> None:
+    machine(FULL, gpus=((8, 6),))
+    assert "the engine is for 8.6 too" in FULL.lacks_quantisation("fp8") and not FULL.lacks_quantisation("int4")
+    assert not described("tensorrt", (10, 3), installed=False).lacks_quantisation("fp8")
