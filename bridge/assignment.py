@@ -114,9 +114,9 @@ class _Assigning:
         }
         if self.precision.low == "fp32":
             forced = {name: forced.get(name, "float32 is asked for") for name in self.places}
-        for name, (_, op, _) in self.places.items():
-            if not self.target.computes_in(op, dtype):
-                forced[name] = f"{self.target} does not compute {op} in {dtype}"
+        for node in self.nodes:
+            if not node.domain and not self.target.computes_in(node, dtype):
+                forced[node.name] = f"{self.target} does not compute {node.op} in {dtype}"
         return forced
 
     def _quantised(self, nodes: dict[str, str], reasons: dict[str, str], saturated: frozenset[str]) -> Assignment:

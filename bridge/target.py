@@ -127,9 +127,10 @@ class Target:
         restricted = _RESTRICTED.get(node.op)
         return restricted is not None and restricted(node)
 
-    def computes_in(self, operator: str, dtype: str) -> bool:
-        """Whether it computes ``operator`` in ``dtype`` (a name as in ``types``), where it takes the operator."""
-        return dtype in self.types and operator not in _NOT_IN.get(dtype, ())
+    def computes_in(self, node: gs.Node, dtype: str) -> bool:
+        """Whether it computes ``node`` in ``dtype`` (a name as in ``types``), where it takes the node in float32."""
+        refused = _NOT_IN.get(node.op)
+        return dtype in self.types and (refused is None or not refused(node, dtype))
 
     def advice(self, operator: str, domain: str = "") -> str:
         """What can be done about an operator that no pass rewrites; empty where nothing is known."""
@@ -295,14 +296,26 @@ _RESTRICTED: dict[str, Callable[[gs.Node], bool]] = {
 """Forms of operators with a function body that every parser measured refuses."""
 
 
-_NOT_IN: Mapping[str, frozenset[str]] = {
-    "float16": frozenset(("Celu", "MeanVarianceNormalization")),
-    "bfloat16": frozenset(
-        (
-            *("Celu", "ConvTranspose", "GlobalLpPool", "HardSwish", "LpNormalization", "LpPool"),
-            *("MeanVarianceNormalization", "Mish", "Shrink"),
-        )
-    ),
+def _in_16_bits(node: gs.Node, dtype: str) -> bool:
+    return dtype in ("float16", "bfloat16")
+
+
+def _in_bfloat16(node: gs.Node, dtype: str) -> bool:
+    return dtype == "bfloat16"
+
+
+def _of_lengths(node: gs.Node, dtype: str) -> bool:
+    """Whether it is a recurrent network that is given the lengths of its sequences, in 16 bits."""
+    return _in_16_bits(node, dtype) and len(node.inputs) > 4 and not node.inputs[4].is_empty()
+
+
+_NOT_IN: Mapping[str, Callable[[gs.Node, str], bool]] = {
+    **dict.fromkeys(("Celu", "MeanVarianceNormalization"), _in_16_bits),
+    **dict.fromkeys(("ConvTranspose", "GlobalLpPool", "HardSwish", "LpNormalization", "LpPool", "Mish"), _in_bfloat16),
+    "GRU": lambda node, dtype: _in_bfloat16(node, dtype) or _of_lengths(node, dtype),
+    "LSTM": _of_lengths,
+    "RNN": _of_lengths,
+    "Shrink": _in_bfloat16,
 }
 """Operators that are refused in a type, though not in float32; measured of TensorRT-RTX 1.7.1, and assumed of others.
 Its builder refuses ConvTranspose in bfloat16, its parser all else."""
