@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .calibration_sources import Feeds, Samples, check_source
+from .calibration_sources import Read as Read
 from .errors import UsageError
 from .inputs import Array, Profiles
 
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 ALGORITHMS = ("entropy", "entropy_legacy", "minmax", "legacy")
 """What TensorRT calls ENTROPY_CALIBRATION_2, ENTROPY_CALIBRATION, MINMAX_CALIBRATION and LEGACY_CALIBRATION."""
 
-Read = Callable[[Any], Mapping[str, Array]]
-"""From one call's inputs, as ``convert`` takes them, to arrays by name."""
+
+METHOD_OF = {"entropy": "entropy", "entropy_legacy": "entropy", "minmax": "max", "legacy": "percentile"}
+"""What of ``bridge.ranges`` does what each of TensorRT's algorithms does, for targets whose calibrators are gone."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,22 @@ class Calibration:
     files: tuple[Path, ...]
     """An .npz file for each call, with an array for each input."""
     shapes: Mapping[str, tuple[int, ...]]
-    """Of every call: TensorRT calibrates at one shape."""
+    """Of the first call; TensorRT's own calibrator takes no others."""
     algorithm: str
     digest: str
     """SHA-256 of the inputs."""
     cache: Path
     """Where the ranges that were found are written."""
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    """Of each input."""
+    notes: tuple[str, ...] = ()
+    """What the user should know."""
+
+    def samples(self) -> Iterator[dict[str, Array]]:
+        """The inputs of one call after the other, as ``bridge.ranges.measure`` takes them."""
+        for file in self.files:
+            with np.load(file) as arrays:
+                yield {name: arrays[name].astype(np.dtype(kind), copy=False) for name, kind in self.dtypes.items()}
 
     def job(self) -> dict[str, Any]:
         """For the builder's process."""
@@ -61,12 +73,7 @@ def check_calibration(calibration: Any, algorithm: str, wanted: bool) -> None:
         return
     if not wanted:
         raise UsageError("calibration: only precision 'int8' and 'int8+fp16' are calibrated; leave it out.")
-    if isinstance(calibration, Mapping) or not (
-        hasattr(calibration, "__iter__") or (hasattr(calibration, "__getitem__") and hasattr(calibration, "__len__"))
-    ):
-        raise UsageError(
-            f"calibration: a {type(calibration).__name__}; give a sequence of inputs, each as the example is given."
-        )
+    check_source(calibration)
 
 
 def write_calibration(
@@ -77,40 +84,67 @@ def write_calibration(
     folder: Path,
     algorithm: str,
     cache: Path,
+    *,
+    one_shape: bool = True,
 ) -> Calibration:
-    """Writes one file for each of ``items``, or for the example where there are none given.
+    """Writes one file for each of ``items`` (see ``calibration_sources``), or for the example where none are given.
 
-    Raises UsageError where an item cannot be read, does not fit the model, is outside of the ``allowed`` shapes, or has
-    other shapes than the first one.
+    ``one_shape``: all of them have to have the same shapes, as for TensorRT's own calibrator; a DataLoader's last batch
+    is left out where it is too small. Raises UsageError where an item cannot be read, does not fit the model, is
+    outside of the ``allowed`` shapes, or has another shape than the first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     files: list[Path] = []
     shapes: dict[str, tuple[int, ...]] = {}
-    for index, feeds in enumerate(_each(items, read) if items is not None else [example]):
-        wrong = _misfit(feeds, example, allowed)
+    samples = Samples(items, read, example, allowed)
+    last = ""
+    for where, feeds in samples if items is not None else [("the example", example)]:
+        if last:
+            raise UsageError(last)
+        found = {name: array.shape for name, array in feeds.items() if name in example}
+        wrong = _misfit(feeds, example, allowed) or (_other_shape(found, shapes) if one_shape else "")
         if wrong:
-            raise UsageError(f"calibration, item {index}: {wrong}.")
-        found = {name: feeds[name].shape for name in example}
+            last = f"calibration, {where}: {wrong}."
+            if samples.batched and _fewer_rows(found, shapes):
+                continue  # if it is the last
+            raise UsageError(last)
         shapes = shapes or found
-        for name, shape in found.items():
-            if shape != shapes[name]:
-                raise UsageError(
-                    f"calibration, item {index}: {name!r} has the shape {list(shape)}, and the first item "
-                    f"{list(shapes[name])}: TensorRT calibrates at one shape."
-                )
         arrays = {name: _plain(feeds[name]) for name in example}
         for name, array in arrays.items():
             digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
             digest.update(array.tobytes())
-        files.append(folder / f"{index}.npz")
+        files.append(folder / f"{len(files)}.npz")
         np.savez(files[-1], **arrays)  # type: ignore[arg-type]  # NumPy's stubs take the names for its own keyword
     if not files:
         raise UsageError("calibration: holds no inputs.")
-    return Calibration(tuple(files), shapes, algorithm, digest.hexdigest(), cache)
+    notes = ("calibration: the last batch is smaller than the others, and left out",) if last else ()
+    dtypes = {name: str(example[name].dtype) for name in example}
+    return Calibration(tuple(files), shapes, algorithm, digest.hexdigest(), cache, dtypes, notes)
 
 
-def _misfit(feeds: Mapping[str, Array], example: Mapping[str, Array], allowed: Profiles) -> str:
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _other_shape(found: Shapes, first: Shapes) -> str:
+    """That this item has other shapes than the first one, in words; empty where it has not, or is the first."""
+    for name, shape in first.items():
+        if found[name] != shape:
+            return (
+                f"{name!r} has the shape {list(found[name])}, and the first item {list(shape)}: "
+                "TensorRT calibrates at one shape"
+            )
+    return ""
+
+
+def _fewer_rows(found: Shapes, first: Shapes) -> bool:
+    """Whether all that is wrong is that there are fewer rows than before."""
+    return bool(first) and all(
+        found[name][1:] == shape[1:] and found[name][:1] < shape[:1] for name, shape in first.items()
+    )
+
+
+def _misfit(feeds: Feeds, example: Mapping[str, Array], allowed: Profiles) -> str:
     """What is wrong with the inputs of one call, in words; empty where nothing is."""
     for name, usual in example.items():
         if name not in feeds:
@@ -123,23 +157,6 @@ def _misfit(feeds: Mapping[str, Array], example: Mapping[str, Array], allowed: P
         ):
             return f"{name!r} has the shape {list(array.shape)}, outside of {list(span.min)} to {list(span.max)}"
     return ""
-
-
-def _each(items: Any, read: Read) -> Iterator[Mapping[str, Array]]:
-    """The items read; by their indices where they have a length (a Dataset need not end its own iteration)."""
-    listed = hasattr(items, "__getitem__") and hasattr(items, "__len__")
-    values = (items[index] for index in range(len(items))) if listed else iter(items)
-    for index in itertools.count():
-        try:
-            feeds = read(next(values))
-        except StopIteration:
-            return
-        except UsageError as error:
-            raise UsageError(f"calibration, item {index}: {error}") from error
-        except Exception as error:  # the user's data set may raise anything, and is named as the cause
-            words = f"{type(error).__name__}: {error}"
-            raise UsageError(f"calibration, item {index}: cannot be read: {words}") from error
-        yield feeds
 
 
 def _plain(array: Array) -> Array:
