@@ -241,7 +241,7 @@ def _wide(name: str, scope: Scope, names: Names) -> str:
 
 
 def _make(op: str, source: str, output: str, to: int | None = None) -> NodeProto:
-    node = NodeProto(op_type=op, name=output, input=[source], output=[output])
+    node = NodeProto(op_type=op, input=[source], output=[output])  # nodes of the model may be called as their outputs
     if to is not None:
         node.attribute.append(onnx.helper.make_attribute("to", to))
     return node

@@ -97,6 +97,11 @@ def prepare(graph: gs.Graph, low: LowType, fp32: Collection[str] = ()) -> list[s
     ):
         infer_types(graph)
         refine_types(graph)
+    for scope in scopes(graph, functions=False):
+        for node in scope.nodes:
+            if node.op == "Cast" and not node.domain and all(map(is_float32, (*node.inputs, *node.outputs))):
+                node.op = "Identity"  # as a Cast, it would round when its output is of the low type
+                node.attrs.clear()
     return raise_for(graph, low, fp32)
 
 
@@ -160,10 +165,8 @@ class _Caster:
         for index, tensor in enumerate(node.inputs):
             if tensor.is_empty() or not (is_float32(tensor) or id(tensor) in self.lowered):
                 continue
-            if index in found.inputs or either.get(index):
-                node.inputs[index] = self._as_low(tensor)
-            elif index not in either:
-                node.inputs[index] = self._as_float32(tensor)
+            low = index in found.inputs or either.get(index, False)
+            node.inputs[index] = self._as_low(tensor) if low else self._as_float32(tensor)
         if found.outputs:
             self.log.nodes.append(node.name)
         for index in sorted(found.outputs):
