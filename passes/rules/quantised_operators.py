@@ -229,6 +229,30 @@ def _on_grid_of(g: Builder, y: gs.Tensor, scale: gs.Tensor, zero: gs.Tensor | No
     return quantised(g, y, scale, zero)
 
 
+@rule("QLinearSoftmax", domain=MICROSOFT)
+def qlinear_softmax_in_float(node: gs.Node, g: Builder) -> Replacement:
+    """Only ONNX Runtime has QLinearSoftmax; it is a Softmax between DequantizeLinear and QuantizeLinear."""
+    x, x_scale, scale = node.inputs[0], node.inputs[1], node.inputs[3]
+    floats = dequantised(g, x, x_scale, g.input(node, 2), 1)
+    axis, rank = int(node.attrs.get("axis", -1)), len(g.shape(x))
+    if int(node.attrs["opset"]) >= 13 or axis % rank == rank - 1:
+        y = g.op.Softmax(floats, axis=axis if g.opset >= 13 else axis % rank)
+    elif g.opset < 13:
+        y = g.op.Softmax(floats, axis=axis)
+    else:  # then all axes from this one on are one
+        flat = g.op.Softmax(g.op.Flatten(floats, axis=axis % rank), axis=-1)
+        y = g.op.Reshape(flat, g.op.Shape(floats))
+    return _on_grid_of(g, y, scale, g.input(node, 4), x)
+
+
+@rule("QLinearWhere", domain=MICROSOFT)
+def qlinear_where_in_float(node: gs.Node, g: Builder) -> Replacement:
+    """Only ONNX Runtime has QLinearWhere; it is a Where between DequantizeLinear and QuantizeLinear."""
+    condition, x, x_scale, x_zero, y, y_scale, y_zero, scale, zero = node.inputs
+    floats = [dequantised(g, x, x_scale, x_zero, 1), dequantised(g, y, y_scale, y_zero, 1)]
+    return quantised(g, g.op.Where(condition, *floats), scale, zero)
+
+
 @rule("QLinearConcat", domain=MICROSOFT)
 def qlinear_concat_in_float(node: gs.Node, g: Builder) -> Replacement:
     """Only ONNX Runtime has QLinearConcat; it is a Concat between DequantizeLinear and QuantizeLinear."""
@@ -353,6 +377,28 @@ def sum_and_activations_of_onnx_runtime() -> gs.Graph:
         return [total, bent]
 
     return example({"x": ("uint8", ["n", 4])}, build)
+
+
+@qlinear_softmax_in_float.example
+def softmax_of_onnx_runtime() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> list[gs.Tensor]:
+        grids = [x, *_grid(0.031, 3), *_grid(1 / 256, 0)]
+        return [
+            foreign(g, "QLinearSoftmax", grids, np.uint8, ["n", 3, 5], axis=-1, opset=18),
+            foreign(g, "QLinearSoftmax", grids, np.uint8, ["n", 3, 5], axis=1, opset=11),
+            foreign(g, "QLinearSoftmax", grids, np.uint8, ["n", 3, 5], axis=1, opset=18),
+        ]
+
+    return example({"x": ("uint8", ["n", 3, 5])}, build)
+
+
+@qlinear_where_in_float.example
+def choice_of_onnx_runtime() -> gs.Graph:
+    def build(g: Builder, c: gs.Tensor, x: gs.Tensor) -> gs.Tensor:
+        grids = [c, x, *_grid(0.3, 1), x, *_grid(0.17, 100), *_grid(0.4, 50)]
+        return foreign(g, "QLinearWhere", grids, np.uint8, ["n", 4])
+
+    return example({"c": ("bool", ["n", 1]), "x": ("uint8", ["n", 4])}, build)
 
 
 @qlinear_concat_in_float.example

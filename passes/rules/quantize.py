@@ -24,7 +24,7 @@ def dequantize_in_float(node: gs.Node, g: Builder) -> Replacement:
     x, scale = node.inputs[:2]
     narrow, zero = _type_and_zero(g, g.dtype(x), g.input(node, 2))
     if _is_native(narrow, zero):
-        return None
+        return _scalar_in_float(node, g)
     source = x.inputs[0] if x.inputs and x.inputs[0].op == "QuantizeLinear" and not x.inputs[0].domain else None
     if source is not None and _same_grid(g, node, source):
         return _rounded(g, source, node)
@@ -41,6 +41,16 @@ def dequantize_in_float(node: gs.Node, g: Builder) -> Replacement:
     if zero_ is not None:
         steps = g.op.Sub(steps, _as_float(g, zero_, np.dtype(np.float32)))
     return g.cast(g.op.Mul(steps, _as_float(g, scale_, np.dtype(np.float32))), target)
+
+
+def _scalar_in_float(node: gs.Node, g: Builder) -> Replacement:
+    """The number that a quantised scalar stands for: a builder that gives it axes, to broadcast it, refuses it."""
+    x, scale = node.inputs[:2]
+    if not (isinstance(x, gs.Constant) and isinstance(scale, gs.Constant) and g.shape(x) == []):
+        return None
+    kind = numpy_dtype(node.attrs["output_dtype"]) if node.attrs.get("output_dtype") else g.dtype(scale)
+    value = g.value(x).astype(np.float64) * g.value(scale).astype(np.float64).reshape(())
+    return g.op.Identity(g.constant(value.astype(kind)))
 
 
 @rule("QuantizeLinear")
@@ -253,6 +263,16 @@ def weights_of_uint8() -> gs.Graph:
 @dequantize_in_float.example
 def a_bias_of_int32() -> gs.Graph:
     return example({"x": ("int32", [2, 4])}, lambda g, x: g.op.DequantizeLinear(x, g.constant(np.float32(0.25))))
+
+
+@dequantize_in_float.example
+def a_scalar_of_int8() -> gs.Graph:
+    return example(
+        {"x": ("float32", ["n", 4])},
+        lambda g, x: g.op.Mul(
+            x, g.op.DequantizeLinear(g.constant(np.int8(-7)), g.constant(np.float32(0.25)), g.constant(np.int8(0)))
+        ),
+    )
 
 
 @quantize_in_float.example
