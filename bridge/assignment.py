@@ -6,7 +6,8 @@ precisions of layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -46,26 +47,45 @@ class Assignment:
 
 
 def assign(graph: gs.Graph, precision: Precision, ranges: Mapping[str, Range] | None, target: Target) -> Assignment:
-    """The assignment for ``graph``, bodies included; its local functions are inlined on the way.
+    """The assignment for ``graph``, bodies included. ``ranges`` are what its tensors were seen to hold.
 
-    ``ranges`` are what its tensors were seen to hold. Raises UsageError where a rule's pattern fits no node, and where
-    the target lacks a type.
+    Where precisions are casts, the graph is made one that can be cast on the way: local functions are inlined, and what
+    the low type needs a newer opset, or other operators, for is said so. Raises UsageError where a rule's pattern fits
+    no node, and where the target lacks a type.
     """
     from passes.casts import computes_in_half, prepare
-    from passes.expand import inline_functions
     from passes.low_types import low_type
+    from passes.raising import raise_for
 
-    if computes_in_half(graph):
-        return Assignment(notes=("the model computes in 16 bits already: its types are left as they are",))
     lacking = target.lacks_precision(precision.half) if precision.half and not target.strongly_typed else ""
     if lacking:
         raise UsageError(f"precision {precision.name!r}: {target} {lacking}; take another precision or target.")
+    if computes_in_half(graph):
+        return Assignment(notes=("the model computes in 16 bits already: its types are left as they are",))
+    prepare(graph)
+    assigning = _Assigning(graph, precision, ranges or {}, target)
+    precision.check_rules(assigning.places.values())
     notes = []
     if precision.half and target.strongly_typed:
-        notes = prepare(graph, low_type(precision.half_dtype))
-    else:
-        inline_functions(graph)
-    return replace(_Assigning(graph, precision, ranges or {}, target).run(), notes=tuple(notes))
+        if precision.half == "bf16" and _without_einsum(graph, assigning.asked_for_float32, target):
+            assigning = _Assigning(graph, precision, ranges or {}, target)
+        notes = raise_for(graph, low_type(precision.half_dtype), ())
+    return replace(assigning.run(), notes=tuple(notes))
+
+
+def _without_einsum(graph: gs.Graph, kept: Callable[[gs.Node], bool], target: Target) -> bool:
+    """Makes products of Einsum nodes but those ``kept``: ONNX has none in bfloat16; True if there were any."""
+    from passes.engine import run_rules
+    from passes.framework import Builder, Log, Replacement, always
+    from passes.low_types import is_float32
+    from passes.rules.einsum import einsum_as_products
+
+    @functools.wraps(einsum_as_products.function)
+    def products(node: gs.Node, g: Builder) -> Replacement:
+        left = kept(node) or not is_float32(node.outputs[0])
+        return None if left else einsum_as_products.function(node, g)
+
+    return run_rules(graph, [replace(einsum_as_products, function=products, when=always)], target, Log())
 
 
 class _Assigning:
@@ -76,14 +96,13 @@ class _Assigning:
         self.graph, self.precision, self.ranges, self.target = graph, precision, ranges, target
         self.nodes = list(touched(graph))
         self.places = {node.name: (node.name, node.op, origin(node).module) for node in self.nodes}
-        self.rules: dict[str, Rule] = {}
+        found = {name: precision.rule_for(*place) for name, place in self.places.items()}
+        self.rules: dict[str, Rule] = {name: rule for name, rule in found.items() if rule is not None}
+
+    def asked_for_float32(self, node: gs.Node) -> bool:
+        return self._asked(node.name) == "fp32"
 
     def run(self) -> Assignment:
-        self.precision.check_rules(self.places.values())
-        for name, place in self.places.items():
-            rule = self.precision.rule_for(*place)
-            if rule is not None:
-                self.rules[name] = rule
         if not self.precision.half:
             return self._quantised(dict.fromkeys(self.places, "fp32"), {}, frozenset())
         from passes.low_types import low_type

@@ -74,19 +74,16 @@ def cast(
     if computes_in_half(graph):
         log.notes.append("the model computes in 16 bits already: its types are left as they are")
         return log
-    log.notes.extend(prepare(graph, kind, fp32))
+    prepare(graph)
+    log.notes.extend(raise_for(graph, kind, fp32))
     _Caster(graph, kind, frozenset(fp32), frozenset(saturated), log).run(io)
     if log.changed:
         graph.ir_version = max(graph.ir_version or 0, oldest_ir_version(graph))
     return log
 
 
-def prepare(graph: gs.Graph, low: LowType, fp32: Collection[str] = ()) -> list[str]:
-    """Makes ``graph`` one that can be computed in the low type, and returns what there is to say of it.
-
-    The nodes of local functions come into the graph, the types of all tensors are learnt, and the opset becomes the one
-    in which the operators (but for the nodes in ``fp32``) take the low type.
-    """
+def prepare(graph: gs.Graph) -> None:
+    """Brings the nodes of local functions into the graph, and learns the types of all tensors."""
     inline_functions(graph)
     if any(
         not type_known(tensor)
@@ -102,7 +99,6 @@ def prepare(graph: gs.Graph, low: LowType, fp32: Collection[str] = ()) -> list[s
             if node.op == "Cast" and not node.domain and all(map(is_float32, (*node.inputs, *node.outputs))):
                 node.op = "Identity"  # as a Cast, it would round when its output is of the low type
                 node.attrs.clear()
-    return raise_for(graph, low, fp32)
 
 
 def computes_in_half(graph: gs.Graph) -> bool:

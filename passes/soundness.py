@@ -219,7 +219,9 @@ class _Analysis:
                 self._keep(node, f"a constant of {_number(known)} is too small for {self.low.name}")
         if any(id(tensor) in self.large for tensor in node.inputs):
             self._keep(node, f"it reads what is multiplied by a constant beyond the range of {self.low.name}")
-            if _elementwise(node) and node.op not in ABSORBING:
+            if (
+                _elementwise(node) or node.op in PASSING or node.op in ONE_SIDED
+            ) and node.op not in ABSORBING - ONE_SIDED:
                 self.large.update(id(tensor) for tensor in node.outputs if tensor.name not in self.ranges)
 
     def _absorbed(self, node: gs.Node, ends: Collection[float]) -> bool:

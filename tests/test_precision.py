@@ -1,0 +1,372 @@
+"""One precision setting: its names and files, and which node it puts into what, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from bridge import target as targets
+from bridge.assignment import Assignment, assign
+from bridge.errors import UsageError
+from bridge.evaluator import evaluate
+from bridge.precision import Precision, Rule
+from bridge.ranges import Range
+from passes import write
+from passes.casts import cast
+from passes.model import from_proto
+from tests.support import run_onnx
+from tests.test_casts import parse
+
+RTX = targets.resolve("tensorrt-rtx-1.7")
+OLD = targets.resolve("tensorrt-8.5")
+TEN = targets.resolve("tensorrt-10.0")
+
+
+# --- the setting -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "quantised", "name"),
+    [
+        ("fp32", "fp32", "", "fp32"),
+        ("fp16", "fp16", "", "fp16"),
+        ("bf16", "bf16", "", "bf16"),
+        ("int8", "fp32", "int8", "int8"),
+        ("int8+fp32", "fp32", "int8", "int8"),
+        ("fp16+int8", "fp16", "int8", "int8+fp16"),
+        ("FP8 + bf16", "bf16", "fp8", "fp8+bf16"),
+        ("int4", "fp32", "int4", "int4"),
+    ],
+)
+def test_a_name_says_what_is_low_and_what_is_quantised(text: str, low: str, quantised: str, name: str) -> None:
+    made = Precision.of(text)
+    assert (made.low, made.quantised, made.name, str(made)) == (low, quantised, name, name)
+    assert Precision.of(made) is made
+
+
+@pytest.mark.parametrize("text", ["", "fp15", "fp16+bf16", "int8+fp8", "int8++fp16", "fp16,int8", 16, None, ["fp16"]])
+def test_other_names_are_refused(text: Any) -> None:
+    with pytest.raises(UsageError, match="precision"):
+        Precision.of(text)
+
+
+FILE = """
+precision: int8+fp16
+io: convert
+fp32: [decoder.norm*, "op:Softmax", "node:node_conv_3"]
+fp16:
+  - module:decoder.norm.last
+"""
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".yml", ".json"])
+def test_a_file_says_the_same_as_the_mapping_in_it(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"p{suffix}"
+    if suffix == ".json":
+        text = (
+            '{"precision": "int8+fp16", "io": "convert", "fp32": ["decoder.norm*", "op:Softmax", "node:node_conv_3"],'
+            ' "fp16": "module:decoder.norm.last"}'
+        )
+    else:
+        text = FILE
+    path.write_text(text)
+    made = Precision.of(str(path))
+    assert made == Precision.of(path)
+    assert made.name == "int8+fp16" and made.io == "convert"
+    assert made.rules == (
+        Rule("fp32", "decoder.norm*"),
+        Rule("fp32", "Softmax", "op"),
+        Rule("fp32", "node_conv_3", "node"),
+        Rule("fp16", "decoder.norm.last", "module"),
+    )
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Precision(),
+        Precision("fp16", "int8", io="convert"),
+        Precision("bf16", "", (Rule("fp32", "a*"), Rule("bf16", "Conv", "op"))),
+        Precision("fp16", "", (Rule("fp32", "a"), Rule("fp16", "b"), Rule("fp32", "ü: #'\"", "node"))),
+    ],
+)
+def test_what_is_written_as_a_file_is_read_as_the_same(made: Precision, tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(made.file_text(), encoding="utf-8")
+    assert Precision.of(path) == made
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("precision: fp17", "fp17"),
+        ("fp33: [a]", "fp33"),
+        ("precision: fp16\nfp32: 3", "list of patterns"),
+        ("precision: fp16\nrules: [a]", "list of pairs"),
+        ("precision: fp16\nrules: [{fp9: a}]", "fp9"),
+        ("precision: fp16\nfp32: ['']", "empty"),
+        ("precision: fp16\nbf16: [a]", "only one 16-bit type"),
+        ("precision: int8\nfp8: [a]", "only one quantisation"),
+        ("precision: fp16\nio: drop", "drop"),
+        ("io: convert", "convert"),
+        ("- fp16", "mapping"),
+        ("a: [", "neither YAML nor JSON"),
+    ],
+)
+def test_a_wrong_file_is_named_with_the_mistake(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"wrong\.yaml") as caught:
+        Precision.of(path)
+    assert words in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.yaml"):
+        Precision.of(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "found"),
+    [
+        (["decoder"], "decoder"),
+        (["decoder.norm"], None),
+        (["decoder.norm1"], "decoder.norm1"),
+        (["decoder.norm*"], "decoder.norm*"),
+        (["dec?der"], "dec?der"),
+        (["node_add_?"], "node_add_?"),
+        (["node:decoder"], None),
+        (["op:Add", "op:*"], "op:*"),
+        (["decoder", "op:Add"], "decoder"),
+        (["node_add_1", "decoder.norm1", "op:Add"], "node_add_1"),
+        (["decoder.norm1", "decoder"], "decoder"),
+        (["[a]dd", "node_add_.", ".*"], None),
+    ],
+)
+def test_the_most_specific_pattern_wins_and_of_equal_ones_the_last(patterns: list[str], found: str | None) -> None:
+    rules = tuple(Rule.of("fp32", text) for text in patterns)
+    rule = Precision("fp16", "", rules).rule_for("node_add_1", "Add", "decoder.norm1")
+    assert (str(rule) if rule is not None else None) == found
+
+
+def test_a_pattern_that_fits_nothing_is_named_with_what_is_near() -> None:
+    nodes = [("node_conv", "Conv", "encoder.layers.0"), ("node_norm", "Add", "decoder.norm1")]
+    with pytest.raises(UsageError, match=r"fp32: 'decodr.norm' fits no node.*decoder.norm1"):
+        Precision.of({"fp32": ["decodr.norm"]}).check_rules(nodes)
+    with pytest.raises(UsageError, match=r"'op:Cnv' fits no node.*Conv"):
+        Precision.of({"fp32": ["op:Cnv"]}).check_rules(nodes)
+    Precision.of({"fp32": ["decoder", "encoder.layers", "op:Conv", "node_norm"]}).check_rules(nodes)
+
+
+# --- the assignment ----------------------------------------------------------------------------------------------
+
+
+def assigned(
+    model: onnx.ModelProto,
+    precision: Any = "fp16",
+    ranges: Mapping[str, Range] | None = None,
+    target: targets.Target = RTX,
+) -> Assignment:
+    return assign(from_proto(model), Precision.of(precision), ranges, target)
+
+
+def run_low(model: onnx.ModelProto, precision: str, feeds: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What the model computes in a precision, as it is assigned by default."""
+    graph = from_proto(model)
+    asked = Precision.of(precision)
+    found = assign(graph, asked, None, RTX)
+    cast(graph, asked.half_dtype, found.fp32, saturated=found.saturated)
+    write(graph, folder / "low.onnx")
+    return evaluate(folder / "low.onnx", [feeds])[0]
+
+
+def close_to_float32(model: onnx.ModelProto, precision: str, feeds: Mapping[str, Any], folder: Path) -> None:
+    for name, array in run_low(model, precision, feeds, folder).items():
+        expected = run_onnx(model, dict(feeds))[name]
+        scale = np.abs(expected[np.isfinite(expected)]).max(initial=1e-6)
+        np.testing.assert_allclose(array / scale, expected / scale, atol=1e-2 if precision == "fp16" else 5e-2, rtol=0)
+
+
+MLP = """g (float[2,4] x) => (float[2,4] y) <float[4,4] w, float[4,4] v>
+{ a = MatMul(x, w)  b = Relu(a)  e = Exp(b)  s = ReduceSum<keepdims = 1>(e)  d = Div(e, s)  y = MatMul(d, v) }"""
+
+
+def test_products_are_low_and_sums_exponentials_and_quotients_are_not() -> None:
+    found = assigned(parse(MLP))
+    assert found.nodes == {"a": "fp16", "b": "fp16", "e": "fp32", "s": "fp32", "d": "fp32", "y": "fp16"}
+    assert set(found.reasons) == found.fp32 == {"e", "s", "d"}
+    assert "adds up" in found.reasons["s"] and "divides" in found.reasons["d"]
+
+
+def test_a_rule_goes_before_what_is_usual() -> None:
+    found = assigned(parse(MLP), {"precision": "fp16", "fp32": ["node:a"], "fp16": ["op:Exp", "op:ReduceSum"]})
+    assert found.nodes == {"a": "fp32", "b": "fp16", "e": "fp16", "s": "fp16", "d": "fp16", "y": "fp16"}
+    assert "a" not in found.reasons, "it is in what was asked for"
+
+
+def test_a_part_of_a_float32_model_may_be_low() -> None:
+    found = assigned(parse(MLP), {"precision": "fp32", "bf16": ["op:MatMul"]})
+    assert found.of("bf16") == {"a", "y"}
+    assert not found.reasons
+
+
+def test_a_rule_for_what_cannot_be_low_is_answered_with_the_reason() -> None:
+    model = parse("g (float[4] x) => (float[4] y) { a = Relu(x)  y = Celu(a) }")
+    found = assigned(model, {"precision": "fp16", "fp16": ["op:Celu"]})
+    assert found.nodes["y"] == "fp32"
+    assert "Celu" in found.reasons["y"]
+
+
+def test_a_pattern_for_nothing_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="op:Conv"):
+        assigned(parse(MLP), {"precision": "fp16", "fp32": ["op:Conv"]})
+
+
+def test_quantised_are_products_unless_they_have_to_be_in_float32() -> None:
+    found = assigned(parse(MLP), "int8+fp16", {"a": Range(-1e6, 1e6)})
+    assert found.nodes == {"a": "fp32", "b": "fp32", "e": "fp32", "s": "fp32", "d": "fp32", "y": "int8"}
+    assert assigned(parse(MLP), "int8").nodes["e"] == "fp32"
+    assert assigned(parse(MLP), "int8").of("int8") == {"a", "y"}
+    assert not assigned(parse(MLP), "int8").reasons
+    some = assigned(parse(MLP), {"precision": "fp16", "int8": ["y", "b"]})
+    assert some.nodes["y"] == "int8" and some.nodes["b"] == "fp16"
+    assert "not among what is quantised" in some.reasons["b"]
+    assert assigned(parse(MLP), {"precision": "int8+fp16", "fp16": ["y"]}).nodes["y"] == "fp16"
+
+
+def test_int4_is_for_products_with_constant_weights() -> None:
+    model = parse(
+        "g (float[2,4] x) => (float[2,2] y) <float[4,4] w> { a = MatMul(x, w)  t = Transpose(x)  y = MatMul(a, t) }"
+    )
+    assert assigned(model, "int4+fp16").of("int4") == {"a"}
+
+
+def test_values_beyond_the_range_stay_in_float32_and_the_rest_does_not() -> None:
+    nodes = "  ".join(f"t{i + 1} = MatMul(t{i}, w)" for i in range(20))
+    model = parse(f"g (float[4,4] t0) => (float[4,4] t20) <float[4,4] w> {{ {nodes} }}")
+    ranges = {f"t{i}": Range(-10, 10) for i in range(21)} | {"t7": Range(-9000, 3)}
+    found = assigned(model, "fp16", ranges)
+    assert found.fp32 == {"t7", "t8"}, "what makes it, and what reads it"
+    assert "9000" in found.reasons["t7"] and "input" in found.reasons["t8"]
+    assert not assigned(model, "bf16", ranges).fp32
+
+
+def test_values_too_small_for_the_type_stay_in_float32() -> None:
+    model = parse("g (float[4] x) => (float[4] y) { a = Relu(x)  b = Mul(a, a)  c = Neg(b)  y = Tanh(c) }")
+    found = assigned(model, "fp16", {"b": Range(0, 1e-7), "c": Range(0, 0)})
+    assert found.fp32 == {"b", "c"}
+
+
+@pytest.mark.parametrize("least", [-1e4, -1e9, -3.4028234663852886e38])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("kind", ["bool", "int64", "float"])
+def test_a_mask_costs_nothing_and_holds_where_all_is_masked(
+    least: float, precision: str, kind: str, tmp_path: Path
+) -> None:
+    model = parse(
+        f"""g (float[2,4] x, {kind}[2,4] m) => (float[2,4] y) <float one = {{1}}, float least = {{{least}}}>
+        {{ {"f = Identity(m)" if kind == "float" else "f = Cast<to = 1>(m)"}  n = Sub(one, f)  a = Mul(n, least)
+           s = Add(x, a)  y = Softmax<axis = -1>(s) }}"""
+    )
+    dtype = {"bool": np.bool_, "int64": np.int64, "float": np.float32}[kind]
+    mask = np.array([[1, 1, 0, 0], [0, 0, 0, 0]])
+    feeds = {"x": np.array([[1, 2, 3, 4], [0, 0, 0, 0]], np.float32), "m": mask.astype(dtype)}
+    close_to_float32(model, precision, feeds, tmp_path)
+    seen = {"a": Range(least, 0), "s": Range(least, 4), "x": Range(0, 4), "n": Range(0, 1), "f": Range(0, 1)}
+    assert assigned(model, precision, seen).nodes["y"] == precision, "the softmax itself"
+
+
+def test_a_mask_that_leaves_the_model_is_exact() -> None:
+    model = parse(
+        "g (float[4] x, bool[4] c) => (float[4] y) <float least = {-1e9}> { a = Relu(x)  y = Where(c, a, least) }"
+    )
+    assert assigned(model).fp32 == {"y"}
+
+
+def test_a_large_factor_is_no_mask() -> None:
+    model = parse("g (float[4] x) => (float[4] y) <float big = {1e6}> { a = Mul(x, big)  b = Relu(a)  y = Softmax(b) }")
+    assert assigned(model).fp32 == {"a", "b", "y"}
+    seen = {"x": Range(0, 1e-4), "a": Range(0, 100), "b": Range(0, 100), "y": Range(0, 1)}
+    assert assigned(model, "fp16", seen).fp32 == {"a"}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_small_epsilon_does_not_vanish(precision: str, tmp_path: Path) -> None:
+    model = parse(
+        """g (float[2,4] x) => (float[2,4] y, float[2,4] z)
+        <float eps = {1e-12}, int64[1] ax = {1}>
+        { q = Mul(x, x)  s = ReduceSum(q, ax)  r = Sqrt(s)  e = Add(r, eps)  w = Expand(e, sh)  y = Div(x, w)
+          m = Max(r, eps)  z = Div(x, m) }""".replace("int64[1] ax = {1}", "int64[1] ax = {1}, int64[2] sh = {2, 4}")
+    )
+    feeds = {"x": np.array([[0, 0, 0, 0], [300, -400, 0, 0]], np.float32)}
+    close_to_float32(model, precision, feeds, tmp_path)
+    if precision == "fp16":
+        assert assigned(model).fp32 >= {"q", "s", "r", "e", "y", "m", "z"}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_places_and_phases_keep_their_digits(precision: str, tmp_path: Path) -> None:
+    model = parse(
+        """g (float[1,4] t, int64 n, float[1,4] h) => (float[N,4] y, float[1,4] z, float[1,4] k)
+        <float[1,4] freq = {1.0, 0.1, 0.01, 0.001}, int64 zero = {0}, int64 one = {1}, int64[1] ax = {1}>
+        { r = Range(zero, n, one)  f = Cast<to = 1>(r)  u = Unsqueeze(f, ax)  p = MatMul(u, freq)  y = Sin(p)
+          a = Mul(t, freq)  z = Cos(a)  c = Mul(h, freq)  k = Tanh(c) }"""
+    )
+    feeds = {"t": np.full((1, 4), 999.5, np.float32), "n": np.array(5000), "h": np.ones((1, 4), np.float32)}
+    close_to_float32(model, precision, feeds, tmp_path)
+    assert assigned(model, precision).of(precision) == {"c", "k"}
+
+
+def test_what_is_rounded_down_keeps_its_digits() -> None:
+    model = parse(
+        """g (float[4] x) => (int64[4] y, float[4] z) <float k = {0.3}, float[4] w>
+        { a = Mul(x, k)  b = Floor(a)  y = Cast<to = 7>(b)  c = Mul(x, k)  z = Tanh(c) }"""
+    )
+    assert assigned(model).fp32 == {"a", "b"}
+
+
+def test_what_a_loop_adds_up_is_added_in_float32() -> None:
+    model = parse(
+        """g (float[2,2] x, int64 n) => (float[2,2] y) <float[2,2] w, bool yes = {1}>
+        { y = Loop (n, yes, x) <body = b (int64 i, bool k, float[2,2] s) => (bool k2, float[2,2] s2)
+          { k2 = Identity(k)  h = MatMul(s, w)  s2 = Add(s, h) }> }"""
+    )
+    assert assigned(model).nodes == {"h": "fp16", "s2": "fp32"}
+
+
+def test_a_model_of_arithmetic_alone_is_low_all_the_same() -> None:
+    assert assigned(parse("g (float[4] x, float[4] z) => (float[4] y) { a = Mul(x, z)  y = Add(a, x) }")).fp32 == set()
+
+
+def test_einsum_is_said_in_products_where_the_type_has_none(tmp_path: Path) -> None:
+    model = parse(
+        """g (float[2,3,4] x, float[2,5,4] z) => (float[2,3,5] y)
+        { a = Einsum<equation = "bij,bkj->bik">(x, z)  y = Relu(a) }"""
+    )
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.standard_normal((2, 3, 4), np.float32), "z": rng.standard_normal((2, 5, 4), np.float32)}
+    close_to_float32(model, "bf16", feeds, tmp_path)
+    assert not assigned(model, "bf16").fp32
+    assert assigned(model, {"precision": "bf16", "fp32": ["op:Einsum"]}).fp32 == {"a"}
+
+
+def test_a_model_in_16_bits_is_assigned_nothing() -> None:
+    found = assigned(parse("g (float16[2,2] x) => (float16[2,2] y) { y = MatMul(x, x) }"), "bf16")
+    assert not found.nodes and "already" in found.notes[0]
+
+
+def test_weakly_typed_targets_keep_the_opset_and_get_the_same_nodes() -> None:
+    text = """g (float[1,3,8,8] x) => (float[1,3,6,6] y)
+    <float[3,3,3,3] w> { h = Conv(x, w)  e = Exp(h)  y = Relu(e) }"""
+    graph = from_proto(parse(text, 16))
+    found = assign(graph, Precision.of("bf16"), None, TEN)
+    assert graph.opset == 16
+    assert found.nodes == assigned(parse(text, 16), "bf16").nodes == {"h": "bf16", "e": "fp32", "y": "bf16"}
+    with pytest.raises(UsageError, match="bfloat16"):
+        assigned(parse(text, 16), "bf16", target=OLD)
+    assert assigned(parse(text, 16), "fp16", target=OLD).of("fp16") == {"h", "y"}
