@@ -57,6 +57,13 @@ class BuildJob:
     """Where the parent imports modules from, those of plugins among them."""
     precision: str = "fp32"
     """What a weakly typed builder may compute in."""
+    layer_precisions: dict[str, str] = field(default_factory=dict)
+    """What each ONNX node is to be computed in (``fp32``, ``fp16``, ``int8``, …): of weakly typed networks the builder
+    is made to, and of all what comes out is compared with it."""
+    low_types: list[str] = field(default_factory=list)
+    """The low precisions that the model's own tensors have; a weakly typed builder refuses what it is not allowed."""
+    made_by: dict[str, str] = field(default_factory=dict)
+    """By the name of a tensor, the ONNX node that makes it."""
     builder: dict[str, Any] = field(default_factory=dict)
     """Settings of BuildSettings that are given."""
     devices: dict[str, str] = field(default_factory=dict)
@@ -79,6 +86,12 @@ class BuildOutcome:
     seconds: float = 0.0
     """Inside TensorRT's parser and builder."""
     notes: list[str] = field(default_factory=list)
+    precisions: dict[str, float] = field(default_factory=dict)
+    """What the engine computes in: the share of the compute, multiply-adds above all, by precision; ``unknown`` where
+    TensorRT does not tell."""
+    not_as_asked: list[dict[str, Any]] = field(default_factory=list)
+    """The largest layers that are not in the precision that was asked for: name, ONNX node, kind, precision, the one
+    that was asked for, and share of the compute."""
 
 
 def build(
@@ -149,6 +162,9 @@ def _planned(plan: BuildPlan) -> dict[str, Any]:
     calibration = plan.calibration.job() if plan.calibration is not None else {}
     return {
         "precision": plan.precision,
+        "layer_precisions": dict(plan.layer_precisions),
+        "low_types": list(plan.low_types),
+        "made_by": dict(plan.made_by),
         "builder": dict(plan.builder),
         "devices": dict(plan.devices),
         "calibration": calibration,

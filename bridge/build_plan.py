@@ -26,6 +26,12 @@ class BuildPlan:
     """All of it; the default is TensorRT's own, in float32."""
 
     precision: str = "fp32"
+    layer_precisions: Mapping[str, str] = field(default_factory=dict)
+    """What each node of the ONNX model is to be computed in; empty where ``precision`` says all."""
+    low_types: tuple[str, ...] = ()
+    """The low precisions that the model's own tensors have: ``fp16``, ``bf16``."""
+    made_by: Mapping[str, str] = field(default_factory=dict)
+    """By the name of a tensor, the node that makes it."""
     builder: Mapping[str, Any] = field(default_factory=dict)
     """BuildSettings.given()."""
     devices: Mapping[str, str] = field(default_factory=dict)
@@ -38,6 +44,7 @@ class BuildPlan:
         known = self.calibration
         return {
             "precision": self.precision,
+            "layer_precisions": dict(self.layer_precisions),
             "builder": dict(self.builder),
             "devices": dict(self.devices),
             "calibration": [known.algorithm, known.digest] if known is not None else None,
@@ -52,9 +59,10 @@ def plan_build(
     allowed: Profiles,
     workspace: Workspace,
     of_torch: bool,
+    layer_precisions: Mapping[str, str] | None = None,
 ) -> BuildPlan:
     """The plan for the rewritten ``graph``. ``read``, ``example`` and ``allowed`` (the profiles' hull) are for the
-    calibration.
+    calibration; ``layer_precisions`` is what its nodes are assigned, by default what their own tensors say.
 
     Raises UsageError where device_types names modules that no node comes from, or calibration inputs do not fit.
     """
@@ -69,7 +77,42 @@ def plan_build(
             calibration = write_calibration(items, read, example, allowed, folder, algorithm, cache)
             if items is None:
                 notes.append("calibrated with the example inputs alone: give calibration= typical ones")
-    return BuildPlan(settings.precision, settings.builder.given(), devices, calibration, tuple(notes))
+    own = _own_precisions(graph)
+    low_types = tuple(sorted(set(own.values()) - {"fp32"}))
+    if not layer_precisions and low_types:
+        layer_precisions = own
+    return BuildPlan(
+        settings.precision,
+        layer_precisions or {},
+        low_types,
+        _made_by(graph) if layer_precisions or settings.precision != "fp32" else {},
+        settings.builder.given(),
+        devices,
+        calibration,
+        tuple(notes),
+    )
+
+
+def _own_precisions(graph: gs.Graph) -> dict[str, str]:
+    """By node, the lowest precision of its floating-point tensors."""
+    from passes.ir import type_name
+
+    from .asking import everywhere
+
+    known = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+    found: dict[str, str] = {}
+    for node, _, _ in everywhere(graph):
+        dtypes = {type_name(item.dtype) for item in (*node.inputs, *node.outputs) if item.dtype is not None}
+        kinds = [known[name] for name in ("float16", "bfloat16", "float32") if name in dtypes]
+        if kinds:
+            found[node.name] = kinds[0]
+    return found
+
+
+def _made_by(graph: gs.Graph) -> dict[str, str]:
+    from .asking import everywhere
+
+    return {item.name: node.name for node, _, _ in everywhere(graph) for item in node.outputs if item.name}
 
 
 def _operators(graph: gs.Graph) -> set[str]:

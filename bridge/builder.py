@@ -18,6 +18,8 @@ from typing import Any
 from .build import BuildJob, BuildOutcome
 from .builder_config import SettingRefused, make_config
 from .gpu import why_it_cannot_be_used
+from .inspection import examine
+from .layer_precisions import lowered
 from .plugins.loading import NeededPlugin, PluginError, add_import_paths, load_plugins
 from .target import MODULES, gpu_compute_capabilities
 from .timing import TimingCache
@@ -45,7 +47,7 @@ def run(job: BuildJob) -> BuildOutcome:
     import importlib
 
     trt = importlib.import_module(MODULES["tensorrt-rtx" if job.flavour == "tensorrt-rtx" else "tensorrt"])
-    from polygraphy.backend.trt import CreateNetwork, EngineBytesFromNetwork
+    from polygraphy.backend.trt import CreateNetwork
     from polygraphy.backend.trt import util as polygraphy_trt
     from polygraphy.exception import PolygraphyException
     from polygraphy.logger import G_LOGGER
@@ -80,25 +82,56 @@ def run(job: BuildJob) -> BuildOutcome:
         return BuildOutcome(**described)
     timings = TimingCache(Path(job.timing_cache)) if job.timing_cache else None
     try:
-        config = make_config(job, trt, builder, network)
-        if timings is not None:
-            config = timings.into(config)
-        engine = EngineBytesFromNetwork((builder, network, parser), config=config)()
+        engine, preferred = _engine(job, trt, (builder, network, parser), logger, timings)
     except SettingRefused as error:
         return BuildOutcome(error=str(error), **described)
     except PolygraphyException as error:
         # Polygraphy only knows that there is no engine; why, TensorRT has told its logger.
         return BuildOutcome(error=f"the builder refuses the model: {logger.last_error or error}", **described)
     described["seconds"] = round(time.perf_counter() - began, 4)
+    described["notes"] = [preferred] if preferred else []
     if timings is not None:
         timings.save()
-        described["notes"] = timings.notes
+        described["notes"] += timings.notes
+    verdict = examine(job, trt, logger, network, engine, obeyed=not preferred)
+    described |= {"precisions": verdict.shares, "not_as_asked": verdict.others}
+    described["notes"] += verdict.notes
+    if verdict.error:
+        return BuildOutcome(error=verdict.error, **described)
     try:
         _write(Path(job.engine), engine)
     except OSError as error:
         return BuildOutcome(error=f"the engine cannot be written to {job.engine}: {error.strerror}", **described)
     here = [] if job.flavour == "tensorrt-rtx" else [list(pair) for pair in gpu_compute_capabilities()[:1]]
     return BuildOutcome(**described, compute_capabilities=job.compute_capabilities or here)
+
+
+def _engine(
+    job: BuildJob, trt: Any, parsed: tuple[Any, Any, Any], logger: Any, timings: TimingCache | None
+) -> tuple[Any, str]:
+    """The serialised engine; and what is to be said where the precisions of its layers could not all be obeyed."""
+    from polygraphy.backend.trt import EngineBytesFromNetwork
+    from polygraphy.exception import PolygraphyException
+
+    note = ""
+    while True:
+        config = make_config(job, trt, *parsed[:2], prefer=bool(note))
+        if timings is not None:
+            config = timings.into(config)
+        try:
+            return EngineBytesFromNetwork(parsed, config=config)(), note
+        except PolygraphyException:
+            refusal = next((words for words in logger.errors if _NO_KERNEL.search(words)), "")
+            if note or not refusal or not lowered(job) or not job.layer_precisions or "strict_types" in job.builder:
+                raise
+            note = (
+                "TensorRT has no kernels that keep to the precision of every layer: they were preferred to others, and "
+                f"not obeyed at all costs ({refusal})"
+            )
+
+
+_NO_KERNEL = re.compile(r"requested constraints|PRECISION_CONSTRAINTS|find any implementation", re.IGNORECASE)
+"""What TensorRT says where it has no kernel of the types that a layer was given."""
 
 
 def _refusal(error: Any) -> dict[str, Any]:
@@ -143,11 +176,13 @@ def _logger(trt: Any) -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.last_error = ""
+            self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             letter = letters.get(str(severity).rsplit(".", 1)[-1])
             if letter == "E":
                 self.last_error = message
+                self.errors.append(message)
             if letter:
                 print(f"[{letter}] {message}", file=sys.stderr, flush=True)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .build import BuildJob
+from .layer_precisions import constrain
+from .network_layers import quantised_types
 
 
 class SettingRefused(Exception):
@@ -76,8 +78,11 @@ APPLIED: Mapping[str, Applied] = {
 }
 
 
-def make_config(job: BuildJob, trt: Any, builder: Any, network: Any) -> Any:
-    """The loader of the builder's configuration. Raises SettingRefused where this TensorRT lacks what is asked for."""
+def make_config(job: BuildJob, trt: Any, builder: Any, network: Any, *, prefer: bool = False) -> Any:
+    """The loader of the builder's configuration. Raises SettingRefused where this TensorRT lacks what is asked for.
+
+    ``prefer``: the precisions of layers are preferred to others, and not obeyed at all costs.
+    """
     from polygraphy.backend.trt import CreateConfig, PostprocessConfig
 
     settings = dict(job.builder)
@@ -90,7 +95,7 @@ def make_config(job: BuildJob, trt: Any, builder: Any, network: Any) -> Any:
     options: dict[str, Any] = {"profiles": profiles or None}
     for name, value in settings.items():
         applied = APPLIED[name]
-        _check_there(trt, name, applied.needs.format(str(value).upper()))
+        _check_there(trt, f"builder: {name}", applied.needs.format(str(value).upper()))
         if applied.option is not None:
             options |= applied.option(trt, value)
     if job.flavour == "tensorrt-rtx":
@@ -108,6 +113,7 @@ def make_config(job: BuildJob, trt: Any, builder: Any, network: Any) -> Any:
             if after is not None:
                 after(trt, config, value)
         _place_layers(job.devices, trt, config, network)
+        _layers(job, trt, config, network, prefer)
         if job.calibration:
             # Polygraphy takes the last profile's, whose shapes the calibration inputs need not have.
             for profile in _profiles([job.calibration["profile"]], network):
@@ -119,7 +125,7 @@ def make_config(job: BuildJob, trt: Any, builder: Any, network: Any) -> Any:
 def _check_there(trt: Any, name: str, needs: str) -> None:
     holder, _, attribute = needs.partition(".")
     if not hasattr(getattr(trt, holder, None), attribute):
-        raise SettingRefused(f"builder: {name}: it has no {needs}; leave it out")
+        raise SettingRefused(f"{name}: it has no {needs}; leave it out")
 
 
 def _check_dla(builder: Any, core: int) -> None:
@@ -173,14 +179,20 @@ CALIBRATORS: Mapping[str, str] = {
 """TensorRT's classes, by the names of ``calibration_algorithm``."""
 
 
+_OPTIONS = frozenset(("fp16", "bf16", "int8", "fp8"))
+"""What Polygraphy has an option for; the other types have a flag of their name."""
+
+
 def _precision(job: BuildJob, trt: Any, network: Any) -> dict[str, Any]:
-    """What a weakly typed builder is allowed to compute in; a model that quantises must be allowed int8."""
+    """What a weakly typed builder is allowed to compute in; the model's own types it must be allowed."""
     if job.strongly_typed:
         return {}
-    allowed: dict[str, Any] = dict.fromkeys([name for name in job.precision.split("+") if name != "fp32"], True)
-    if _quantised(trt, network):
-        allowed["int8"] = True
-    elif job.calibration:
+    quantised = quantised_types(network)
+    names = _allowed(job, quantised)
+    for name in names - _OPTIONS:
+        _check_there(trt, f"precision {name}", f"BuilderFlag.{name.upper()}")
+    allowed: dict[str, Any] = dict.fromkeys(sorted(names & _OPTIONS), True)
+    if job.calibration and not quantised:
         from polygraphy.backend.trt import Calibrator
 
         base = getattr(trt, CALIBRATORS[job.calibration["algorithm"]])
@@ -189,10 +201,21 @@ def _precision(job: BuildJob, trt: Any, network: Any) -> dict[str, Any]:
     return allowed
 
 
-def _quantised(trt: Any, network: Any) -> bool:
-    """Whether the model itself quantises."""
-    kinds = {trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE}
-    return any(network.get_layer(index).type in kinds for index in range(network.num_layers))
+def _allowed(job: BuildJob, quantised: Set[str]) -> set[str]:
+    return ({*job.precision.split("+"), *job.low_types} | quantised) - {"fp32"}
+
+
+def _layers(job: BuildJob, trt: Any, config: Any, network: Any, prefer: bool) -> None:
+    """Types without an option of Polygraphy's, and the precisions of single layers."""
+    names = set() if job.strongly_typed else _allowed(job, quantised_types(network))
+    if not names:
+        return
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the engine cannot say what became of them
+    for name in names - _OPTIONS:
+        config.set_flag(getattr(trt.BuilderFlag, name.upper()))
+    if constrain(job, trt, network):
+        flags = trt.BuilderFlag
+        config.set_flag(flags.PREFER_PRECISION_CONSTRAINTS if prefer else flags.OBEY_PRECISION_CONSTRAINTS)
 
 
 class CalibrationFiles:

@@ -8,8 +8,12 @@ from __future__ import annotations
 import enum
 import json
 import sys
-from types import SimpleNamespace
 from typing import Any
+
+from .fake_network import DataType, ILayer, LayerType, Tensor, bool, float16, float32, int8, int32
+from .fake_network import Network as ParsedNetwork
+
+__all__ = ["LayerType", "bool", "float16", "float32", "int8", "int32"]
 
 __version__ = "8.5.3.1"
 
@@ -21,9 +25,6 @@ BuilderFlag = enum.Enum(
 MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE DLA_MANAGED_SRAM")
 DeviceType = enum.Enum("DeviceType", "GPU DLA")
 ProfilingVerbosity = enum.Enum("ProfilingVerbosity", "LAYER_NAMES_ONLY DETAILED NONE")
-LayerType = enum.Enum("LayerType", "CONVOLUTION SHAPE QUANTIZE DEQUANTIZE")
-DataType = enum.Enum("DataType", "FLOAT HALF INT8 INT32 BOOL")
-float32, float16, int8, int32, bool = DataType
 
 
 class Logger:
@@ -96,21 +97,16 @@ class OptimizationProfile(dict[str, Any]):
         return True
 
 
-class Network(list[Any]):
-    """One input of two axes, the first of them dynamic, and the layers in it."""
-
-    def __init__(self, layers: list[Any]) -> None:
-        super().__init__(layers)
-        self.input = SimpleNamespace(
-            name="x", shape=(-1, 3), dtype=DataType.FLOAT, is_shape_tensor=False, location="device"
-        )
-        self.num_layers, self.num_inputs = len(layers), 1
-
-    def get_input(self, index: int) -> Any:
-        return [self.input][index]
-
-    def get_layer(self, index: int) -> Any:
-        return self[index]
+def network(kinds: list[str], names: list[str]) -> ParsedNetwork:
+    """One input of two axes, the first of them dynamic, and the layers, each of which reads the one before."""
+    last = Tensor("x", shape=(-1, 3))
+    made = ParsedNetwork([last])
+    for kind, name in zip(kinds, names, strict=True):
+        dtype = DataType.INT8 if kind == "QUANTIZE" else DataType.INT32 if kind == "SHAPE" else DataType.FLOAT
+        output = Tensor(f"{name}_out", dtype)
+        made.layers.append(ILayer(kind, name, [last], [output]))
+        last = output
+    return made
 
 
 class Builder:
@@ -130,14 +126,12 @@ def main() -> None:
     from bridge.build import BuildJob
     from bridge.builder_config import SettingRefused, make_config
 
-    kinds = [LayerType[kind] for kind in given.pop("kinds", ["CONVOLUTION"])]
     names = given.pop("layers", ["conv"])
-    layers = [
-        SimpleNamespace(name=name, type=kind, precision_is_set=False) for name, kind in zip(names, kinds, strict=True)
-    ]
-    builder, network = Builder(given.pop("cores", 0)), Network(layers)
+    parsed = network(given.pop("kinds", ["CONVOLUTION"]), names)
+    builder, prefer = Builder(given.pop("cores", 0)), given.pop("prefer", False)
     try:
-        config = make_config(BuildJob(**given), sys.modules[__name__], builder, network)(builder, network)
+        loader = make_config(BuildJob(**given), sys.modules[__name__], builder, parsed, prefer=prefer)
+        config = loader(builder, parsed)
     except SettingRefused as error:
         print(json.dumps({"refused": str(error)}))
         return
@@ -150,6 +144,13 @@ def main() -> None:
         "device": config.default_device_type.name,
         "core": config.DLA_core,
         "layers": config.layers,
+        "verbosity": config.profiling_verbosity.name,
+        "precisions": {layer.name: layer.precision.name for layer in parsed.layers if layer.precision_is_set},
+        "outputs": {
+            layer.name: [dtype.name for dtype in layer.output_types.values()]
+            for layer in parsed.layers
+            if layer.output_types
+        },
         "calibration_profile": config.calibration_profile,
         "calibrator": type(calibrator).__bases__[0].__name__ if calibrator is not None else None,
         "batches": [

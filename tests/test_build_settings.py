@@ -232,6 +232,14 @@ def test_by_default_an_engine_computes_in_float32_and_not_in_tf32() -> None:
     assert told["profiles"] == [{"x": [[1, 3], [2, 3], [4, 3]]}]
 
 
+TWO_LAYERS: dict[str, Any] = {
+    "layers": ["conv", "pow"],
+    "kinds": ["CONVOLUTION", "ELEMENTWISE"],
+    "made_by": {"conv_out": "conv", "pow_out": "pow"},
+    "layer_precisions": {"conv": "fp16", "pow": "fp32"},
+}
+
+
 @pytest.mark.parametrize(
     ("job", "told"),
     [
@@ -242,7 +250,16 @@ def test_by_default_an_engine_computes_in_float32_and_not_in_tf32() -> None:
         ({"builder": {"strict_types": True}, "precision": "fp16"}, {"flags": ["FP16", "OBEY_PRECISION_CONSTRAINTS"]}),
         ({"builder": {"strict_types": True}, "strongly_typed": True}, {"flags": []}),
         ({"precision": "int8+fp16"}, {"flags": ["FP16", "INT8"]}),
-        ({"kinds": ["QUANTIZE"]}, {"flags": ["INT8"]}),
+        ({"kinds": ["QUANTIZE"]}, {"flags": ["INT8"], "verbosity": "DETAILED"}),
+        ({"low_types": ["fp16"]}, {"flags": ["FP16"], "precisions": {}}),
+        (
+            {"precision": "fp16", **TWO_LAYERS},
+            {"flags": ["FP16", "OBEY_PRECISION_CONSTRAINTS"], "precisions": {"conv": "HALF", "pow": "FLOAT"},
+             "outputs": {"pow": ["FLOAT"]}, "verbosity": "DETAILED"},
+        ),
+        ({"precision": "fp16", "prefer": True, **TWO_LAYERS}, {"flags": ["FP16", "PREFER_PRECISION_CONSTRAINTS"]}),
+        ({"precision": "fp32", **TWO_LAYERS}, {"flags": [], "precisions": {}}),
+        ({"precision": "int4"}, {"refused": "precision int4: it has no BuilderFlag.INT4"}),
         (
             {"builder": {"default_device": "DLA", "gpu_fallback": True}, "precision": "fp16", "cores": 2},
             {"device": "DLA", "core": 0, "flags": ["FP16", "GPU_FALLBACK"]},

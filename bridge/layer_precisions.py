@@ -1,0 +1,86 @@
+"""The precisions of single layers in weakly typed networks, whose builders else choose by speed alone.
+
+A layer of a node that is kept in fp32 computes in it and makes it. A product in fp16 or bf16 computes in that: a
+builder that is merely allowed to would leave small ones in fp32, and one setting would mean different things. The rest
+of the low precision is the builder's choice, and what is to be quantised its calibration's or the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .build import BuildJob
+from .network_layers import FLOATS, PRECISIONS, WEIGHTED, dequantised_from, makers_of, node_names, tensors
+
+LEFT_ALONE = frozenset(
+    (
+        "ASSERTION",
+        "CAST",
+        "CONDITION",
+        "CONDITIONAL_INPUT",
+        "CONDITIONAL_OUTPUT",
+        "CONSTANT",
+        "DEQUANTIZE",
+        "DYNAMIC_QUANTIZE",
+        "IDENTITY",  # in TensorRT 8 it is what a cast becomes
+        "ITERATOR",
+        "LOOP_OUTPUT",
+        "NMS",
+        "NON_ZERO",
+        "PLUGIN",
+        "PLUGIN_V2",
+        "PLUGIN_V3",
+        "QUANTIZE",
+        "RECURRENCE",
+        "SHAPE",
+        "TRIP_LIMIT",
+    )
+)
+"""Types of layers whose precision is not to be set: it is fixed, or their own affair."""
+
+_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""TensorRT's names of types."""
+
+
+def lowered(job: BuildJob) -> bool:
+    """Whether a weakly typed builder may compute in anything but fp32."""
+    return job.precision != "fp32" or bool(job.low_types)
+
+
+def constrain(job: BuildJob, trt: Any, network: Any) -> bool:
+    """Gives layers the precisions that the job has for their nodes; True if there are such layers."""
+    if job.strongly_typed or not (lowered(job) and job.layer_precisions):
+        return False
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    makers = makers_of(layers)
+    changed = False
+    for layer, node in zip(layers, node_names(layers, job.made_by), strict=True):
+        asked = job.layer_precisions.get(node, "")
+        if asked not in _TYPES or not _settable(layer):
+            continue
+        dtype = getattr(trt, _TYPES[asked])
+        if asked == "fp32":
+            layer.precision = dtype
+            for index, item in enumerate(tensors(layer)[1]):
+                if item.dtype == dtype:
+                    layer.set_output_type(index, dtype)
+            changed = True
+        elif layer.type.name in WEIGHTED and not any(dequantised_from(item, makers) for item in tensors(layer)[0]):
+            layer.precision = dtype
+            changed = True
+    return changed
+
+
+def _settable(layer: Any) -> bool:
+    """Whether the layer computes with floating-point values that are no shapes."""
+    if layer.type.name in LEFT_ALONE:
+        return False
+    outputs = tensors(layer)[1]
+    return any(item.dtype.name in FLOATS for item in outputs) and not any(item.is_shape_tensor for item in outputs)
+
+
+def given_precisions(network: Any) -> Mapping[str, str]:
+    """By the name of a layer, the precision that it was given."""
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    return {layer.name: PRECISIONS.get(layer.precision.name, "") for layer in layers if layer.precision_is_set}
