@@ -97,10 +97,43 @@ def positive(x: torch.Tensor) -> torch.Tensor:
     return torch.matmul(x, x.mT) + 2 * torch.eye(x.shape[-1])
 
 
+class Trained(nn.Module):
+    """What quantisation-aware training leaves, its observers off: an activation's range, and a weight's by channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 8))
+        self.of_weight = torch.ao.quantization.default_fused_per_channel_wt_fake_quant()
+        self.of_input = torch.ao.quantization.default_fused_act_fake_quant()
+        self(torch.randn(3, 4, 8))
+        self.apply(torch.ao.quantization.disable_observer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.of_input(x) * self.of_weight(self.weight)
+
+
 def both_norms(x: torch.Tensor) -> list[torch.Tensor]:
     return [torch.linalg.matrix_norm(x, order, keepdim=order == 1) for order in (1, -1, math.inf, -math.inf)]
 
 
+family(
+    "quantisation",
+    (3, 4, 8),
+    narrow=lambda x: torch.fake_quantize_per_tensor_affine(x, 0.01, 0, -127, 127),
+    seven_bits=lambda x: torch.fake_quantize_per_tensor_affine(x, 0.02, 3, -64, 63),
+    whole=lambda x: torch.fake_quantize_per_tensor_affine(x, 0.01, -5, -128, 127),
+    unsigned=lambda x: torch.fake_quantize_per_tensor_affine(x, 0.01, 100, 1, 255),
+    channels=lambda x: torch.fake_quantize_per_channel_affine(
+        x, torch.tensor([0.01, 0.02, 0.03, 0.005]), torch.tensor([0, 1, -3, 0], dtype=torch.int32), 1, -127, 127
+    ),
+    channels_of_uint8=lambda x: torch.fake_quantize_per_channel_affine(
+        x, torch.tensor([0.01, 0.02, 0.03, 0.005]), torch.tensor([100, 1, 7, 0], dtype=torch.int32), 1, 0, 255
+    ),
+    tensors=lambda x: torch.fake_quantize_per_tensor_affine(
+        x, torch.tensor([0.01]), torch.tensor([2], dtype=torch.int32), -127, 127
+    ),
+    trained=Trained(),
+)
 family(
     "pooling",
     (3, 2, 7, 9),

@@ -24,7 +24,7 @@ def dequantize_in_float(node: gs.Node, g: Builder) -> Replacement:
     x, scale = node.inputs[:2]
     narrow, zero = _type_and_zero(g, g.dtype(x), g.input(node, 2))
     if _is_native(narrow, zero):
-        return _scalar_in_float(node, g)
+        return _scalar_in_float(node, g) or _table_dequantised(node, g)
     source = x.inputs[0] if x.inputs and x.inputs[0].op == "QuantizeLinear" and not x.inputs[0].domain else None
     if source is not None and _same_grid(g, node, source):
         return _rounded(g, source, node)
@@ -51,6 +51,18 @@ def _scalar_in_float(node: gs.Node, g: Builder) -> Replacement:
     kind = numpy_dtype(node.attrs["output_dtype"]) if node.attrs.get("output_dtype") else g.dtype(scale)
     value = g.value(x).astype(np.float64) * g.value(scale).astype(np.float64).reshape(())
     return g.op.Identity(g.constant(value.astype(kind)))
+
+
+def _table_dequantised(node: gs.Node, g: Builder) -> Replacement:
+    """Rows of a table, dequantised before they are looked up: a quantised constant may have no other reader."""
+    x, scale = node.inputs[:2]
+    gather = x.inputs[0] if x.inputs else None
+    if gather is None or gather.op != "Gather" or gather.domain or not isinstance(gather.inputs[0], gs.Constant):
+        return None
+    if g.shape(scale) not in ([], [1]):
+        return None
+    table = g.node("DequantizeLinear", [gather.inputs[0], *node.inputs[1:]], node.attrs)
+    return g.op.Gather(table, gather.inputs[1], axis=int(gather.attrs.get("axis", 0)))
 
 
 @rule("QuantizeLinear")
@@ -271,6 +283,17 @@ def a_scalar_of_int8() -> gs.Graph:
         {"x": ("float32", ["n", 4])},
         lambda g, x: g.op.Mul(
             x, g.op.DequantizeLinear(g.constant(np.int8(-7)), g.constant(np.float32(0.25)), g.constant(np.int8(0)))
+        ),
+    )
+
+
+@dequantize_in_float.example
+def a_table_of_int8() -> gs.Graph:
+    table = np.arange(-24, 24, dtype=np.int8).reshape(6, 8)
+    return example(
+        {"i": ("int64", ["n", 2])},
+        lambda g, i: g.op.DequantizeLinear(
+            g.op.Gather(g.constant(table), i, axis=0), g.constant(np.float32(0.25)), g.constant(np.int8(0))
         ),
     )
 
