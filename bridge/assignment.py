@@ -55,7 +55,7 @@ def assign(graph: gs.Graph, precision: Precision, ranges: Mapping[str, Range] | 
     """
     from passes.casts import computes_in_half, prepare
     from passes.low_types import low_type
-    from passes.raising import raise_for
+    from passes.raising import NEWEST, needed_opset, raise_for
 
     lacking = target.lacks_precision(precision.half) if precision.half and not target.strongly_typed else ""
     if lacking:
@@ -69,8 +69,11 @@ def assign(graph: gs.Graph, precision: Precision, ranges: Mapping[str, Range] | 
     if precision.half and target.strongly_typed:
         if precision.half == "bf16" and _without_einsum(graph, assigning.asked_for_float32, target):
             assigning = _Assigning(graph, precision, ranges or {}, target)
-        notes = raise_for(graph, low_type(precision.half_dtype), ())
-    return replace(assigning.run(), notes=tuple(notes))
+        low = low_type(precision.half_dtype)
+        if needed_opset(graph, low) is not None:
+            notes = raise_for(graph, low, assigning.run(NEWEST).fp32)
+    # A weakly typed network has none of ONNX's types: what an operator takes in any version counts.
+    return replace(assigning.run(None if target.strongly_typed else NEWEST), notes=tuple(notes))
 
 
 def _without_einsum(graph: gs.Graph, kept: Callable[[gs.Node], bool], target: Target) -> bool:
@@ -102,16 +105,14 @@ class _Assigning:
     def asked_for_float32(self, node: gs.Node) -> bool:
         return self._asked(node.name) == "fp32"
 
-    def run(self) -> Assignment:
+    def run(self, opset: int | None = None) -> Assignment:
+        """The assignment by the schemas of ``opset``, by default the graph's."""
         if not self.precision.half:
             return self._quantised(dict.fromkeys(self.places, "fp32"), {}, frozenset())
         from passes.low_types import low_type
-        from passes.raising import NEWEST
         from passes.soundness import keep_in_float32
 
         low = low_type(self.precision.half_dtype)
-        # A weakly typed network has no types of ONNX's: what an operator takes in any version counts.
-        opset = None if self.target.strongly_typed else NEWEST
         kept = keep_in_float32(self.graph, low, self.ranges, self._forced(), HEAD_ROOM, opset)
         nodes = {**dict.fromkeys(kept.reasons, "fp32"), **dict.fromkeys(kept.free, self.precision.half)}
         asked = {name for name in kept.reasons if self._asked(name) != "fp32"}
@@ -153,15 +154,22 @@ class _Assigning:
         return Assignment(nodes, reasons, saturated)
 
 
-QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Operators that are quantised; to int4 only the weights of the last two."""
-
-
 def _can_be(node: gs.Node, scheme: str) -> bool:
+    """Whether the operator has kernels for it; int4 is for weights alone."""
+    from passes.quantisation import QUANTISABLE
+
+    if node.domain or node.op not in QUANTISABLE[scheme]:  # type: ignore[index]
+        return False
+    return scheme != "int4" or any(map(_is_weight, node.inputs[:2]))
+
+
+def _is_weight(tensor: gs.Tensor) -> bool:
+    """Whether it is a constant, or a view of one."""
     import onnx_graphsurgeon as gs
 
-    if node.domain or node.op not in QUANTISED:
-        return False
-    if scheme != "int4":
-        return True
-    return node.op in ("Gemm", "MatMul") and isinstance(node.inputs[1], gs.Constant)
+    from passes.quantisation import VIEWS
+
+    while tensor.inputs and tensor.inputs[0].op in VIEWS:
+        tensor = tensor.inputs[0].inputs[0]
+    made_constant = bool(tensor.inputs) and tensor.inputs[0].op == "Constant"
+    return made_constant or (isinstance(tensor, gs.Constant) and not tensor.is_empty())

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from .clean import infer_types, oldest_ir_version, refine_types
+from .clean import infer_types, oldest_ir_version, put_in_order, refine_types
 from .expand import inline_functions
 from .ir import Constant, Names, Node, bodies, collector_paused, node_metadata, scopes, type_known
 from .low_types import (
@@ -83,8 +83,9 @@ def cast(
 
 
 def prepare(graph: gs.Graph) -> None:
-    """Brings the nodes of local functions into the graph, and learns the types of all tensors."""
+    """Inlines local functions, puts the nodes in order, gives them names of their own, and learns all types."""
     inline_functions(graph)
+    put_in_order(graph)
     if any(
         not type_known(tensor)
         for scope in scopes(graph, functions=False)

@@ -131,6 +131,12 @@ def sanitise(graph: gs.Graph, target: Target, log: Log) -> None:
     graph.ir_version = oldest_ir_version(graph)
 
 
+def put_in_order(graph: gs.Graph) -> None:
+    """Sorts the nodes, and gives them names of their own, where a file has them otherwise."""
+    _sort(graph)
+    _name_nodes(graph, Log())
+
+
 def oldest_ir_version(graph: gs.Graph) -> int:
     """The oldest that the model needs, since some readers refuse newer ones; 8 brought functions."""
     needed = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", graph.opset)], ignore_unknown=True)

@@ -63,7 +63,7 @@ def raise_for(graph: gs.Graph, low: LowType, fp32: Collection[str]) -> list[str]
 
     Where some node has no form in that opset, all stays as it is, and the returned notes say so.
     """
-    opset = _needed(graph, low, fp32)
+    opset = needed_opset(graph, low, fp32)
     if opset is None:
         return []
     blockers = _blockers(graph, opset)
@@ -77,8 +77,8 @@ def raise_for(graph: gs.Graph, low: LowType, fp32: Collection[str]) -> list[str]
     return []
 
 
-def _needed(graph: gs.Graph, low: LowType, fp32: Collection[str]) -> int | None:
-    """The opset that lowers most; None where that is the present one."""
+def needed_opset(graph: gs.Graph, low: LowType, fp32: Collection[str] = ()) -> int | None:
+    """The opset in which most nodes but those in ``fp32`` take the low type; None where that is the present one."""
     if graph.opset is None or not OLDEST <= graph.opset < NEWEST:
         return None
     needed = graph.opset

@@ -70,6 +70,8 @@ PASSING = frozenset(("GlobalMaxPool", "LogSoftmax", "MaxPool", "ReduceMax", "Red
 """Operators that hand on some of the values that they are given."""
 SCALES = frozenset(("Div", "Exp", "Pow", "Reciprocal", "Sqrt"))
 """What computes factors that may be very large or small."""
+WIDE = frozenset(("CumProd", "CumSum", "Exp", "Pow", "ReduceL1", "ReduceProd", "ReduceSum", "ReduceSumSquare"))
+"""What makes large values, which are often scaled down next."""
 MASKS = 1e30
 """A magnitude that nobody computes: it stands for infinity."""
 NEAR = 0.02
@@ -317,6 +319,10 @@ class _Analysis:
             makers = [self._source(tensor) for tensor in free]
             if any(maker is not None and maker.op in SCALES for maker in makers):
                 return self._keep(node, "it multiplies by what is computed in float32")
+        if node.op in ("Div", "Mul") and len(free) == 1:
+            maker = self._source(free[0])
+            if maker is not None and maker.op in WIDE:
+                return self._keep(node, f"it scales what {maker.op} computes in float32")
         square = node.op == "Mul" and len(free) == 2 and free[0] is free[1]
         if node.op in ARITHMETIC and self._ends_in(self.carried, node):
             inside = (id(tensor) in self.carried or self._kept_maker(tensor) for tensor in free)
