@@ -49,14 +49,19 @@ def lowered(job: BuildJob) -> bool:
 
 
 def constrain(job: BuildJob, trt: Any, network: Any) -> bool:
-    """Gives layers the precisions that the job has for their nodes; True if there are such layers."""
-    if job.strongly_typed or not (lowered(job) and job.layer_precisions):
+    """Gives layers the precisions that the job has for their nodes; True if there are such layers.
+
+    Where it has none, every product is to be in the low precision, unless it may be quantised.
+    """
+    if job.strongly_typed or not lowered(job):
         return False
+    parts = job.precision.split("+")
+    usual = parts[0] if not job.layer_precisions and len(parts) == 1 and parts[0] != "fp32" else ""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     makers = makers_of(layers)
     changed = False
     for layer, node in zip(layers, node_names(layers, job.made_by), strict=True):
-        asked = job.layer_precisions.get(node, "")
+        asked = job.layer_precisions.get(node, usual)
         if asked not in _TYPES or not _settable(layer):
             continue
         dtype = getattr(trt, _TYPES[asked])

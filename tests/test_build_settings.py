@@ -252,6 +252,8 @@ TWO_LAYERS: dict[str, Any] = {
         ({"precision": "int8+fp16"}, {"flags": ["FP16", "INT8"]}),
         ({"kinds": ["QUANTIZE"]}, {"flags": ["INT8"], "verbosity": "DETAILED"}),
         ({"low_types": ["fp16"]}, {"flags": ["FP16"], "precisions": {}}),
+        ({"precision": "fp16", "kinds": ["CONVOLUTION", "ACTIVATION"], "layers": ["conv", "relu"]},
+         {"flags": ["FP16", "OBEY_PRECISION_CONSTRAINTS"], "precisions": {"conv": "HALF"}}),
         (
             {"precision": "fp16", **TWO_LAYERS},
             {"flags": ["FP16", "OBEY_PRECISION_CONSTRAINTS"], "precisions": {"conv": "HALF", "pow": "FLOAT"},
@@ -262,7 +264,7 @@ TWO_LAYERS: dict[str, Any] = {
         ({"precision": "int4"}, {"refused": "precision int4: it has no BuilderFlag.INT4"}),
         (
             {"builder": {"default_device": "DLA", "gpu_fallback": True}, "precision": "fp16", "cores": 2},
-            {"device": "DLA", "core": 0, "flags": ["FP16", "GPU_FALLBACK"]},
+            {"device": "DLA", "core": 0, "flags": ["FP16", "GPU_FALLBACK", "OBEY_PRECISION_CONSTRAINTS"]},
         ),
         ({"builder": {"default_device": "DLA", "dla_core": 1}, "cores": 2}, {"core": 1}),
         (

@@ -224,7 +224,7 @@ def test_nodes_in_fp32_get_constraints_and_what_has_no_choice_is_left_alone() ->
 
 def test_no_layer_is_constrained_where_nothing_is_to_be_lowered() -> None:
     network = Network([], [ILayer("CONVOLUTION", "conv", [Tensor("x")], [Tensor("y")])])
-    for options in ({"precision": "fp32"}, {"strongly_typed": True}, {"layer_precisions": {}}):
+    for options in ({"precision": "fp32"}, {"strongly_typed": True}, {"precision": "int8", "layer_precisions": {}}):
         given: dict[str, Any] = {"layer_precisions": {"conv": "fp32"}, "made_by": {"y": "conv"}, **options}
         assert not constrain(job(**given), TRT, network) and not given_precisions(network)
 
