@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from .clean import oldest_ir_version
+from .clean import infer_types, oldest_ir_version
 from .ir import Array, Constant, Names, Node, collector_paused, node_metadata, scopes, type_name
 from .raising import raise_to
 
@@ -79,6 +79,7 @@ def quantise(graph: gs.Graph, scheme: Scheme, ranges: Ranges, nodes: Collection[
     its own cannot say it.
     """
     log = QuantisationLog(scheme)
+    infer_types(graph)
     blockers = raise_to(graph, _needed_opset(graph, scheme, wanted := set(nodes)))
     log.notes.extend(f"the model stays at opset {graph.opset}: of a newer one, {item} has no form" for item in blockers)
     names = Names(graph)
