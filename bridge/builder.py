@@ -39,24 +39,11 @@ def _die_with_parent() -> None:
 
 
 def run(job: BuildJob) -> BuildOutcome:
-    """Parses, builds through Polygraphy's loaders, and writes the engine."""
-    from polygraphy import config as polygraphy_config
-
-    if job.flavour == "tensorrt-rtx":
-        polygraphy_config.USE_TENSORRT_RTX = True  # read when polygraphy.backend.trt is imported
-    import importlib
-
-    trt = importlib.import_module(MODULES["tensorrt-rtx" if job.flavour == "tensorrt-rtx" else "tensorrt"])
+    """Parses, builds through Polygraphy's loaders, checks what came out, and writes the engine."""
+    trt, logger = _start(job)
     from polygraphy.backend.trt import CreateNetwork
-    from polygraphy.backend.trt import util as polygraphy_trt
     from polygraphy.exception import PolygraphyException
-    from polygraphy.logger import G_LOGGER
 
-    G_LOGGER.module_severity = G_LOGGER.WARNING
-    logger = _logger(trt)
-    polygraphy_trt.TRT_LOGGER = logger  # the first logger of a process stays, so there is one
-    if hasattr(trt, "init_libnvinfer_plugins"):
-        trt.init_libnvinfer_plugins(logger, "")
     try:
         add_import_paths(job.paths)
         load_plugins([NeededPlugin(**plugin) for plugin in job.plugins], trt)
@@ -72,11 +59,9 @@ def run(job: BuildJob) -> BuildOutcome:
     if not parser.parse_from_file(job.onnx):
         refusals = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
         return BuildOutcome(error="the parser refuses the model and does not say why", refusals=refusals)
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    outputs = [network.get_output(index) for index in range(network.num_outputs)]
     described: dict[str, Any] = {
-        "inputs": [_tensor(item) for item in inputs],
-        "outputs": [_tensor(item) for item in outputs],
+        "inputs": [_tensor(network.get_input(index)) for index in range(network.num_inputs)],
+        "outputs": [_tensor(network.get_output(index)) for index in range(network.num_outputs)],
     }
     if not job.engine:
         return BuildOutcome(**described)
@@ -89,15 +74,37 @@ def run(job: BuildJob) -> BuildOutcome:
         # Polygraphy only knows that there is no engine; why, TensorRT has told its logger.
         return BuildOutcome(error=f"the builder refuses the model: {logger.last_error or error}", **described)
     described["seconds"] = round(time.perf_counter() - began, 4)
-    described["notes"] = [preferred] if preferred else []
     if timings is not None:
         timings.save()
-        described["notes"] += timings.notes
     verdict = examine(job, trt, logger, network, engine, obeyed=not preferred)
-    described |= {"precisions": verdict.shares, "not_as_asked": verdict.others}
-    described["notes"] += verdict.notes
+    notes = [*filter(None, [preferred]), *(timings.notes if timings is not None else ()), *verdict.notes]
+    described |= {"notes": notes, "precisions": verdict.shares, "not_as_asked": verdict.others}
     if verdict.error:
         return BuildOutcome(error=verdict.error, **described)
+    return _written(job, engine, described)
+
+
+def _start(job: BuildJob) -> tuple[Any, Any]:
+    """TensorRT's module for the job, and the one logger of this process."""
+    from polygraphy import config as polygraphy_config
+
+    if job.flavour == "tensorrt-rtx":
+        polygraphy_config.USE_TENSORRT_RTX = True  # read when polygraphy.backend.trt is imported
+    import importlib
+
+    trt = importlib.import_module(MODULES["tensorrt-rtx" if job.flavour == "tensorrt-rtx" else "tensorrt"])
+    from polygraphy.backend.trt import util as polygraphy_trt
+    from polygraphy.logger import G_LOGGER
+
+    G_LOGGER.module_severity = G_LOGGER.WARNING
+    logger = _logger(trt)
+    polygraphy_trt.TRT_LOGGER = logger  # the first logger of a process stays, so there is one
+    if hasattr(trt, "init_libnvinfer_plugins"):
+        trt.init_libnvinfer_plugins(logger, "")
+    return trt, logger
+
+
+def _written(job: BuildJob, engine: Any, described: dict[str, Any]) -> BuildOutcome:
     try:
         _write(Path(job.engine), engine)
     except OSError as error:

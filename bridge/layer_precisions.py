@@ -51,12 +51,14 @@ def lowered(job: BuildJob) -> bool:
 def constrain(job: BuildJob, trt: Any, network: Any) -> bool:
     """Gives layers the precisions that the job has for their nodes; True if there are such layers.
 
-    Where it has none, every product is to be in the low precision, unless it may be quantised.
+    Where it has none, every product is to be in the low precision, unless it may be quantised. Beside int8 alone, what
+    is no product may be in fp32 or not: it is fused with what is quantised.
     """
     if job.strongly_typed or not lowered(job):
         return False
     parts = job.precision.split("+")
     usual = parts[0] if not job.layer_precisions and len(parts) == 1 and parts[0] != "fp32" else ""
+    products_alone = not {*parts, *job.low_types} & {"fp16", "bf16"}
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     makers = makers_of(layers)
     changed = False
@@ -64,14 +66,14 @@ def constrain(job: BuildJob, trt: Any, network: Any) -> bool:
         asked = job.layer_precisions.get(node, usual)
         if asked not in _TYPES or not _settable(layer):
             continue
-        dtype = getattr(trt, _TYPES[asked])
-        if asked == "fp32":
+        dtype, product = getattr(trt, _TYPES[asked]), layer.type.name in WEIGHTED
+        if asked == "fp32" and (product or not products_alone):
             layer.precision = dtype
             for index, item in enumerate(tensors(layer)[1]):
                 if item.dtype == dtype:
                     layer.set_output_type(index, dtype)
             changed = True
-        elif layer.type.name in WEIGHTED and not any(dequantised_from(item, makers) for item in tensors(layer)[0]):
+        elif asked != "fp32" and product and not any(dequantised_from(item, makers) for item in tensors(layer)[0]):
             layer.precision = dtype
             changed = True
     return changed

@@ -222,6 +222,18 @@ def test_nodes_in_fp32_get_constraints_and_what_has_no_choice_is_left_alone() ->
     }
 
 
+def test_beside_int8_alone_only_products_are_kept_in_fp32() -> None:
+    x, y = Tensor("x"), Tensor("y")
+    layers = [ILayer("CONVOLUTION", name, [x], [Tensor(f"{name}_out")]) for name in ("quantised", "kept")]
+    layers.append(ILayer("ACTIVATION", "relu", [x], [y]))
+    asked = {"quantised": "int8", "kept": "fp32", "relu": "fp32"}
+    made_by = {"quantised_out": "quantised", "kept_out": "kept", "y": "relu"}
+    for precision, expected in (("int8", {"kept": "fp32"}), ("int8+fp16", {"kept": "fp32", "relu": "fp32"})):
+        network = Network([x], layers)
+        assert constrain(job(precision=precision, layer_precisions=asked, made_by=made_by), TRT, network)
+        assert given_precisions(network) == expected
+
+
 def test_no_layer_is_constrained_where_nothing_is_to_be_lowered() -> None:
     network = Network([], [ILayer("CONVOLUTION", "conv", [Tensor("x")], [Tensor("y")])])
     for options in ({"precision": "fp32"}, {"strongly_typed": True}, {"precision": "int8", "layer_precisions": {}}):
