@@ -18,6 +18,8 @@ as lost, so an honest engine loses next to nothing: on a strongly typed target t
 a weakly typed one the layers with multiply-adds are constrained to theirs; only small change is the builder's choice.
 An engine without its low precision loses all. Half lies far from both, and where most of what was asked for was not
 done, nobody would call it done."""
+NEGLIGIBLE = 0.01
+"""Share of the compute that is not worth a word."""
 LISTED = 10
 """Layers that are named."""
 UNKNOWN = "unknown"
@@ -106,7 +108,8 @@ def _sum(layers: Iterable[Layer], *precisions: str) -> float:
 
 def _nothing_low(precision: str, layers: Sequence[Layer]) -> str:
     """A model with multiply-adds of which nothing at all is in a low precision, whoever wanted it so."""
-    if not any(layer.weighted for layer in layers) or _sum(layers, UNKNOWN, *LOW):
+    unknown = _sum(layers, UNKNOWN) > NEGLIGIBLE * _sum(layers)
+    if unknown or _sum(layers, *LOW) or not any(layer.weighted for layer in layers):
         return ""
     return f"{precision} was asked for, and all of the engine is in fp32"
 
@@ -140,7 +143,7 @@ def _largest(others: Sequence[Mapping[str, Any]]) -> str:
 def _notes(precision: str, low: Sequence[Layer], wanted: Mapping[int, str]) -> list[str]:
     notes = []
     asked, unknown = _sum(low), _sum(low, UNKNOWN)
-    if unknown > 0.01 * asked:
+    if unknown > NEGLIGIBLE * asked:
         notes.append(
             f"precision {precision}: TensorRT does not tell the types inside of {unknown / asked:.0%} of the compute "
             "that was to be in low precision: whether it is, is not known"
@@ -148,6 +151,6 @@ def _notes(precision: str, low: Sequence[Layer], wanted: Mapping[int, str]) -> l
     for name in QUANTISED:
         layers = [layer for layer in low if wanted[id(layer)] == name]
         whole, there = _sum(layers), _sum(layers, name, UNKNOWN)
-        if whole and there < 0.99 * whole:
+        if there < (1 - NEGLIGIBLE) * whole:
             notes.append(f"precision {precision}: {there / whole:.0%} of the compute that was to be in {name} is")
     return notes

@@ -109,8 +109,8 @@ def as_built(layers: Sequence[Layer], engine: Sequence[EngineLayer], constrained
     """The network's ``layers`` with the precisions of the engine's.
 
     ``constrained``: by name, what layers were made to compute in by constraints that the builder has to obey; it holds
-    where the engine does not tell. Layers that the engine has nothing of are gone: folded into a constant, or into
-    others.
+    where the engine does not tell. Products that the engine does not name are unknown; other layers are gone, folded
+    into a constant or into others.
     """
     precisions: dict[str, str] = {}
     claimed: set[str] = set()
@@ -130,7 +130,7 @@ def as_built(layers: Sequence[Layer], engine: Sequence[EngineLayer], constrained
         told = next((precisions[name] for name in names if name in precisions), "")
         if not names:
             subgraph = _subgraph(index, spans, order)
-            if subgraph is None and engine:
+            if subgraph is None and engine and not layer.weighted:
                 continue
             told = subgraph.precision if subgraph is not None else ""
         precision = told or constrained.get(layer.name, "") or UNKNOWN

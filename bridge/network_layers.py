@@ -131,11 +131,9 @@ def node_names(layers: Sequence[Any], made_by: Mapping[str, str]) -> list[str]:
     names: list[str] = []
     for layer in layers:
         told = re.findall(r"\[ONNX Layer: (.*?)\]", getattr(layer, "metadata", ""))
-        stems = (*told, layer.name, re.sub(r"_\d+$", "", layer.name))
-        outputs = [item.name for item in tensors(layer)[1]]
-        named = next((name for name in stems if name in known), "")
-        made = next((made_by[name] for name in outputs if name in made_by), "")
-        names.append(made or named or (told[0] if told and not known else ""))
+        made = [made_by[item.name] for item in tensors(layer)[1] if item.name in made_by]
+        stems = (*told, *made, layer.name, re.sub(r"_\d+$", "", layer.name))
+        names.append(next((name for name in stems if name in known), told[0] if told and not known else ""))
     readers: dict[str, str] = {}
     for index in range(len(layers) - 1, -1, -1):  # a network's layers are in order, so readers come later
         inputs, outputs = tensors(layers[index])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -186,6 +186,7 @@ def test_layers_are_traced_to_the_nodes_that_they_were_made_for() -> None:
     ]
     made_by = {"a": "/net/Add", "y": "last"}
     assert node_names(layers, made_by) == ["", "/net/Add", "/net/Add", "last", "last"]
+    # A later parser says it in the metadata, whatever the names are.
     layers[3].metadata = "[ONNX Layer: middle]"  # type: ignore[attr-defined]
     assert node_names(layers, {**made_by, "m": "middle"})[3] == "middle"
     assert node_names(layers[3:4], {}) == ["middle"]
@@ -285,7 +286,7 @@ def told(name: str, kind: str, *formats: str, **more: Any) -> dict[str, Any]:
 FP16, FP32 = "Channel major FP16 format where channel % 8 == 0", "Row major linear FP32"
 
 
-def precisions(items: Sequence[Any], names: Mapping[str, bool] | Sequence[str], **constrained: str) -> dict[str, str]:
+def precisions(items: Sequence[Any], names: str, **constrained: str) -> dict[str, str]:
     layers = [conv(name, 1, "fp32") for name in names]
     text = json.dumps({"Layers": list(items), "Bindings": ["x"]})
     return {item.name: item.precision for item in as_built(layers, engine_layers(text), constrained)}
@@ -300,8 +301,17 @@ def test_layers_of_tensorrt_8_are_found_by_their_joined_names() -> None:
         told("g [profile 0]", "CaskConvolution", FP16, FP16),
         told("g [profile 1]", "CaskConvolution", FP32, FP32),
     ]
-    found = precisions(items, ["a", "b", "c", "d", "e", "f", "g", "folded"])
+    found = precisions(items, "abcdefg")
     assert found == {"a": "fp16", "b": "fp16", "c": "fp32", "d": "fp32", "e": "int8", "f": "int8", "g": "fp16"}
+
+
+def test_a_product_that_no_layer_names_is_unknown_and_others_are_gone() -> None:
+    engine = engine_layers(json.dumps({"Layers": [told("a", "CaskConvolution", FP16, FP16)]}))
+    layers = [conv("a", 1, "fp32"), conv("lost", 1, "fp32"), relu("folded", 1, "fp32")]
+    assert [(item.name, item.precision) for item in as_built(layers, engine, {})] == [
+        ("a", "fp16"),
+        ("lost", "unknown"),
+    ]
 
 
 def test_layers_of_later_versions_are_found_by_their_metadata() -> None:
