@@ -84,6 +84,18 @@ def quantize_in_float(node: gs.Node, g: Builder) -> Replacement:
     return g.op.Cast(g.op.Cast(clipped, to=onnx_dtype(np.int32)), to=onnx_dtype(narrow))
 
 
+@rule("QuantizeLinear", "DequantizeLinear", when=lambda target: target.of_tensorrt_8)
+def zero_point_in_words(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT 8's parser takes no QuantizeLinear or DequantizeLinear without a zero point, which is 0 then."""
+    x, scale = node.inputs[:2]
+    kind = _quantized_type(node) if node.op == "QuantizeLinear" else g.dtype(x)
+    if g.input(node, 2) is not None or kind != np.int8:
+        return None
+    attrs = {name: value for name, value in node.attrs.items() if name != "output_dtype" or node.op != "QuantizeLinear"}
+    zero = g.constant(np.zeros(g.static_shape(scale), np.int8))
+    return g.node(node.op, [x, scale, zero], attrs)
+
+
 def _takes_over(g: Builder, reader: gs.Node, node: gs.Node) -> bool:
     """Whether ``reader`` will do this node's work together with its own."""
     return reader.op == "DequantizeLinear" and not reader.domain and _same_grid(g, reader, node)
@@ -296,6 +308,17 @@ def a_table_of_int8() -> gs.Graph:
             g.op.Gather(g.constant(table), i, axis=0), g.constant(np.float32(0.25)), g.constant(np.int8(0))
         ),
     )
+
+
+@zero_point_in_words.example
+def int8_with_no_zero_point() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> gs.Tensor:
+        steps = g.constant(np.array([0.02, 0.05, 0.1], np.float32))
+        stored = g.op.QuantizeLinear(x, steps, axis=1, output_dtype=onnx_dtype(np.int8))
+        result: gs.Tensor = g.op.DequantizeLinear(stored, steps, axis=1)
+        return result
+
+    return example({"x": ("float32", ["n", 3, 4])}, build, 21)
 
 
 @quantize_in_float.example
