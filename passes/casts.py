@@ -148,13 +148,47 @@ class _Caster:
 
     def _scope(self, scope: gs.Graph) -> None:
         for node in scope.nodes:
+            scanned: frozenset[int] = frozenset()
             for body in bodies(node):
                 self._scope(body)
                 for index, tensor in enumerate(body.outputs):
                     body.outputs[index] = self._as_float32(tensor)
-            self._node(node, scope.opset)
+                if node.op == "Scan" and not node.domain:
+                    scanned = self._cast_before(node, body)
+            self._node(node, scope.opset, scanned)
 
-    def _node(self, node: gs.Node, opset: int) -> None:
+    def _cast_before(self, scan: gs.Node, body: gs.Graph) -> frozenset[int]:
+        """Casts what a Scan goes through before the Scan, where its body wants it low; returns these inputs.
+
+        One Cast of all is as good as one in each round, which TensorRT-RTX's builder refuses. What the body wants in
+        both types it gets twice.
+        """
+        found = []
+        end = len(body.inputs)
+        first = end - int(scan.attrs["num_scan_inputs"])
+        for index in range(first, end):
+            formal, copy = body.inputs[index], self.copies.get(id(body.inputs[index]))
+            behind = self.after.get(id(formal), [])
+            if copy is None or len(behind) != 1:
+                continue
+            del self.after[id(formal)]
+            behind[0].inputs.clear()
+            behind[0].outputs.clear()
+            self.log.casts -= 1
+            if formal.outputs or any(formal is tensor for tensor in body.outputs):
+                body.inputs.append(copy)
+                scan.inputs.append(scan.inputs[index])
+                scan.attrs["num_scan_inputs"] += 1
+                for name in ("scan_input_axes", "scan_input_directions"):
+                    if name in scan.attrs:
+                        scan.attrs[name] = [*scan.attrs[name], scan.attrs[name][index - first]]
+                found.append(len(scan.inputs) - 1)
+            else:
+                body.inputs[index], copy.name = copy, formal.name
+                found.append(index)
+        return frozenset(found)
+
+    def _node(self, node: gs.Node, opset: int, scanned: frozenset[int]) -> None:
         found = ports(node, opset, self.low)
         if node.name in self.fp32:
             found = found.kept
@@ -162,7 +196,7 @@ class _Caster:
         for index, tensor in enumerate(node.inputs):
             if tensor.is_empty() or not (is_float32(tensor) or id(tensor) in self.lowered):
                 continue
-            low = index in found.inputs or either.get(index, False)
+            low = index in found.inputs or index in scanned or either.get(index, False)
             node.inputs[index] = self._as_low(tensor) if low else self._as_float32(tensor)
         if found.outputs:
             self.log.nodes.append(node.name)

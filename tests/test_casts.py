@@ -14,13 +14,15 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
+from bridge.build import build
 from bridge.evaluator import evaluate
+from bridge.target import resolve
 from passes import read, write
 from passes.casts import CastLog, cast
 from passes.ir import Constant, Node, node_metadata, scopes
 from passes.low_types import RoundedValues, extent, low_type, rounded
 from passes.model import from_proto, to_proto
-from tests.support import RTX_INSTALLED, example_inputs, run_onnx
+from tests.support import RTX, RTX_INSTALLED, example_inputs, run_onnx
 
 LOWS = ("float16", "bfloat16")
 CLOSE = {"float16": 5e-3, "bfloat16": 4e-2}
@@ -311,15 +313,33 @@ def test_loops_are_cast_inside_and_carry_float32(low: str, tmp_path: Path) -> No
     assert sum("cast" in name for name in outside) <= 2, "what a body reads from outside is cast once, outside"
 
 
+SCAN = """g (float[2] s0, float[2,5] xs, float[5,2] zs) => (float[2] s, float[5,2] ys) <float[2,2] w>
+{ s, ys = Scan <num_scan_inputs = 2, scan_input_axes = [1, 0], scan_input_directions = [0, 1],
+    body = b (float[2] s1, float[2] x1, float[2] z1) => (float[2] s2, float[2] y1)
+    { h = MatMul(x1, w)  e = Exp(z1)  k = Add(e, h)  m = Mul(k, z1)  s2 = Add(s1, m)  y1 = Tanh(m) }> (s0, xs, zs) }"""
+
+
 @pytest.mark.parametrize("low", LOWS)
-def test_scans_are_cast_inside(low: str, tmp_path: Path) -> None:
-    model = parse(
-        """g (float[2] s0, float[5,2] xs) => (float[2] s, float[5,2] ys) <float[2,2] w>
-        { s, ys = Scan <num_scan_inputs = 1,
-            body = b (float[2] s1, float[2] x1) => (float[2] s2, float[2] y1)
-            { h = MatMul(x1, w)  s2 = Add(s1, h)  y1 = Tanh(h) }> (s0, xs) }"""
+@pytest.mark.parametrize("fp32", [(), ("e",), ("e", "k", "m")])
+def test_scans_are_cast_inside_and_what_they_go_through_before(low: str, fp32: Collection[str], tmp_path: Path) -> None:
+    made = agrees(parse(SCAN), low, tmp_path, fp32)
+    assert types(made)["h"] == low
+    (scan,) = [node for node in made.graph.node if node.op_type == "Scan"]
+    (body,) = [item.g for item in scan.attribute if item.type == onnx.AttributeProto.GRAPH]
+    states = {body.input[0].name}
+    assert all(
+        node.input[0] in states for node in body.node if node.name.endswith(f"cast_{low}") and node.input[0][0] in "sxz"
     )
-    assert types(agrees(model, low, tmp_path))["h"] == low
+    assert len(body.input) == len(scan.input) == (4 if fp32 == ("e",) else 3)
+
+
+@pytest.mark.skipif(not RTX_INSTALLED, reason="needs TensorRT-RTX")
+@pytest.mark.parametrize("low", LOWS)
+@pytest.mark.parametrize("fp32", [(), ("e",)])
+def test_a_cast_scan_builds(low: str, fp32: Collection[str], tmp_path: Path) -> None:
+    half(parse(SCAN), low, tmp_path, fp32)
+    outcome = build(tmp_path / "half.onnx", tmp_path / "e", tmp_path / "log", target=resolve(RTX), profiles=[])
+    assert [item["dtype"] for item in outcome.outputs] == ["FLOAT", "FLOAT"]
 
 
 # --- values ------------------------------------------------------------------------------------------------------
@@ -511,9 +531,6 @@ def test_any_graph_with_any_nodes_in_float32(seed: int, tmp_path: Path) -> None:
 @pytest.mark.skipif(not RTX_INSTALLED, reason="needs TensorRT-RTX")
 @pytest.mark.parametrize("low", LOWS)
 def test_a_cast_model_builds(low: str, tmp_path: Path) -> None:
-    from bridge.build import build
-    from bridge.target import resolve
-
     half(parse(CONV), low, tmp_path)
     outcome = build(
         tmp_path / "half.onnx", tmp_path / "e", tmp_path / "log", target=resolve("tensorrt-rtx"), profiles=[]
