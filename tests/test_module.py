@@ -44,6 +44,17 @@ def test_arguments_go_in_by_position_or_name_and_one_output_comes_back_as_a_tens
         assert torch.equal(y, 2 * X + 1)
 
 
+def test_what_has_to_be_converted_is_converted_anew_in_each_call(gpu: fake_trt.Gpu) -> None:
+    made = module()
+    for stream in (0, 0, 7, 7):
+        with gpu.use(fake_trt.Stream(stream)):
+            wide, turned = torch.rand(4, 3, dtype=torch.float64), torch.rand(3, 4).T
+            for x in (wide, turned, wide + 1, turned + 1, torch.rand(4, 3)):
+                assert torch.equal(made(x), 2 * x.float())
+    with pytest.raises(RunError, match="is int32, and the engine takes"):
+        made(wide.int())
+
+
 def test_each_call_has_outputs_of_its_own(gpu: fake_trt.Gpu) -> None:
     made = module()
     first = made(X)

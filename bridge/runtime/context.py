@@ -25,13 +25,20 @@ _T = TypeVar("_T")
 _empty_like, _CONTIGUOUS = torch.empty_like, torch.contiguous_format
 
 
+def _capturing() -> bool:
+    """Whether the caller is making a CUDA graph, which goes on using whatever memory is used now."""
+    return torch.cuda.is_current_stream_capturing()
+
+
 class _Slot:
     """What one input or output was in the last run: what is still so need not be told to TensorRT again."""
 
-    __slots__ = ("address", "dtype", "held", "like", "name", "shape")
+    __slots__ = ("address", "buffer", "dtype", "dtypes", "held", "like", "name", "shape")
 
     def __init__(self, spec: IOTensor) -> None:
         self.name, self.dtype = spec.name, spec.dtype
+        self.dtypes = (spec.dtype, spec.source_dtype)
+        """What may be given for it."""
         self.address = 0
         self.shape: Shape | None = None
         """None until it is known; of an output whose size the run finds out, always."""
@@ -39,6 +46,8 @@ class _Slot:
         """An output's shape and type, in one element of memory."""
         self.held: Callable[[], torch.Tensor | None] = _nothing
         """A weak reference to the input whose memory waits for the stream before it is used again."""
+        self.buffer: torch.Tensor | None = None
+        """Where an input is copied to that is not as TensorRT reads it; of the stream that is followed."""
 
 
 def _nothing() -> None:
@@ -116,7 +125,7 @@ class Context:
         self._stream, self._handle = stream, stream.cuda_stream
         self.to_hold = stream if self._handle else None
         for slot in self._inputs:
-            slot.held = _nothing
+            slot.held, slot.buffer = _nothing, None
 
     def follow_current(self) -> None:
         if self._handle_now(self.index) != self._handle:
@@ -153,14 +162,15 @@ class Context:
             return False
         index, stream = self.index, self.to_hold
         for slot, tensor in zip(self._inputs, inputs):  # noqa: B905 - of the same length
-            if (
-                tensor.shape != slot.shape
-                or tensor.dtype is not slot.dtype
-                or tensor.get_device() != index
-                or not tensor.is_contiguous()
-            ):
+            if tensor.shape != slot.shape or tensor.get_device() != index:
                 return False
-            address = tensor.data_ptr() or self._address_of_nothing
+            if tensor.dtype is slot.dtype and tensor.is_contiguous():
+                address = tensor.data_ptr() or self._address_of_nothing
+            elif slot.buffer is not None and tensor.dtype in slot.dtypes and not _capturing():
+                slot.buffer.copy_(tensor.detach(), non_blocking=True)
+                address = slot.buffer.data_ptr() or self._address_of_nothing
+            else:
+                return False
             if address != slot.address:
                 self._set_address(slot.name, address)
                 slot.address, slot.held = address, _nothing
@@ -176,6 +186,8 @@ class Context:
             self._set_address(slot.name, slot.address)
             if self.to_hold is not None and given.is_cuda:
                 given.record_stream(self.to_hold)
+            if tensor is not given and not self._special_inputs and not _capturing():
+                slot.buffer = tensor
 
     def _fit_all(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The inputs as TensorRT reads them, after it was told their shapes."""
@@ -231,7 +243,7 @@ class Context:
             if spec.on_host:
                 context.set_tensor_address(spec.name, tensor.data_ptr())
         for slot, tensor in zip(self._inputs, inputs, strict=True):
-            slot.shape, slot.address = tensor.shape, 0
+            slot.shape, slot.address, slot.buffer = tensor.shape, 0, None
         for slot, spec in zip(self._outputs, self.engine.outputs, strict=True):
             shape = tuple(context.get_tensor_shape(spec.name))
             known = all(size >= 0 for size in shape)
