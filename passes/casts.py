@@ -38,6 +38,10 @@ COMPUTE = frozenset(
     ("Attention", "Conv", "ConvTranspose", "DeformConv", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN")
 )
 """Operators that multiply and add; what they compute in is what a model computes in."""
+MASKING = frozenset(
+    ("Add", "Concat", "ConstantOfShape", "Expand", "Mul", "Pad", "ScatterElements", "ScatterND", "Sub", "Where")
+)
+"""Operators whose constants beyond the low type's range are masks: they stand for infinity."""
 ORIGIN = "bridge.rule"
 
 
@@ -127,6 +131,8 @@ class _Caster:
         self.lowered: dict[int, gs.Tensor] = {}
         self.copies: dict[int, gs.Tensor] = {}
         """Of a tensor (by its id), the one in the other type."""
+        self.masks: dict[int, gs.Tensor] = {}
+        """The same of constants that are masks."""
         self.after: dict[int, list[gs.Node]] = {}
         """Of a tensor, what has to follow its maker."""
         self.constants: list[tuple[gs.Constant, gs.Constant]] = []
@@ -197,7 +203,7 @@ class _Caster:
             if tensor.is_empty() or not (is_float32(tensor) or id(tensor) in self.lowered):
                 continue
             low = index in found.inputs or index in scanned or either.get(index, False)
-            node.inputs[index] = self._as_low(tensor) if low else self._as_float32(tensor)
+            node.inputs[index] = self._as_low(tensor, node.op in MASKING) if low else self._as_float32(tensor)
         if found.outputs:
             self.log.nodes.append(node.name)
         for index in sorted(found.outputs):
@@ -224,7 +230,7 @@ class _Caster:
             value = node.attrs.get("value")
             values = np.zeros(1, FLOAT32) if value is None else value
             constant = values if isinstance(values, gs.Constant) else Constant("value", np.asarray(values))
-            node.attrs["value"] = self._rounded(constant, node.name)
+            node.attrs["value"] = self._rounded(constant, node.name, self.low.mask)
         elif node.op == "DequantizeLinear" and is_float32(node.inputs[1]):
             node.attrs["output_dtype"] = self.low.number
 
@@ -233,14 +239,15 @@ class _Caster:
     def _as_float32(self, tensor: gs.Tensor) -> gs.Tensor:
         return self._copy(tensor, FLOAT32) if id(tensor) in self.lowered else tensor
 
-    def _as_low(self, tensor: gs.Tensor) -> gs.Tensor:
+    def _as_low(self, tensor: gs.Tensor, mask: bool = False) -> gs.Tensor:
+        """``mask``: of a constant, what is beyond the range stands for infinity, and is no bound."""
         if id(tensor) in self.lowered:
             return tensor
         if not isinstance(tensor, gs.Constant):
             source = self._widened(tensor)
             if source is not None:
                 return source
-        return self._copy(tensor, self.low.dtype)
+        return self._copy(tensor, self.low.dtype, mask)
 
     def _widened(self, tensor: gs.Tensor) -> gs.Tensor | None:
         """What the tensor was in the low type, where a Cast that the source has widened it: nothing is lost."""
@@ -249,20 +256,21 @@ class _Caster:
             return None
         return maker.inputs[0] if np.dtype(maker.inputs[0].dtype) == self.low.dtype else None
 
-    def _copy(self, tensor: gs.Tensor, dtype: np.dtype[Any]) -> gs.Tensor:
-        if id(tensor) in self.copies:
-            return self.copies[id(tensor)]
+    def _copy(self, tensor: gs.Tensor, dtype: np.dtype[Any], mask: bool = False) -> gs.Tensor:
         maker = tensor.inputs[0] if tensor.inputs else None
         constant = tensor if isinstance(tensor, gs.Constant) else _constant_of(maker)
+        copies = self.masks if mask and constant is not None and self._is_beyond(constant) else self.copies
+        if id(tensor) in copies:
+            return copies[id(tensor)]
         made: gs.Tensor
         if constant is not None:
-            made = self._rounded(constant, tensor.name)
+            made = self._rounded(constant, tensor.name, self.low.mask if mask else self.low.largest)
             self.constants.append((constant, made))
         else:
             shape = None if tensor.shape is None else list(tensor.shape)
             made = gs.Variable(self.names.new(f"{tensor.name}_{dtype.name}"), dtype, shape)
             self._add_cast(tensor, made, maker)
-        self.copies[id(tensor)] = made
+        copies[id(tensor)] = made
         return made
 
     def _add_cast(self, tensor: gs.Tensor, made: gs.Variable, maker: gs.Node | None) -> None:
@@ -273,7 +281,7 @@ class _Caster:
         if tensor.name in self.saturated and made.dtype == self.low.dtype:
             shape = None if tensor.shape is None else list(tensor.shape)
             source = gs.Variable(self.names.new(f"{tensor.name}_saturated"), FLOAT32, shape)
-            ends = [Constant(f"{tensor.name}_{end}", np.array(end, FLOAT32)) for end in _ends(self.low)]
+            ends = [Constant(f"{tensor.name}_{end}", np.array(end, FLOAT32)) for end in (-self.low.mask, self.low.mask)]
             clip = Node("Clip", self.names.new(f"{tensor.name}/saturate"), {}, [tensor, *ends], [source], domain="")
             clip.metadata = dict(metadata)
             behind.append(clip)
@@ -284,11 +292,13 @@ class _Caster:
         behind.append(node)
         self.log.casts += 1
 
-    def _rounded(self, constant: gs.Constant, name: str) -> gs.Constant:
-        largest = extent(constant).largest
-        if largest > self.low.largest:
-            self.log.clamped[name] = largest
-        return rounded_constant(constant, self.low, constant.name)
+    def _rounded(self, constant: gs.Constant, name: str, end: float) -> gs.Constant:
+        if self._is_beyond(constant):
+            self.log.clamped[name] = extent(constant).largest
+        return rounded_constant(constant, self.low, constant.name, end)
+
+    def _is_beyond(self, constant: gs.Constant) -> bool:
+        return extent(constant).largest > self.low.largest
 
     # the boundary, and what was added
 
@@ -334,10 +344,6 @@ class _Caster:
         for constant, made in self.constants:
             if (constant.outputs or id(constant) in boundary) and id(made) not in boundary:
                 made.name = self.names.new(f"{constant.name}_{self.low.name}")
-
-
-def _ends(low: LowType) -> tuple[float, float]:
-    return -low.largest, low.largest
 
 
 def _constant_of(maker: gs.Node | None) -> gs.Constant | None:

@@ -42,6 +42,11 @@ class LowType:
         return onnx_dtype(self.dtype)
 
     @property
+    def mask(self) -> float:
+        """The magnitude of what stands for infinity: a sum of two such, or of one and anything usual, is finite."""
+        return self.largest / 2
+
+    @property
     def tag(self) -> str:
         """Its name in schemas."""
         return f"tensor({self.name})"
@@ -240,12 +245,13 @@ def pieces(values: Any) -> Iterator[Array]:
 class RoundedValues(LazyValues):  # type: ignore[misc]
     """Values in a low type that are rounded when they are asked for, which is when the model is written.
 
-    What is finite stays finite: beyond the type's range it becomes the end of it.
+    What is finite stays finite: beyond the type's range it becomes ``end``, or its negative.
     """
 
-    def __init__(self, source: Array | LazyValues, low: LowType) -> None:
+    def __init__(self, source: Array | LazyValues, low: LowType, end: float) -> None:
         self.source = source
         self.low = low
+        self.end = end
         self.shape = tuple(source.shape)
         self.dtype = low.dtype
         self.nbytes = int(np.prod(self.shape, dtype=np.int64)) * low.dtype.itemsize
@@ -260,21 +266,24 @@ class RoundedValues(LazyValues):  # type: ignore[misc]
 
     def pieces(self) -> Iterator[Array]:
         for piece in pieces(self.source):
-            yield rounded(piece, self.low)
+            yield rounded(piece, self.low, self.end)
 
 
-def rounded(values: Array, low: LowType) -> Array:
-    """``values`` in the low type; finite ones stay finite."""
+def rounded(values: Array, low: LowType, end: float | None = None) -> Array:
+    """``values`` in the low type; finite ones beyond its range become ``end``, by default that of the range."""
     with np.errstate(over="ignore"):
         found = values.astype(low.dtype)
     beyond = np.isinf(found) & np.isfinite(values)
     if beyond.any():
-        found[beyond] = np.where(values[beyond] > 0, low.largest, -low.largest).astype(low.dtype)
+        largest = float(np.abs(found[np.isfinite(found)], dtype=low.dtype).max(initial=0))
+        last = low.largest if end is None or largest > end else end  # which is not to come before what is in the range
+        found[beyond] = np.where(values[beyond] > 0, last, -last).astype(low.dtype)
     return found
 
 
-def rounded_constant(constant: gs.Constant, low: LowType, name: str) -> Constant:
+def rounded_constant(constant: gs.Constant, low: LowType, name: str, end: float) -> Constant:
     """The constant in the low type, under another name."""
     values = constant._values
-    stored = isinstance(values, StoredValues) and values.nbytes > PIECE
-    return Constant(name, RoundedValues(values, low) if stored else rounded(np.array(constant.values), low))
+    if isinstance(values, StoredValues) and values.nbytes > PIECE:
+        return Constant(name, RoundedValues(values, low, end))
+    return Constant(name, rounded(np.array(constant.values), low, end))

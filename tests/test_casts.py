@@ -357,6 +357,12 @@ def test_rounding_keeps_finite_values_finite() -> None:
         rounded(values, low_type("float16"))
 
 
+def test_masks_leave_room_for_what_they_are_added_to() -> None:
+    low = low_type("float16")
+    np.testing.assert_array_equal(rounded(np.array([-1e9, 1.0], np.float32), low, low.mask), [-32752, 1])
+    np.testing.assert_array_equal(rounded(np.array([-1e9, -4e4], np.float32), low, low.mask), [-65504, -4e4])
+
+
 def test_clamped_constants_are_told(tmp_path: Path) -> None:
     text = "g (float[2] x) => (float[2] y) <float[2] big = {1e9, -3.4e38}> { y = Add(x, big) }"
     _, log = half(parse(text), "float16", tmp_path)
@@ -369,7 +375,8 @@ def test_a_mask_stays_one_even_where_all_is_masked(low: str, tmp_path: Path) -> 
     text = """g (float[2,4] x, float[2,4] m) => (float[2,4] y)
     <float one = {1}, float least = {-3.4028234663852886e38}>
     { n = Sub(one, m)  a = Mul(n, least)  s = Add(x, a)  y = Softmax<axis = -1>(s) }"""
-    feeds = {"x": np.zeros((2, 4), np.float32), "m": np.array([[1, 1, 0, 0], [0, 0, 0, 0]], np.float32)}
+    x = np.array([[0, 0, 0, 0], [-40, -40, -40, -40]], np.float32)
+    feeds = {"x": x, "m": np.array([[1, 1, 0, 0], [0, 0, 0, 0]], np.float32)}
     for fp32 in ((), {"n", "a"}, {"n", "a", "s"}):
         graph = from_proto(parse(text))
         cast(graph, low, fp32, saturated={"a", "s"})
