@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .models import CASES, MODELS
-from .timing import Call, GpuClock, interleaved, read_json, words, write_json
+from .timing import Call, GpuClock, interleaved, paired, read_json, words, write_json
 from .workers import Pool, Row, Say, Work, onnx_runtime_threads
 
 NEVER = 1e9
@@ -179,7 +179,7 @@ def time_one(out: Path, rounds: int, name: str, say: Say) -> Row:
             session = Session(folder, name, row, say)
             say("time")
             blocks = interleaved(session.ways, GpuClock(), rounds=rounds)
-            row["ways"], row["differences"] = blocks.rows(), differences(blocks)
+            row["ways"], row["differences"] = blocks.rows(), differences(session.ways, blocks)
             row["failed_ways"] |= blocks.failed
             say("polygraphy")
             session.polygraphy(rounds)
@@ -198,18 +198,21 @@ def time_one(out: Path, rounds: int, name: str, say: Say) -> Row:
     return row
 
 
-def differences(blocks: Any) -> dict[str, Any]:
-    """What the bars are about."""
-    pairs = {
-        "module - raw": ("module", "raw"),
-        "module_engine_types - raw": ("module_engine_types", "raw"),
-        "module_graph - raw_graph": ("module_graph", "raw_graph"),
-        "module_graph - raw_graph_copied_out": ("module_graph", "raw_graph_copied_out"),
-        "allocating - raw": ("allocating", "raw"),
-        "module - allocating": ("module", "allocating"),
+def differences(ways: dict[str, Call], blocks: Any) -> dict[str, Any]:
+    """What the bars are about, of call and call in turns; and of the calls in rows, back to back (``in_rows``)."""
+    pairs = (
+        ("module", "raw"),
+        ("module_engine_types", "raw"),
+        ("module_graph", "raw_graph"),
+        ("module_graph", "raw_graph_copied_out"),
+        ("allocating", "raw"),
+        ("module", "allocating"),
+    )
+    return {
+        f"{one} - {other}": {**paired(ways[one], ways[other], GpuClock()), "in_rows": blocks.difference(one, other)}
+        for one, other in pairs
+        if one in blocks.host and other in blocks.host
     }
-    found = {key: blocks.difference(*pair) for key, pair in pairs.items()}
-    return {key: value for key, value in found.items() if value is not None}
 
 
 class Session:

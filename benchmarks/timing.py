@@ -185,6 +185,24 @@ def interleaved(
     return blocks
 
 
+WARM_PAIRS = 5
+"""Calls that are not counted: a way that was not used for a while is slower."""
+
+
+def paired(one: Call, other: Call, clock: Clock, pairs: int = 100) -> dict[str, float]:
+    """How much longer a call of ``one`` takes than one of ``other``, from the call to the end of its work: they are
+    called in turns, so that what slows a GPU of several milliseconds a call moves both alike."""
+    calls, found = (one, other), []
+    with no_collection():
+        for turn in range(WARM_PAIRS + pairs):
+            times = [0.0, 0.0]
+            for place in (0, 1) if turn % 2 == 0 else (1, 0):
+                times[place] = host_times(calls[place], clock, 1)[0]
+            found.append((times[0] - times[1], 100 * (times[0] / times[1] - 1)))
+    differences, shares = zip(*found[WARM_PAIRS:], strict=True)
+    return {"host_us": round(median(differences), 3), "host_percent": round(median(shares), 3), "pairs": pairs}
+
+
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all, and on the disk when it returns."""
     partial = path.with_name(f"{path.name}.part")

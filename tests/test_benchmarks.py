@@ -67,6 +67,12 @@ def test_a_difference_is_found_while_the_clock_drifts(monkeypatch: pytest.Monkey
     assert blocks.difference("module", "nothing") is None
 
 
+def test_a_difference_of_calls_in_turns_is_that_of_each_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = DriftingClock(monkeypatch)
+    found = timing.paired(clock.call(110), clock.call(100), clock, pairs=40)
+    assert found["host_us"] == pytest.approx(10, abs=2) and found["pairs"] == 40
+
+
 def test_a_way_that_fails_on_the_way_is_given_up_and_named() -> None:
     calls = 0
 
