@@ -11,6 +11,7 @@ A precision file (YAML or JSON) says it once, and by pattern where a part of the
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -63,6 +64,7 @@ class Rule:
         return int(self.kind == "op" and bool(exact.fullmatch(operator)))
 
 
+@functools.lru_cache(1024)
 def _expressions(pattern: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     text = "".join({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in pattern)
     return re.compile(text, re.DOTALL), re.compile(rf"{text}(\..*)?", re.DOTALL)

@@ -215,7 +215,7 @@ class _Analysis:
                 self.masks.update(beyond)
             if known.largest > self.low.largest and not mask:
                 self._keep(node, f"a constant of {_number(known)} is beyond the range of {self.low.name}")
-                if max(beyond) > 0 and node.op in ("Add", "Mul"):
+                if max(beyond) > 0 and node.op in ("Add", "Conv", "ConvTranspose", "Gemm", "MatMul", "Mul"):
                     self.large.update(id(tensor) for tensor in node.outputs if tensor.name not in self.ranges)
             if 0 < known.largest < self.low.smallest:
                 self._keep(node, f"a constant of {_number(known)} is too small for {self.low.name}")

@@ -295,6 +295,15 @@ def test_a_large_factor_is_no_mask() -> None:
     assert assigned(model, "fp16", seen).fp32 == {"a"}
 
 
+def test_weights_beyond_the_range_stay_in_float32_with_what_reads_their_products() -> None:
+    model = parse(
+        """g (float[1,2] x) => (float[1,2] y) <float[2,2] big = {1e6, 1, 2, 3}, float[2,2] w>
+        { a = MatMul(x, big)  b = Relu(a)  c = MatMul(b, w)  y = MatMul(c, w) }"""
+    )
+    assert assigned(model).fp32 == {"a", "b", "c"}
+    assert not assigned(model, "bf16").fp32
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_small_epsilon_does_not_vanish(precision: str, tmp_path: Path) -> None:
     model = parse(
