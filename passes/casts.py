@@ -325,8 +325,6 @@ class _Caster:
         return copy
 
     def _place(self, scope: gs.Graph) -> None:
-        if not self.after:
-            return
         nodes: list[gs.Node] = self._behind(scope.inputs)
         for node in scope.nodes:
             for body in bodies(node):
