@@ -19,13 +19,13 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from .errors import RunError, UsageError
 from .layers import LayerError, Total
 from .pairs import APART, Pairs
-from .rounded import LOW_TYPES, Rounded, captured, plain, rounded
+from .rounded import LOW_TYPES, Rounded, captured, make, plain, rounded
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 Run = Callable[[Feeds], dict[str, Array]]
 
-CHUNK_BYTES = 256 << 20
+CHUNK_BYTES = 1 << 30
 """Bytes of tensors that ``layer_errors`` holds at a time."""
 
 
@@ -49,6 +49,7 @@ class Evaluator:
         self.outputs = [item.name for item in model.graph.output]
         self.input_types = {item.name: item.type.tensor_type.elem_type for item in model.graph.input}
         self.copy: Rounded = rounded(model)
+        self.made = {output for node in self.copy.model.graph.node for output in node.output}
 
     @classmethod
     def of(cls, path: Path) -> Evaluator:
@@ -95,27 +96,10 @@ class Evaluator:
         """An ONNX Runtime session, and the names under which it gives the tensors ``wanted``."""
         import onnxruntime as ort
 
-        model, whole = self.copy.model, self.copy.model.graph
-        needed = needed_nodes(whole, wanted)
-        part = GraphProto(name=whole.name, node=needed)
-        read = captured(needed) | set(wanted)
-        part.input.extend(item for item in whole.input if item.name in read)
-        part.initializer.extend(item for item in whole.initializer if item.name in read)
-        part.sparse_initializer.extend(item for item in whole.sparse_initializer if item.values.name in read)
-        fetched = []
-        for name in wanted:
-            # Neither types that NumPy lacks go to Python, nor tensors that no node makes.
-            op, kind = ("Shape", TensorProto.INT64) if shapes else ("Identity", self.copy.types[name])
-            if kinds[name].isbuiltin != 1:
-                op, kind = "Cast", TensorProto.FLOAT
-            fetched.append(f"{name}/fetched")
-            node = part.node.add(op_type=op, name=fetched[-1], input=[name], output=[fetched[-1]])
-            if op == "Cast":
-                node.attribute.append(onnx.helper.make_attribute("to", kind))
-            part.output.append(onnx.helper.make_tensor_value_info(fetched[-1], kind, None))
-        ready = ModelProto(ir_version=model.ir_version, graph=part)
-        ready.opset_import.extend(model.opset_import)
-        ready.functions.extend(model.functions)
+        part, fetched = self._part(wanted, kinds, shapes)
+        ready = ModelProto(ir_version=self.copy.model.ir_version, graph=part)
+        ready.opset_import.extend(self.copy.model.opset_import)
+        ready.functions.extend(self.copy.model.functions)
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
@@ -124,6 +108,37 @@ class Evaluator:
             return ort.InferenceSession(ready.SerializeToString(), options, providers=["CPUExecutionProvider"]), fetched
         except refusals() as error:
             raise RunError(f"{self.name} does not run: {_words(error)}") from error
+
+    def _part(
+        self, wanted: Sequence[str], kinds: Mapping[str, np.dtype[Any]], shapes: bool
+    ) -> tuple[GraphProto, list[str]]:
+        """What of the copy makes the tensors ``wanted``, and the names of its outputs."""
+        whole, last = self.copy.model.graph, []
+        part = GraphProto(name=whole.name)
+        fetched, sources = [], []
+        for name in wanted:
+            # Neither types that NumPy lacks go to Python, nor tensors that no node makes.
+            op, kind, source = "Identity", self.copy.types[name], name
+            if shapes:
+                op, kind = "Shape", TensorProto.INT64
+            elif name in self.copy.wide:
+                op, kind, source = "", TensorProto.FLOAT, self.copy.wide[name]
+            elif kinds[name].isbuiltin != 1:
+                op, kind = "Cast", TensorProto.FLOAT
+            elif name in self.made:
+                op = ""
+            sources.append(source)
+            fetched.append(f"{source}/fetched" if op else source)
+            if op:
+                last.append(make(op, source, fetched[-1], kind if op == "Cast" else None))
+            part.output.append(onnx.helper.make_tensor_value_info(fetched[-1], kind, None))
+        needed = needed_nodes(whole, sources)
+        read = captured(needed) | set(sources)
+        part.node.extend((*needed, *last))
+        part.input.extend(item for item in whole.input if item.name in read)
+        part.initializer.extend(item for item in whole.initializer if item.name in read)
+        part.sparse_initializer.extend(item for item in whole.sparse_initializer if item.values.name in read)
+        return part, fetched
 
     def _given(self, feeds: Feeds) -> dict[str, Array]:
         """The inputs in the types that the copy takes."""

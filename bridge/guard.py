@@ -133,8 +133,8 @@ def _not_quantised(precision: str, low: Sequence[Layer], wanted: Mapping[int, st
 def _largest(others: Sequence[Mapping[str, Any]]) -> str:
     if not others:
         return (
-            ". The precision setting itself keeps every layer in it: by its rules, or since their values would leave "
-            "the range. Relax the rules, ask for bf16, whose range is that of fp32, or ask for fp32"
+            ". Every layer was to be kept in it: by a rule, because its values would leave the range, or because the "
+            "target has no such kernels. Relax the rules, ask for bf16, whose range is that of fp32, or ask for fp32"
         )
     named = ", ".join(f"{item['node'] or item['name']} ({item['precision']})" for item in others[:3])
     return f". The largest layers that are not in what was asked: {named}. Ask for fp32 if that is what is wanted"

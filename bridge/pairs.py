@@ -17,6 +17,8 @@ from .rounded import LOW_TYPES, captured
 APART = "/by itself"
 """Behind the name of a tensor that a node makes of what it is given, and no other node reads."""
 FLOATS = frozenset((TensorProto.FLOAT, TensorProto.DOUBLE)) | LOW_TYPES
+MOST = 1000
+"""Pairs in a chunk: what ONNX Runtime takes to load a model grows with the square of its outputs."""
 HELD = 4
 """How often a compared tensor is in memory: from either model, and from either node by itself."""
 
@@ -175,7 +177,7 @@ class Pairs:
             read = {self.same[name] for name in self._needs_low(pair)[0]} | self._needs_reference(pair)[0]
             made = HELD * sizes.get(pair.tensor, 0)
             more = made + sum(sizes.get(name, 0) for name in read - taken)
-            if chunk and total + more > limit:
+            if len(chunk) == MOST or (chunk and total + more > limit):
                 yield chunk
                 chunk, taken, total = [], set(), 0
                 more = made + sum(sizes.get(name, 0) for name in read)

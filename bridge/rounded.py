@@ -53,6 +53,8 @@ class Rounded:
     """Element types of the main graph's tensors, as they are in the model that was copied."""
     inputs: dict[str, str]
     """By the name of an input in that model, its name in the copy: those of low types are taken as float32."""
+    wide: dict[str, str]
+    """By the name of a low tensor of the main graph, that of the same values in float32, where something reads them."""
 
 
 @dataclass
@@ -154,7 +156,7 @@ def rounded(model: ModelProto) -> Rounded:
             info = wide
         graph.input.append(info)
     _replace(graph, scope, names)
-    return Rounded(copy, types, inputs)
+    return Rounded(copy, types, inputs, scope.wide)
 
 
 def _scope(graph: GraphProto, outer: Scope | None) -> Scope:
@@ -209,7 +211,7 @@ def _node(node: NodeProto, scope: Scope, names: Names) -> None:
     scope.nodes.append(copy)
     for index, name in low_outputs:
         if casts:  # which rounds by itself
-            scope.nodes.append(_make("Identity", copy.output[index], name))
+            scope.nodes.append(make("Identity", copy.output[index], name))
         else:
             _round(copy.output[index], name, scope, names)
 
@@ -226,8 +228,8 @@ def _widen_attributes(node: NodeProto) -> None:
 def _round(source: str, name: str, scope: Scope, names: Names) -> None:
     """Makes the low tensor ``name`` of the float32 tensor ``source``."""
     low = names.new(f"{name}/low")
-    scope.nodes.append(_make("Cast", source, low, scope.types[name]))
-    scope.nodes.append(_make("Identity", low, name))
+    scope.nodes.append(make("Cast", source, low, scope.types[name]))
+    scope.nodes.append(make("Identity", low, name))
 
 
 def _wide(name: str, scope: Scope, names: Names) -> str:
@@ -236,11 +238,12 @@ def _wide(name: str, scope: Scope, names: Names) -> str:
     assert home is not None
     if name not in home.wide:
         home.wide[name] = names.new(f"{name}/wide")
-        home.nodes.append(_make("Cast", name, home.wide[name], TensorProto.FLOAT))
+        home.nodes.append(make("Cast", name, home.wide[name], TensorProto.FLOAT))
     return home.wide[name]
 
 
-def _make(op: str, source: str, output: str, to: int | None = None) -> NodeProto:
+def make(op: str, source: str, output: str, to: int | None = None) -> NodeProto:
+    """A node of one input, called like its output; ``to`` is a Cast's type."""
     node = NodeProto(op_type=op, input=[source], output=[output])  # nodes of the model may be called as their outputs
     if to is not None:
         node.attribute.append(onnx.helper.make_attribute("to", to))
