@@ -178,6 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--target", default="tensorrt-rtx-1.7", help="what the model is rewritten for")
     parser.add_argument("--build", action="store_true", help="build the quantised models for the target too")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # the models are so small that threads wait for each other, above all on a busy machine
     digits, worse = Digits.load(), 0
     for name in options.model or MODELS:
         began = time.perf_counter()
