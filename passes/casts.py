@@ -172,6 +172,7 @@ class _Caster:
         found = []
         end = len(body.inputs)
         first = end - int(scan.attrs["num_scan_inputs"])
+        ahead = len(scan.inputs) - end  # before opset 9, the lengths
         for index in range(first, end):
             formal, copy = body.inputs[index], self.copies.get(id(body.inputs[index]))
             behind = self.after.get(id(formal), [])
@@ -183,7 +184,7 @@ class _Caster:
             self.log.casts -= 1
             if formal.outputs or any(formal is tensor for tensor in body.outputs):
                 body.inputs.append(copy)
-                scan.inputs.append(scan.inputs[index])
+                scan.inputs.append(scan.inputs[index + ahead])
                 scan.attrs["num_scan_inputs"] += 1
                 for name in ("scan_input_axes", "scan_input_directions"):
                     if name in scan.attrs:
@@ -191,7 +192,7 @@ class _Caster:
                 found.append(len(scan.inputs) - 1)
             else:
                 body.inputs[index], copy.name = copy, formal.name
-                found.append(index)
+                found.append(index + ahead)
         return frozenset(found)
 
     def _node(self, node: gs.Node, opset: int, scanned: frozenset[int]) -> None:

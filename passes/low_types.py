@@ -76,6 +76,9 @@ KEPT = {
 }
 """Type variables that keep the type they have: nothing is gained by rounding what they stand for."""
 
+COUPLED = {"RMSNormalization": ("T",)}
+"""Type variables of inputs alone that go low with the outputs all the same: shape inference takes them for one."""
+
 TYPE_ATTRIBUTES = {
     "Bernoulli": "dtype",
     "BlackmanWindow": "output_datatype",
@@ -173,6 +176,7 @@ def ports(node: gs.Node, opset: int, low: LowType) -> Ports:
     }
     kept = KEPT.get(node.op, ())
     lowered = {name for name in free & made if name not in kept}
+    lowered |= {name for name in COUPLED.get(node.op, ()) if lowered and name in free}
     return Ports(
         frozenset(index for index, name in enumerate(known.inputs) if name in lowered and _there(node.inputs[index])),
         frozenset(index for index, name in enumerate(known.outputs) if name in lowered and _there(node.outputs[index])),

@@ -30,6 +30,7 @@ DEFAULTS: Mapping[str, tuple[str, ...]] = {
     "it draws numbers": (
         *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
     ),
+    "it writes into a tensor of the caller's": ("TensorScatter",),
     "it is a loss": ("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"),
 }
 """Operators that are left in float32 by default, by the reason why."""
@@ -324,14 +325,18 @@ class _Analysis:
             if maker is not None and maker.op in WIDE:
                 return self._keep(node, f"it scales what {maker.op} computes in float32")
         square = node.op == "Mul" and len(free) == 2 and free[0] is free[1]
+        if node.op in ARITHMETIC and all(
+            any(id(tensor) in self.carried for tensor in tensors) for tensors in (free, node.outputs)
+        ):
+            return self._keep(node, "it adds up from round to round")
         if node.op in ARITHMETIC and self._ends_in(self.carried, node):
             inside = (id(tensor) in self.carried or self._kept_maker(tensor) for tensor in free)
             if square or any(inside):
                 return self._keep(node, "it is arithmetic between nodes in float32")
-        if node.op in MOVEMENT and self._ends_in(self.boundary, node):
-            inside = (_maker(tensor) is None or self._kept_maker(tensor) for tensor in free)
-            if all(inside) or node.op == "DequantizeLinear":
-                return self._keep(node, "it hands on what is float32 on both sides")
+        if node.op not in MOVEMENT or not self._ends_in(self.boundary, node):
+            return False
+        if node.op == "DequantizeLinear" or all(map(self._is_float32_until, free)):
+            return self._keep(node, "it hands on what is float32 on both sides")
         return False
 
     def _source(self, tensor: gs.Tensor) -> gs.Node | None:
@@ -342,6 +347,23 @@ class _Analysis:
                 break
             maker = _maker(maker.inputs[0])
         return maker if maker is not None and id(maker) in self.kept else None
+
+    def _is_float32_until(self, tensor: gs.Tensor) -> bool:
+        """Whether it holds what is float32 anyway (of a node or of the caller) and was only handed on since."""
+        waiting, seen = [tensor], {id(tensor)}
+        while waiting:
+            one = waiting.pop()
+            maker = _maker(one)
+            if maker is None or self._kept_maker(one):
+                continue
+            if maker.domain or maker.op not in MOVEMENT or maker.op in ("Cast", "DequantizeLinear"):
+                return False
+            more = [
+                item for item in maker.inputs if is_float32(item) and not _is_constant(item) and id(item) not in seen
+            ]
+            seen.update(map(id, more))
+            waiting.extend(more)
+        return True
 
     def _kept_maker(self, tensor: gs.Tensor) -> bool:
         maker = _maker(tensor)

@@ -348,6 +348,23 @@ def test_what_a_loop_adds_up_is_added_in_float32() -> None:
     assert assigned(model).nodes == {"h": "fp16", "s2": "fp32"}
 
 
+def test_what_a_scan_adds_up_and_puts_out_is_added_in_float32() -> None:
+    model = parse(
+        """g (float[2] s0, float[5,2] xs) => (float[2] s, float[5,2] ys) <float[2,2] w>
+        { s, ys = Scan <num_scan_inputs = 1, body = b (float[2] s1, float[2] x1) => (float[2] s2, float[2] y1)
+          { h = MatMul(x1, w)  s2 = Add(s1, h)  y1 = Identity(s2) }> (s0, xs) }"""
+    )
+    assert assigned(model).nodes == {"h": "fp16", "s2": "fp32", "y1": "fp32"}
+
+
+def test_what_only_hands_on_between_nodes_in_float32_does_so_too() -> None:
+    model = parse(
+        """g (float[2,3] x) => (float[3,2] y) <int64[2] sh = {3, 2}>
+        { e = Exp(x)  t = Transpose(e)  r = Reshape(t, sh)  l = Log(r)  y = Transpose<perm = [0, 1]>(l) }"""
+    )
+    assert assigned(model).fp32 == {"e", "t", "r", "l", "y"}
+
+
 def test_a_model_of_arithmetic_alone_is_low_all_the_same() -> None:
     assert assigned(parse("g (float[4] x, float[4] z) => (float[4] y) { a = Mul(x, z)  y = Add(a, x) }")).fp32 == set()
 
