@@ -80,7 +80,7 @@ class Samples:
     # what a data set holds
 
     def _read(self, item: Any) -> Feeds:
-        """The inputs alone: what else an item holds (a target) the module does not take."""
+        """The inputs alone: what else a torch data set's item holds (a target) the module does not take."""
         try:
             return self.read(item)
         except UsageError:
@@ -92,15 +92,17 @@ class Samples:
             raise
 
     def _parts(self, item: Any) -> Iterator[Any]:
-        if isinstance(item, Mapping):
+        if isinstance(item, np.ndarray):
+            yield (item,)
+        elif not _of_torch(self.given):
+            return
+        elif isinstance(item, Mapping):
             known = {name.partition(".")[0] for name in self.example}
             yield {key: value for key, value in item.items() if key in known}
         elif isinstance(item, (tuple, list)):
             yield from (tuple(item[:count]) for count in range(len(item) - 1, 0, -1))
             if item and isinstance(item[0], (tuple, list, Mapping)):
                 yield item[0]
-        elif isinstance(item, np.ndarray):
-            yield (item,)
 
     def _pieces(self, feeds: Feeds) -> Iterator[Feeds]:
         """A batch as it is or, where the model takes fewer rows at a time, in pieces of as many as the example has."""
@@ -199,6 +201,11 @@ def _listed(folder: Path) -> Sequence[Path]:
 def _is_loader(given: Any) -> bool:
     """Whether it is a torch DataLoader, or one of the kind; torch need not be imported to tell."""
     return any(base.__name__ == "DataLoader" for base in type(given).__mro__)
+
+
+def _of_torch(given: Any) -> bool:
+    """Whether it is one of torch's data sets or loaders, whose items are often pairs of inputs and a target."""
+    return _is_loader(given) or any(base.__module__.startswith("torch.utils.data") for base in type(given).__mro__)
 
 
 def _values(given: Any) -> Iterator[Any]:

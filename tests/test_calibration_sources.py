@@ -60,11 +60,10 @@ def pairs() -> TensorDataset:
         ListDataset([(torch.from_numpy(ROWS[index : index + 2]),) for index in (0, 2, 4)]),
         lambda: ((torch.from_numpy(ROWS[index : index + 2]),) for index in (0, 2, 4)),
         lambda: [ROWS[0:2], ROWS[2:4], ROWS[4:6]],
-        [(torch.from_numpy(ROWS[index : index + 2]), torch.tensor([1, 2])) for index in (0, 2, 4)],
-        [{"x": ROWS[index : index + 2], "target": np.zeros(2)} for index in (0, 2, 4)],
+        TensorDataset(torch.from_numpy(ROWS[:6]).reshape(3, 2, 6), torch.arange(3)),
         DataLoader(TensorDataset(torch.from_numpy(ROWS[:6]), torch.arange(6)), batch_size=2),
     ],
-    ids=["sequence", "Dataset", "generator", "function", "pairs", "mappings", "DataLoader"],
+    ids=["sequence", "Dataset", "generator", "function", "pairs", "DataLoader"],
 )
 def test_inputs_come_from_whatever_holds_them(given: Any, tmp_path: Path) -> None:
     made = calibrated(given, tmp_path)
@@ -171,6 +170,8 @@ def test_a_source_that_cannot_be_used_is_refused_with_what_can(tmp_path: Path) -
     for given, words in cases.items():
         with pytest.raises(UsageError, match=words):
             calibrated(given, tmp_path / "out")
+    with pytest.raises(UsageError, match="item 0: inputs"):
+        calibrated([(torch.from_numpy(ROWS[:2]), torch.zeros(2))], tmp_path / "out")
     with pytest.raises(UsageError, match="item 0: cannot be read: ZeroDivisionError"):
         calibrated(lambda: (1 / 0 for _ in range(2)), tmp_path / "out")
     with pytest.raises(UsageError, match="the first axis is that of the samples, and has the sizes 'a' 3, 'b' 4"):
