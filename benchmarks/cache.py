@@ -26,7 +26,8 @@ from unittest import mock
 import torch
 
 import bridge
-from bridge import ConversionResult, cache, caching, pipeline
+from bridge import ConversionResult, cache, caching
+from bridge.stages import state
 
 from .overhead import MIB, large, resnet50
 
@@ -37,8 +38,8 @@ PARTS: tuple[tuple[str, Any, str], ...] = (
     ("engine linked and verified", cache.EngineCache, "take"),
     ("engine hashed and stored", cache.EngineCache, "put"),
     ("outputs stored", cache.EngineCache, "put_outputs"),
-    ("outputs compared", pipeline, "compare_stages"),
-    ("ONNX Runtime", pipeline, "run_stage"),
+    ("outputs compared", state, "compare_stages"),
+    ("ONNX Runtime", state, "run_stage"),
 )
 
 

@@ -158,14 +158,14 @@ def _warn_of_converters() -> None:
         )
 
 
-def _precision(options: dict[str, Any], fp16_mode: bool, int8_mode: bool) -> str:
+def _precision(options: dict[str, Any], fp16_mode: bool, int8_mode: bool) -> Any:
     """What ``convert`` calls the modes; where several are on, all of them."""
     modes = {"int8": int8_mode, "fp16": fp16_mode, "bf16": options.pop("bf16_mode", False)}
     asked = "+".join(name for name, on in modes.items() if on)
     precision = options.pop("precision", None)
     if precision is not None and asked and precision != asked:
         raise UsageError(f"precision {precision!r}: the modes ask for {asked}; give one of the two.")
-    return str(precision or asked or "fp32")
+    return precision or asked or "fp32"
 
 
 def _calibration(

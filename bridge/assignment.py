@@ -57,9 +57,9 @@ def assign(graph: gs.Graph, precision: Precision, ranges: Mapping[str, Range] | 
     from passes.low_types import low_type
     from passes.raising import NEWEST, needed_opset, raise_for
 
-    lacking = target.lacks_precision(precision.half) if precision.half and not target.strongly_typed else ""
+    lacking = target.lacks_type(precision.half_dtype) if precision.half else ""
     if lacking:
-        raise UsageError(f"precision {precision.name!r}: {target} {lacking}; take another precision or target.")
+        raise UsageError(f"precision {precision.name!r}: {target} {lacking}.")
     if computes_in_half(graph):
         return Assignment(notes=("the model computes in 16 bits already: its types are left as they are",))
     prepare(graph)

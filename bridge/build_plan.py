@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .calibration import Calibration, Read, write_calibration
+from .calibration import Calibration
 from .errors import UsageError
-from .inputs import Array, Profiles
-from .precision import calibrates
 from .workspace import CALIBRATION, Workspace
 
 if TYPE_CHECKING:
@@ -54,38 +52,29 @@ class BuildPlan:
 def plan_build(
     settings: Settings,
     graph: gs.Graph,
-    read: Read,
-    example: Mapping[str, Array],
-    allowed: Profiles,
-    workspace: Workspace,
     of_torch: bool,
     layer_precisions: Mapping[str, str] | None = None,
+    calibration: Calibration | None = None,
 ) -> BuildPlan:
-    """The plan for the rewritten ``graph``. ``read``, ``example`` and ``allowed`` (the profiles' hull) are for the
-    calibration; ``layer_precisions`` is what its nodes are assigned, by default what their own tensors say.
+    """The plan for ``graph``, the model that the parser is given.
 
-    Raises UsageError where device_types names modules that no node comes from, or calibration inputs do not fit.
+    ``layer_precisions`` is what its nodes are assigned, by default what their own tensors say; ``calibration``, what
+    TensorRT's own calibrator is shown. Raises UsageError where device_types names modules that no node comes from.
     """
     devices, notes = _devices(settings, graph, of_torch)
-    calibration = None
-    if calibrates(settings.precision) and settings.build and settings.target.installed:
-        if _operators(graph) & set(QUANTISERS):
-            notes.append("the model quantises by itself: it is not calibrated")
-        else:
-            folder, cache = workspace.partial / "calibration", workspace.partial / CALIBRATION
-            items, algorithm = settings.calibration, settings.calibration_algorithm
-            calibration = write_calibration(items, read, example, allowed, folder, algorithm, cache)
-            if items is None:
-                notes.append("calibrated with the example inputs alone: give calibration= typical ones")
+    precision = settings.precision
+    if calibration is not None and _operators(graph) & set(QUANTISERS):
+        notes.append("the model quantises by itself: it is not calibrated")
+        calibration = None
     own = _own_precisions(graph)
     low_types = tuple(sorted(set(own.values()) - {"fp32"}))
     if not layer_precisions and low_types:
         layer_precisions = own
     return BuildPlan(
-        settings.precision,
+        precision.name,
         layer_precisions or {},
         low_types,
-        _made_by(graph) if layer_precisions or settings.precision != "fp32" else {},
+        _made_by(graph) if layer_precisions or not precision.plain else {},
         settings.builder.given(),
         devices,
         calibration,

@@ -72,7 +72,9 @@ def check_calibration(calibration: Any, algorithm: str, wanted: bool) -> None:
     if calibration is None:
         return
     if not wanted:
-        raise UsageError("calibration: only precision 'int8' and 'int8+fp16' are calibrated; leave it out.")
+        raise UsageError(
+            "calibration: nothing is computed in a lower precision, for which values would count; leave it out."
+        )
     check_source(calibration)
 
 

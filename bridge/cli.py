@@ -42,8 +42,8 @@ failed was wrongly described; 1 for any other failure.
 _TARGET = "tensorrt or tensorrt-rtx, with a version where it is not the installed one (default: auto)"
 _PLUGINS = "a function that makes plugins known (bridge.register_plugin); repeat for more"
 _PRECISION = (
-    "what TensorRT 8 to 10 may compute in: fp32, fp16, bf16, int8 or int8+fp16 (default: fp32); others compute in the "
-    "types of the model"
+    "what is computed in what: fp32 (the default), fp16, bf16, int8, fp8, int4, two of them (int8+fp16), or the path of "
+    "a precision file"
 )
 _BUILDER = "a setting of the builder (bridge.BuildSettings), such as workspace=1073741824; repeat for more"
 _SHAPES = (
@@ -144,7 +144,7 @@ def _describe_convert(parser: argparse.ArgumentParser) -> None:
     add = options.add_argument
     add("--target", help=_TARGET)
     add("--precision", help=_PRECISION)
-    add("--calibration", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns typical inputs, for int8")
+    add("--calibration", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns typical inputs")
     add("--calibration-algorithm", metavar="NAME", help="entropy (the default), entropy_legacy, minmax or legacy")
     add("--inputs", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns the inputs to compare with")
     add(

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import RunError
-from .precision import AS_A_WHOLE, ROUNDED_TO, calibrates
+from .precision import default_tolerance
 from .result import Comparison, Histogram, Tolerance
 
 Array = npt.NDArray[Any]
@@ -49,10 +49,10 @@ def tolerance_for(output: str, reference: str, candidate: str, given: Tolerances
         return EXACT
     if given and "" in given:
         return given[""]
-    if calibrates(precision):
-        return AS_A_WHOLE
-    kinds = (reference, candidate, ROUNDED_TO.get(precision, reference))
-    return DEFAULT_TOLERANCES[next(name for name in _COARSENESS if name in kinds)]
+    lowered = default_tolerance(precision)
+    if lowered is not None:
+        return lowered
+    return DEFAULT_TOLERANCES[next(name for name in _COARSENESS if name in (reference, candidate))]
 
 
 def compare_arrays(
@@ -97,8 +97,8 @@ def compare_arrays(
         error = np.abs(b - a)
     figures = _figures(a[finite], b[finite], error[finite], used)
     placed = bool((same | finite).all())
-    if used is AS_A_WHOLE:
-        share, note = _as_a_whole(a[finite], error[finite], figures["cosine_similarity"])
+    if used.whole:
+        share, note = _as_a_whole(a[finite], error[finite], used, figures["cosine_similarity"])
         figures = {**figures, "tolerance_used": share}
         return Comparison(**frame, **figures, agreed=placed and share is not None and share <= 1, note=note)
     return Comparison(**frame, **figures, agreed=placed and _within(a[finite], error[finite], used))
@@ -116,13 +116,13 @@ def _within(reference: Array, error: Array, tolerance: Tolerance) -> bool:
 
 
 @np.errstate(over="ignore")
-def _as_a_whole(reference: Array, error: Array, cosine: float | None) -> tuple[float | None, str]:
+def _as_a_whole(reference: Array, error: Array, used: Tolerance, cosine: float | None) -> tuple[float | None, str]:
     """How much of the tolerance the error's norm takes, and in words. A cosine alone would not see a wrong scale."""
     size, off = float(np.linalg.norm(reference)), float(np.linalg.norm(error))
-    allowed = AS_A_WHOLE.atol * math.sqrt(reference.size) + AS_A_WHOLE.rtol * size
+    allowed = used.atol * math.sqrt(reference.size) + used.rtol * size
     share = off / allowed if allowed else 0.0
-    words = f"judged as a whole, for int8: the error's norm is {off:.3g}, that of the output {size:.3g} "
-    words += f"(a share of {AS_A_WHOLE.rtol:g} is allowed)"
+    words = f"judged as a whole: the error's norm is {off:.3g}, that of the output {size:.3g} "
+    words += f"(a share of {used.rtol:g} is allowed)"
     if cosine is not None:
         words += f", their cosine similarity {cosine:.4f}"
     return _finite(share), words

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["export", "rewrite", "build", "run", "compare"]
+Stage = Literal["export", "rewrite", "precision", "build", "run", "compare"]
 
 
 class BridgeError(Exception):
@@ -53,6 +53,12 @@ class Refusal:
         what = f"{self.operator} ({self.node})" if self.operator or self.node else "the model as a whole"
         text = what + (f", from {origin}" if origin else "") + f": {self.words}"
         return text + (f"\n  {self.hint}" if self.hint else "")
+
+
+class PrecisionError(BridgeError):
+    """What was asked for cannot be computed in the precision that was asked for."""
+
+    stage: Stage = "precision"
 
 
 class BuildError(BridgeError):

@@ -14,7 +14,7 @@ import difflib
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -116,6 +116,11 @@ class Precision:
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def plain(self) -> bool:
+        """Whether everything is computed in the types that the model has."""
+        return not (self.half or self.scheme)
 
     @property
     def half(self) -> str:
@@ -272,34 +277,28 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     return values
 
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8+fp16")
-
-ROUNDED_TO = {"fp16": "float16", "bf16": "bfloat16"}
-"""The dtype whose tolerance holds for what an engine of this precision computes."""
-
-AS_A_WHOLE = Tolerance(0.2, 1e-3)
-"""For int8, where single elements are rounded coarsely: of the norms of error and output, ``atol`` of each element."""
-
-
-def check_precision(precision: str, target: Target) -> None:
-    """Raises UsageError where ``target`` cannot be asked for it."""
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision {precision!r}: not one of {', '.join(map(repr, PRECISIONS))}.")
-    for name in precision.split("+"):
-        reason = target.lacks_precision(name)
-        if reason and target.strongly_typed:
-            raise UsageError(
-                f"precision {precision!r}: {target} {reason}. "
-                + (
-                    "For int8, give a model with QuantizeLinear and DequantizeLinear nodes."
-                    if name == "int8"
-                    else "For half precision, convert module.half() or module.bfloat16()."
-                )
-            )
-        if reason:
-            raise UsageError(f"precision {precision!r}: {target} {reason}; take another precision or target.")
+TOLERANCES = {
+    "fp16": Tolerance(1e-2, 1e-3, whole=True),
+    "bf16": Tolerance(5e-2, 1e-3, whole=True),
+    "int8": Tolerance(0.2, 1e-3, whole=True),
+    "fp8": Tolerance(0.2, 1e-3, whole=True),
+    "int4": Tolerance(0.3, 1e-3, whole=True),
+}
+"""By default, of what is computed in a lower precision than the model has; the coarser part of a name counts."""
 
 
-def calibrates(precision: str) -> bool:
-    """Whether the builder has to be shown typical inputs."""
-    return "int8" in precision.split("+")
+def default_tolerance(precision: str) -> Tolerance | None:
+    """For a name such as ``int8+fp16``; None for ``fp32``."""
+    found = [TOLERANCES[name] for name in precision.split("+") if name in TOLERANCES]
+    return max(found, key=lambda item: item.rtol, default=None)
+
+
+def check_precision(precision: Precision, target: Target, capabilities: Sequence[tuple[int, int]] | None) -> None:
+    """Raises UsageError where ``target`` cannot compute in it, on the GPUs that the engine is for."""
+    reason = ""
+    if precision.half:
+        reason = target.lacks_type(precision.half_dtype)
+    if precision.scheme and not reason:
+        reason = target.lacks_quantisation(precision.scheme, capabilities)
+    if reason:
+        raise UsageError(f"precision {precision.name!r}: {target} {reason}.")

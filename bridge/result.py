@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import BridgeError, Refusal, Stage
+from .layers import LayerError
 
 if TYPE_CHECKING:
     from .runtime.calling import Calling
@@ -31,6 +32,8 @@ class Tolerance:
 
     rtol: float
     atol: float
+    whole: bool = False
+    """Of the norms of error and reference instead, ``atol`` for each element: for values that are rounded coarsely."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class Comparison:
     reference: str
     """``torch``, ``exported`` or ``rewritten``."""
     candidate: str
-    """``exported``, ``rewritten`` or ``engine``."""
+    """``exported``, ``rewritten``, ``typed`` (the precision in the graph) or ``engine``."""
     inputs: str
     """``example``, ``min`` or ``max``: the shapes of the inputs; with several profiles ``profile 0 min``, …"""
     output: str
@@ -179,8 +182,10 @@ class ConversionResult:
     exporter: str | None = None
     """``dynamo`` or ``torchscript``; None where the source was an ONNX file."""
     exported_onnx: Path | None = None
+    rewritten_onnx: Path | None = None
+    """What the passes made of it, in the types of the source."""
     onnx: Path | None = None
-    """The model handed to the parser."""
+    """The model handed to the parser: the rewritten one or, where the precision is in the graph, ``typed.onnx``."""
     engine: Path | None = None
     from_cache: bool = False
     """Whether the engine was built by an earlier conversion (``convert(cache=…)``)."""
@@ -192,6 +197,14 @@ class ConversionResult:
     """Of each match in order of application, with ``prove=True``; else empty."""
     refusals: list[Refusal] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    layers: list[LayerError] = field(default_factory=list)
+    """Of a lower precision, the layers that introduce most error, worst first; on the example inputs."""
+    precisions: dict[str, float] = field(default_factory=dict)
+    """What the engine computes in: the share of its compute by precision, ``unknown`` where TensorRT does not tell."""
+    not_as_asked: list[dict[str, Any]] = field(default_factory=list)
+    """The largest layers of the engine that are not in the precision that was asked for."""
+    kept: dict[str, list[str]] = field(default_factory=dict)
+    """Nodes that are left in float32 although a lower precision was asked for, by the reason."""
     task_check: TaskCheck | None = None
     notes: list[str] = field(default_factory=list)
     """What the user should know: an exporter that was fallen back on, a type that was changed, …"""
@@ -237,7 +250,7 @@ class ConversionResult:
         from pydantic import TypeAdapter
 
         values = dict(values)
-        for key in ("exported_onnx", "onnx", "engine"):
+        for key in ("exported_onnx", "rewritten_onnx", "onnx", "engine"):
             if values.get(key) is not None:
                 values[key] = Path(os.path.normpath(folder / values[key]))
         return TypeAdapter(cls).validate_python(values)

@@ -14,7 +14,7 @@ from .compare import Tolerances
 from .errors import UsageError
 from .inputs import Array
 from .onnx_source import INT_RANGE, external_files
-from .precision import calibrates, check_precision
+from .precision import Precision, check_precision
 from .result import Tolerance
 from .target import Target
 from .workspace import OUTPUT_FILES
@@ -28,7 +28,7 @@ class Settings:
     """How to convert, checked once at the door."""
 
     target: Target
-    precision: str = "fp32"
+    precision: Precision = field(default_factory=Precision)
     profiles: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
@@ -48,9 +48,9 @@ class Settings:
     calibration_algorithm: str = "entropy"
 
     def __post_init__(self) -> None:
-        check_precision(self.precision, self.target)
-        check_calibration(self.calibration, self.calibration_algorithm, calibrates(self.precision))
-        self.builder.check(self.target, self.precision, self.profiles)
+        check_precision(self.precision, self.target, self.compute_capabilities)
+        check_calibration(self.calibration, self.calibration_algorithm, not self.precision.plain)
+        self.builder.check(self.target, self.precision.name, self.profiles)
         if self.compute_capabilities is not None and self.target.flavour != "tensorrt-rtx":
             raise UsageError(f"compute_capabilities: {self.target} builds for the GPU that it runs on; leave them out.")
         for one in self.tolerance.values() if isinstance(self.tolerance, Mapping) else (self.tolerance,):

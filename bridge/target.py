@@ -157,15 +157,11 @@ class Target:
             )
         return ""
 
-    def lacks_precision(self, name: str) -> str:
-        """Why its builder cannot be allowed to compute in ``name``, such as ``fp16``; empty where it can."""
-        if name == "fp32":
+    def lacks_type(self, dtype: str) -> str:
+        """Why it cannot compute in ``float16`` or ``bfloat16``; empty where it can."""
+        if dtype in self.types:
             return ""
-        if self.strongly_typed:
-            return "computes in the types that the model has"
-        if name == "bf16" and "bfloat16" not in self.types:
-            return "has no bfloat16; TensorRT 10 is the first"
-        return ""
+        return f"has no {dtype}; TensorRT 10 is the first; take another precision or target"
 
     def lacks_quantisation(self, scheme: str, capabilities: Sequence[tuple[int, int]] | None = None) -> str:
         """Why it cannot compute in ``int8``, ``fp8`` or ``int4`` where a model quantises to it; empty where it can.

@@ -12,6 +12,7 @@ from pathlib import Path
 PARTIAL = ".partial"
 EXPORTED = "exported.onnx"
 REWRITTEN = "rewritten.onnx"
+TYPED = "typed.onnx"
 ENGINE = "model.engine"
 SIDECAR = "model.engine.json"
 BUILD_LOG = "build.log"
@@ -23,6 +24,8 @@ OUTPUT_FILES = (
     EXPORTED + ".data",
     REWRITTEN,
     REWRITTEN + ".data",
+    TYPED,
+    TYPED + ".data",
     ENGINE,
     SIDECAR,
     BUILD_LOG,

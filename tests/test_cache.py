@@ -34,6 +34,7 @@ from bridge.plugins.loading import NeededPlugin
 from bridge.report import render_report
 from bridge.runtime.dataset import ListDataset
 from bridge.settings import Settings
+from bridge.stages import state
 from bridge.target import Target, resolve
 from bridge.timing import TimingCache
 
@@ -110,8 +111,8 @@ def test_the_second_conversion_takes_the_engine_into_another_folder_and_compares
     first = convert(model(tmp_path / "a" / "m.onnx"), tmp_path / "one")
     monkeypatch.setattr(building, "COMMAND", (sys.executable, "-c", "raise SystemExit('no build was expected')"))
     ran: list[str] = []
-    run_stage = bridge.pipeline.run_stage
-    monkeypatch.setattr(bridge.pipeline, "run_stage", lambda name, *rest: (ran.append(name), run_stage(name, *rest))[1])
+    run_stage = state.run_stage
+    monkeypatch.setattr(state, "run_stage", lambda name, *rest: (ran.append(name), run_stage(name, *rest))[1])
     second = convert(model(tmp_path / "b" / "n.onnx"), tmp_path / "two" / "deep", name="m")
     assert (first.from_cache, second.from_cache) == (False, True)
     assert first.engine is not None and second.engine is not None

@@ -105,10 +105,18 @@ def test_the_default_tolerance_is_that_of_the_coarser_side(reference: str, candi
     assert tolerance_for("y", reference, candidate, None) == DEFAULT_TOLERANCES[coarser]
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16"), ("fp32", "float32")])
-def test_an_engine_of_lower_precision_has_the_tolerance_of_its_dtype(precision: str, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [
+        ("fp32", DEFAULT_TOLERANCES["float32"]),
+        ("fp16", Tolerance(1e-2, 1e-3, whole=True)),
+        ("bf16", Tolerance(5e-2, 1e-3, whole=True)),
+        ("int8+fp16", Tolerance(0.2, 1e-3, whole=True)),
+    ],
+)
+def test_a_lower_precision_has_a_tolerance_of_its_own(precision: str, expected: Tolerance) -> None:
     found = tolerance_for("y", "float32", "float32", None, precision)
-    assert found == DEFAULT_TOLERANCES[dtype]
+    assert found == expected
     assert tolerance_for("y", "int64", "int32", None, precision) == Tolerance(0, 0)
     assert tolerance_for("y", "float32", "float32", Tolerance(0, 1), precision) == Tolerance(0, 1)
 

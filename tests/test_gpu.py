@@ -51,15 +51,15 @@ def test_an_engine_that_agrees_at_every_shape_is_verified(tmp_path: Path) -> Non
 def test_an_engine_of_another_model_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = convert(Net(1), tmp_path / "other")
     assert other.status == "verified", other.error
-    honest = pipeline.Conversion._build
+    honest = pipeline.build_engine
 
-    def swapped(self: Any, *given: Any) -> Path:
-        engine = honest(self, *given)
+    def swapped(state: Any) -> Path:
+        engine = honest(state)
         engine.unlink()  # it may be the cache's too
         shutil.copy(other.engine, engine)
         return engine
 
-    monkeypatch.setattr(pipeline.Conversion, "_build", swapped)
+    monkeypatch.setattr(pipeline, "build_engine", swapped)
     result = convert(Net(0), tmp_path / "wrong")
     assert (result.status, result.stage) == ("failed", "compare"), result
     assert "the engine computes something else" in str(result.error)
@@ -67,16 +67,16 @@ def test_an_engine_of_another_model_is_found_out(tmp_path: Path, monkeypatch: py
 
 
 def test_an_engine_that_does_not_run_fails_at_that_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = pipeline.Conversion._build
+    honest = pipeline.build_engine
 
-    def cut(self: Any, *given: Any) -> Path:
-        engine = honest(self, *given)
+    def cut(state: Any) -> Path:
+        engine = honest(state)
         content = engine.read_bytes()
         engine.unlink()
         engine.write_bytes(content[:1000])
         return engine
 
-    monkeypatch.setattr(pipeline.Conversion, "_build", cut)
+    monkeypatch.setattr(pipeline, "build_engine", cut)
     result = convert(Net(0), tmp_path)
     assert (result.status, result.stage) == ("failed", "run"), result.error
 

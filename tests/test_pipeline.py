@@ -492,15 +492,15 @@ def test_errors_know_their_stage() -> None:
 def refuses_what_dynamo_exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The exporters whose models came to the build, of which the newer one's is refused."""
     seen: list[str] = []
-    build = pipeline.Conversion._build
+    build = pipeline.build_engine
 
-    def refusing(self: pipeline.Conversion, *args: Any) -> Path:
-        seen.append(str(self.result.exporter))
-        if self.result.exporter == "dynamo":
+    def refusing(state: Any) -> Path:
+        seen.append(str(state.result.exporter))
+        if state.result.exporter == "dynamo":
             raise BuildError("it takes no such node")
-        return build(self, *args)
+        return build(state)
 
-    monkeypatch.setattr(pipeline.Conversion, "_build", refusing)
+    monkeypatch.setattr(pipeline, "build_engine", refusing)
     return seen
 
 

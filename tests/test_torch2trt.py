@@ -229,9 +229,7 @@ def test_what_cannot_be_meant_is_an_error(options: dict[str, Any], words: str) -
         torch2trt(net(), [X], **options)
 
 
-@pytest.mark.parametrize(
-    "options", [{"fp16_mode": True}, {"int8_mode": True}, {"default_device_type": 1}, {"avg_timing_iterations": 4}]
-)
+@pytest.mark.parametrize("options", [{"default_device_type": 1}, {"avg_timing_iterations": 4}])
 @needs_rtx
 def test_what_the_target_cannot_do_is_an_error(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

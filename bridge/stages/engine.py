@@ -1,0 +1,100 @@
+"""From the model to the engine, and what the engine computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..build_plan import publish_calibration
+from ..compare import disagreement, onnx_runner, run_stage
+from ..errors import CompareError
+from ..inputs import Array
+from ..result import TaskCheck
+from ..workspace import BUILD_LOG, CALIBRATION, ENGINE, SIDECAR
+from .state import State
+
+
+def build_engine(state: State) -> Path:
+    """Builds the engine, or takes it out of the cache; returns its path."""
+    from ..build import BuildOutcome, build, write_sidecar
+
+    result, settings, partial = state.result, state.settings, state.workspace.partial
+    assert result.onnx is not None
+    model, engine, log = result.onnx, partial / ENGINE, state.workspace.path(BUILD_LOG)
+
+    def make(timeout: float | None) -> BuildOutcome:
+        return build(
+            model,
+            engine,
+            log,
+            target=settings.target,
+            profiles=state.profiles,
+            compute_capabilities=settings.compute_capabilities,
+            timeout=timeout,
+            hints=state.hints,
+            plugins=state.plugins,
+            timing_cache=state.caching.timing_file(),
+            plan=state.plan,
+        )
+
+    with state.clock("build"):
+        files = {ENGINE: engine, BUILD_LOG: log, CALIBRATION: partial / CALIBRATION}
+        outcome, sha256 = state.caching.build(make, files, state.rewritten)
+        result.notes.extend(outcome.notes)
+        result.precisions, result.not_as_asked = outcome.precisions, outcome.not_as_asked
+        told = settings.builder.given()
+        write_sidecar(partial / SIDECAR, outcome, result, settings.target, engine, state.plugins, sha256, told)
+    publish_calibration(state.plan, state.workspace)
+    state.workspace.publish(SIDECAR, ENGINE)
+    result.engine = state.workspace.path(ENGINE)
+    return result.engine
+
+
+def run_engine(state: State, engine: Path) -> None:
+    """Runs the engine on all cases. Raises CompareError where it computes something else than the rewritten model."""
+    from ..runtime.runner import engine_runner
+
+    with state.clock("run"):
+        outputs = run_stage(
+            "engine",
+            lambda: engine_runner(engine, state.settings.target, state.plugins),
+            state.feeds,
+        )
+    comparisons = state.compare(("rewritten", "engine"), state.rewritten, outputs, state.settings.precision.name)
+    if not all(item.agreed for item in comparisons):
+        raise CompareError(f"the engine computes something else: {disagreement(comparisons)}")
+
+
+def task_check(state: State, engine: Path | None) -> None:
+    """Runs the user's own check on the engine, or where none can run on the rewritten model."""
+    if state.settings.task_check is None:
+        return
+    from ..export import user_line
+    from ..runtime.runner import engine_runner
+
+    path = state.result.rewritten_onnx
+    assert path is not None
+    where = "engine" if engine is not None else "rewritten"
+    target = state.settings.target
+    runner = engine_runner(engine, target, state.plugins) if engine is not None else onnx_runner(path, where)
+
+    def run(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        from polygraphy.comparator.data_loader import coerce_feed_dict
+
+        given = {name: np.asarray(array) for name, array in feeds.items()}
+        metadata = active.get_input_metadata(use_numpy_dtypes=False)
+        outputs = active.infer(coerce_feed_dict(given, metadata))
+        return {name: np.array(value).astype(state.source_types[name]) for name, value in outputs.items()}
+
+    with state.clock("compare"), runner as active:
+        try:
+            state.result.task_check = TaskCheck(True, state.settings.task_check(run), where)
+        except AssertionError as error:
+            state.result.task_check = TaskCheck(False, str(error), where)
+            raise CompareError(f"the task check fails on the {where} model: {error}") from error
+        except Exception as error:  # the user's code may raise anything, and is named as the cause
+            words = f"{type(error).__name__}: {error}{user_line(error)}"
+            state.result.task_check = TaskCheck(False, words, where)
+            raise CompareError(f"the task check raises on the {where} model: {words}") from error

@@ -1,0 +1,142 @@
+"""From a torch module or an ONNX file to a model that computes the same in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import custom_ops
+from ..calibration import file_reader, torch_reader
+from ..compare import disagreement
+from ..errors import ExportError, RunError
+from ..inputs import Array, hull, make_cases, read_profiles
+from ..tensors import to_numpy
+from ..workspace import EXPORTED
+from .state import Outputs, State
+
+if TYPE_CHECKING:
+    from ..export import Exporter
+
+
+def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Exporter]) -> Outputs:
+    """Exports the module; returns what the exported model computes."""
+    from .. import export
+
+    settings, result = state.settings, state.result
+    made = export.make_source(source, inputs, settings.input_names, settings.output_names)
+    example = {name: to_numpy(tensor) for name, tensor in made.call.tensors.items()}
+    state.profiles = read_profiles(settings.profiles, {name: array.shape for name, array in example.items()})
+    allowed = hull(state.profiles)
+    export.check_static_axes(made, allowed)
+    state.cases, state.read = make_cases(example, state.profiles), torch_reader(made)
+    with export.evaluating(made.module) as changed:
+        if changed:
+            result.notes.append("the module was in training mode: it was exported and compared in eval mode")
+        with state.clock("run"):
+            reference = [made.run(case.feeds) for case in state.cases]
+        state.remember_types(state.cases[0].feeds, reference[0])
+        outputs: list[Outputs] = []
+
+        def accept(path: Path) -> str | None:
+            try:
+                with state.clock("run"), state.caching.foreseeing(path):
+                    outputs.append(state.run_onnx(path, "exported"))
+            except RunError as error:
+                return str(error)
+            comparisons = state.compare(("torch", "exported"), reference, outputs[-1])
+            if all(item.agreed for item in comparisons):
+                return None
+            with state.clock("run"):
+                again = made.run(state.cases[0].feeds)
+            random = any(
+                not np.array_equal(again[key], reference[0][key], equal_nan=_floats(again[key])) for key in again
+            )
+            return disagreement(comparisons) + (
+                "; the module itself gives other outputs when it is run again: it draws random numbers or keeps "
+                "state, and cannot be compared"
+                if random
+                else ""
+            )
+
+        with state.clock("export"):
+            done = export.export(
+                made,
+                allowed,
+                state.cases[0],
+                state.workspace.partial / EXPORTED,
+                exporters=exporters,
+                opset=settings.opset or made.opset,
+                accept=accept,
+            )
+            state.workspace.publish(*done.files)
+    result.exporter = done.exporter
+    result.notes.extend(done.notes)
+    result.calling, notes = made.calling()
+    result.notes.extend(notes)
+    result.exported_onnx = state.workspace.path(EXPORTED)
+    return outputs[-1]
+
+
+def from_file(state: State, path: Path, inputs: Any) -> Outputs:
+    """Reads an ONNX file; returns what it computes."""
+    from passes import ModelError, read
+
+    from .. import onnx_source
+
+    with state.clock("export"):
+        try:
+            graph = read(path)
+        except ModelError as error:
+            raise ExportError(str(error)) from error
+        example, state.profiles, notes = onnx_source.prepare(
+            graph, inputs, state.settings.profiles, seed=state.settings.seed, int_range=state.settings.int_range
+        )
+    state.result.notes.extend(notes)
+    state.cases, state.read = make_cases(example, state.profiles), file_reader(graph)
+    state.result.exported_onnx = path
+    with state.clock("run"):
+        try:
+            outputs = state.run_onnx(path, "exported")
+        except RunError as error:
+            outputs = _run_mended(state, graph, error)
+    state.remember_types(example, outputs[0])
+    return outputs
+
+
+def _run_mended(state: State, graph: Any, refusal: RunError) -> Outputs:
+    """Outputs of a file that ONNX Runtime refuses for its version, names or order, which the passes put right.
+
+    Operators that a registered plugin replaces are run by its reference body.
+    """
+    from passes import Log, ModelError, write
+    from passes.clean import sanitise
+    from passes.plugins import PluginMisfit, call_plugins
+
+    partial = state.workspace.partial / EXPORTED
+    replaced: list[str] = []
+    try:
+        sanitise(graph, state.settings.target, Log())
+        replaced = call_plugins(graph)
+        files = write(graph, partial, beside=state.workspace.folder)
+        outputs = state.run_onnx(partial, "exported")
+    except (ModelError, PluginMisfit) as error:
+        raise ExportError(f"{state.result.exported_onnx}: {error}") from error
+    except RunError as error:
+        if replaced:
+            raise error from None
+        advice = custom_ops.advice(str(refusal))
+        raise RunError(f"{refusal}. {advice}" if advice else str(refusal)) from None
+    state.workspace.publish(*files)
+    if replaced:
+        state.result.notes.append(f"what the file has of {', '.join(replaced)} is run by its plugin's reference body")
+    else:
+        state.result.notes.append(f"the file's version, names and order of nodes were put right first, since {refusal}")
+    state.result.exported_onnx = state.workspace.path(EXPORTED)
+    return outputs
+
+
+def _floats(array: Array) -> bool:
+    return array.dtype.kind == "f"

@@ -1,0 +1,173 @@
+"""What is computed in what: precisions are assigned to nodes, and where the target wants them in the graph, put there.
+
+What the model then computes is compared with what it did before, in ONNX Runtime with every value really rounded,
+before an engine is built of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..assignment import Assignment, assign
+from ..build_plan import plan_build
+from ..calibration import METHOD_OF, Calibration, write_calibration
+from ..compare import Feeds, disagreement, onnx_runner, run_stage
+from ..errors import CompareError, PrecisionError
+from ..inputs import hull
+from ..workspace import CALIBRATION, TYPED
+from .state import State
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+    from ..ranges import Range
+
+LISTED = 20
+"""Layers that are kept in the result."""
+COMPARED = 8
+"""Calibration samples that the lower precision is compared on, beside the cases."""
+
+
+def lower(state: State, graph: gs.Graph) -> None:
+    """Makes the plan of the build for the rewritten ``graph``; on strongly typed targets also the typed model of it,
+    which becomes ``result.onnx``. Raises CompareError where that is off by more than the tolerance."""
+    settings, result = state.settings, state.result
+    of_torch = result.exporter is not None
+    if settings.precision.plain:
+        with state.clock("rewrite"):
+            state.plan = plan_build(settings, graph, of_torch)
+            result.notes.extend(state.plan.notes)
+        return
+    own = settings.target.strongly_typed  # the model says it all, and TensorRT calibrates nothing
+    with state.clock("precision"):
+        calibration = _calibration(state)
+        samples: Callable[[], Iterable[Feeds]] = (lambda: state.feeds) if calibration is None else calibration.samples
+        assignment = assign(graph, settings.precision, _ranges(state, samples()), settings.target)
+        result.notes.extend(assignment.notes)
+        for node, reason in assignment.reasons.items():
+            result.kept.setdefault(reason, []).append(node)
+        typed = _typed(state, graph, assignment, _scales(state, samples())) if assignment.nodes else None
+        if own and typed is not None:
+            result.onnx = typed
+            state.describe(graph)
+        state.plan = plan_build(settings, graph, of_torch, assignment.nodes, None if own else calibration)
+        result.notes.extend(state.plan.notes)
+    if typed is not None:
+        _check(state, typed, list(itertools.islice(samples(), COMPARED)) if calibration is not None else [])
+
+
+def _calibration(state: State) -> Calibration | None:
+    """The calibration inputs; the example where there are none given, and TensorRT itself calibrates."""
+    settings = state.settings
+    builders = settings.precision.scheme == "int8" and not settings.target.strongly_typed
+    if settings.calibration is None and not builders:
+        if settings.precision.scheme in ("int8", "fp8"):
+            state.result.notes.append(_EXAMPLE_ALONE)
+        return None
+    if settings.calibration is None:
+        state.result.notes.append(_EXAMPLE_ALONE)
+    assert state.read is not None
+    partial, example = state.workspace.partial, state.cases[0].feeds
+    made = write_calibration(
+        settings.calibration,
+        state.read,
+        example,
+        hull(state.profiles),
+        partial / "calibration",
+        settings.calibration_algorithm,
+        partial / CALIBRATION,
+        one_shape=builders,
+    )
+    state.result.notes.extend(made.notes)
+    return made
+
+
+_EXAMPLE_ALONE = "calibrated with the example inputs alone: give calibration= typical ones"
+
+
+def _ranges(state: State, samples: Iterable[Feeds]) -> Mapping[str, Range]:
+    """What the tensors hold, where that decides what can be in the low type: bfloat16 has float32's range."""
+    from ..ranges import measure
+
+    if state.settings.precision.half != "fp16":
+        return {}
+    assert state.result.onnx is not None
+    return measure(state.result.onnx, samples)
+
+
+def _scales(state: State, samples: Iterable[Feeds]) -> Mapping[str, Range]:
+    """The ranges that activations are quantised by, where the model does it; int4 quantises weights alone."""
+    from ..ranges import measure
+
+    settings = state.settings
+    if settings.precision.scheme not in ("int8", "fp8") or not settings.target.strongly_typed:
+        return {}
+    assert state.result.onnx is not None
+    method = METHOD_OF[settings.calibration_algorithm] if settings.precision.scheme == "int8" else "max"
+    return measure(state.result.onnx, samples, method)  # type: ignore[arg-type]
+
+
+def _typed(state: State, graph: gs.Graph, assignment: Assignment, scales: Mapping[str, Range]) -> Path | None:
+    """The model with the precisions in the graph, or the same as a copy for weakly typed targets, which shows what the
+    engine is allowed to do; None where the types stay as they are."""
+    from passes import read, write
+    from passes.casts import cast
+    from passes.quantisation import quantise
+
+    settings, result = state.settings, state.result
+    precision, own = settings.precision, settings.target.strongly_typed
+    if not own:
+        if not precision.half:
+            return None
+        assert result.onnx is not None
+        graph = read(result.onnx)
+    if own and precision.scheme:
+        wanted = assignment.of(precision.scheme)
+        quantised = quantise(graph, precision.scheme, scales, wanted)  # type: ignore[arg-type]
+        result.notes.extend(quantised.notes)
+        for node, reason in quantised.declined.items():
+            result.kept.setdefault(f"not quantised: {reason}", []).append(node)
+        if not quantised.quantised:
+            raise PrecisionError(f"{precision} was asked for, and nothing can be quantised: {_reasons(result.kept)}.")
+    if precision.half:
+        done = cast(graph, precision.half_dtype, assignment.fp32, precision.io, saturated=assignment.saturated)
+        result.notes.extend(done.notes)
+        for name, largest in done.clamped.items():
+            result.notes.append(f"{name} holds {largest:g}, beyond {precision.half}: it became the largest value")
+    state.workspace.publish(*write(graph, state.workspace.partial / TYPED, beside=state.workspace.folder))
+    return state.workspace.path(TYPED)
+
+
+def _reasons(kept: Mapping[str, Sequence[str]]) -> str:
+    """Why nodes are not in the precision that was asked for."""
+    listed = [f"{reason} ({', '.join(nodes[:3])}{', …' * (len(nodes) > 3)})" for reason, nodes in kept.items()]
+    return "; ".join(listed) or "there is no operator that has kernels for it"
+
+
+def _check(state: State, model: Path, samples: Sequence[Feeds]) -> None:
+    """Compares what ``model`` computes with what the rewritten one does, on the cases and on ``samples``."""
+    from ..evaluator import evaluate, layer_errors
+    from ..layers import table, worst
+
+    result = state.result
+    rewritten = result.rewritten_onnx
+    assert rewritten is not None
+    with state.clock("run"):
+        reference = [*state.rewritten]
+        if samples:
+            reference += run_stage("rewritten", lambda: onnx_runner(rewritten, "rewritten"), samples)
+        found = evaluate(model, [*state.feeds, *samples])
+    names = [case.name for case in state.cases] + [f"calibration {index}" for index in range(len(samples))]
+    comparisons = state.compare(("rewritten", "typed"), reference, found, state.settings.precision.name, names)
+    with state.clock("compare"):
+        errors = layer_errors(rewritten, model, state.feeds[:1])
+        result.layers = worst(errors, LISTED)
+    if not all(item.agreed for item in comparisons):
+        raise CompareError(
+            f"in {state.settings.precision} the model computes something else: {disagreement(comparisons)}\n"
+            f"The layers that introduce most of it, on the example:\n{table(errors)}\n"
+            "Keep them in fp32 by a precision file, ask for bf16, or give a tolerance."
+        )

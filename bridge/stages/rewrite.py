@@ -1,0 +1,97 @@
+"""From the exported model to one that the target's parser takes, and that computes the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..advice import RESTRICTIONS
+from ..compare import disagreement
+from ..errors import RewriteError, RunError
+from ..onnx_source import pinned_shapes
+from ..plugins.loading import needed_plugins
+from ..result import Decline, Rewrite
+from ..workspace import REWRITTEN
+from .state import Outputs, State
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+    from passes import Log
+
+    from ..target import Target
+
+NODES_LISTED = 50
+
+
+def rewrite(state: State) -> gs.Graph:
+    """Writes the model that the parser takes, and returns its graph."""
+    from passes import PassError, read, rewrite, write
+
+    result, target = state.result, state.settings.target
+    assert result.exported_onnx is not None
+    with state.clock("rewrite"):
+        graph = read(result.exported_onnx)
+        try:
+            log = rewrite(graph, target, pinned_shapes(graph, state.profiles), record=state.settings.prove)
+        except PassError as error:
+            raise RewriteError(str(error)) from error
+        state.workspace.publish(*write(graph, state.workspace.partial / REWRITTEN, beside=state.workspace.folder))
+    result.onnx = result.rewritten_onnx = state.workspace.path(REWRITTEN)
+    result.rewrites = [
+        Rewrite(name, log.reasons[name], len(nodes), nodes[:NODES_LISTED]) for name, nodes in log.nodes.items()
+    ]
+    result.declined = [Decline(rule, where, reason) for (rule, _), (where, reason) in log.declined.items()]
+    result.notes.extend(log.notes)
+    state.plugins = needed_plugins(graph, target)
+    loaded = [plugin for plugin in state.plugins if plugin.loaded]
+    result.notes.extend(f"the engine needs {plugin} wherever it runs: {plugin.source}" for plugin in loaded)
+    state.describe(graph)
+    state.hints = _hints(log, graph, target)
+    _prove(state, log)
+    return graph
+
+
+def check_rewritten(state: State, exported: Outputs, known: Outputs | None) -> None:
+    """Compares what the rewritten model computes (``known``, where it was computed before) with the exported one."""
+    path = state.result.rewritten_onnx
+    assert path is not None
+    with state.clock("run"):
+        try:
+            state.rewritten = state.run_onnx(path, "rewritten") if known is None else known
+        except RunError as error:
+            raise RunError(f"{error}\n{_culprit(state)}") from error
+    comparisons = state.compare(("exported", "rewritten"), exported, state.rewritten)
+    if not all(item.agreed for item in comparisons):
+        raise RewriteError(
+            f"the passes changed what the model computes: {disagreement(comparisons)}\n{_culprit(state)}"
+        )
+
+
+def _hints(log: Log, graph: gs.Graph, target: Target) -> dict[str, str]:
+    """By node or operator, what could help where the parser refuses it."""
+    hints = {name: f"rule {rule} declined: {reason}" for (rule, name), (_, reason) in log.declined.items()}
+    for node in graph.nodes:
+        advice = target.advice(node.op, node.domain or "")
+        if advice and (node.domain or not target.takes(node.op)):
+            hints.setdefault(node.name, advice)
+    return {**RESTRICTIONS, **hints}
+
+
+def _prove(state: State, log: Log) -> None:
+    """Checks each match of the passes by itself, if that is asked for."""
+    from ..proof import prove
+
+    result = state.result
+    if log.recorder is None or result.exported_onnx is None or result.onnx is None:
+        return
+    with state.clock("compare"):
+        result.proofs = prove(log.recorder, result.exported_onnx, result.onnx, state.cases)
+
+
+def _culprit(state: State) -> str:
+    """Which match it was, or how to find out."""
+    from ..proof import culprit
+
+    if not state.settings.prove:
+        return "prove=True (--prove) names the match that did it"
+    return culprit(state.result.proofs, [rewrite.name for rewrite in state.result.rewrites])

@@ -1,0 +1,112 @@
+"""What a conversion under way knows, and what every stage does: run an ONNX model, compare its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..build_plan import BuildPlan
+from ..caching import Caching
+from ..calibration import Read
+from ..clock import Clock
+from ..compare import compare_stages, onnx_runner, run_stage
+from ..errors import UsageError
+from ..inputs import Array, Case, Profile
+from ..plugins.loading import NeededPlugin
+from ..result import Comparison, ConversionResult, TensorInfo
+from ..settings import Settings
+from ..workspace import Workspace
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+Outputs = list[dict[str, Array]]
+"""Of each case."""
+
+
+@dataclass
+class State:
+    """One conversion under way; ``result`` grows with it."""
+
+    result: ConversionResult
+    settings: Settings
+    workspace: Workspace
+    clock: Clock
+    profiles: list[dict[str, Profile]] = field(default_factory=list)
+    """The engine's; everything before the engine has to hold for their hull."""
+    cases: list[Case] = field(default_factory=list)
+    source_types: dict[str, np.dtype[Any]] = field(default_factory=dict)
+    """dtype of each input and output in the source."""
+    plugins: list[NeededPlugin] = field(default_factory=list)
+    """What has to be loaded where the engine is built, and where it runs."""
+    plan: BuildPlan = field(default_factory=BuildPlan)
+    """What the builder is told beside all this."""
+    read: Read | None = None
+    """Reads further inputs, for the calibration."""
+    hints: dict[str, str] = field(default_factory=dict)
+    """By node or operator, what could help where the parser refuses it."""
+    rewritten: Outputs = field(default_factory=list)
+    """What the rewritten model computes, in float32."""
+    caching: Caching = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.caching = Caching(self.settings, self.result)
+
+    def remember_types(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Keeps the source's types. Raises UsageError where a tolerance is for what is no output."""
+        self.source_types = {name: array.dtype for name, array in (*inputs.items(), *outputs.items())}
+        for name in self.settings.tolerance if isinstance(self.settings.tolerance, Mapping) else ():
+            if name and name not in outputs:
+                raise UsageError(f"tolerance: {name!r} is no output; the outputs are {', '.join(outputs)}.")
+
+    def run_onnx(self, path: Path, name: str) -> Outputs:
+        return run_stage(name, lambda: onnx_runner(path, name), self.feeds)
+
+    @property
+    def feeds(self) -> list[Mapping[str, Array]]:
+        return [case.feeds for case in self.cases]
+
+    def compare(
+        self,
+        stages: tuple[str, str],
+        reference: Outputs,
+        candidate: Outputs,
+        precision: str = "fp32",
+        names: Sequence[str] = (),
+    ) -> list[Comparison]:
+        """Compares two stages case by case (called as in ``names``), and keeps what was found."""
+        with self.clock("compare"):
+            cases = names or [case.name for case in self.cases]
+            found = compare_stages(stages, cases, reference, candidate, self.settings.tolerance, precision)
+        kept = [item for item in self.result.comparisons if (item.reference, item.candidate) != stages]
+        self.result.comparisons = kept + found
+        return found
+
+    def describe(self, graph: gs.Graph) -> None:
+        """Tells the result what the model takes and returns."""
+        self.result.inputs = [
+            self._info(tensor, [each[tensor.name] for each in self.profiles if tensor.name in each])
+            for tensor in graph.inputs
+        ]
+        self.result.outputs = [self._info(tensor, []) for tensor in graph.outputs]
+
+    def _info(self, tensor: gs.Tensor, profiles: Sequence[Profile]) -> TensorInfo:
+        from passes.ir import type_name
+
+        name = type_name(tensor.dtype)
+        source = self.source_types.get(tensor.name)
+        shape = [size if size is not None else "?" for size in tensor.shape or ()]
+        spans = [[list(one.min), list(one.opt), list(one.max)] for one in profiles]
+        return TensorInfo(tensor.name, name, shape, source.name if source is not None else name, spans)
+
+    def look_for_engine(self) -> Outputs | None:
+        """Looks into the cache, once all is known that an engine is made of: devices and calibration too. Returns what
+        the rewritten model is known to compute, if it is."""
+        assert self.result.onnx is not None
+        with self.clock("rewrite"):
+            made_of = [self.profiles, self.plan.key()]
+            return self.caching.outputs(self.result.onnx, made_of, self.plugins, self.cases)
