@@ -121,6 +121,7 @@ def build_one(out: Path, target: str, name: str, say: Say) -> Row:
     case, folder = CASES[name], out / "engines" / name
     torch.set_num_threads(2)
     model = MODELS[case.model]
+    typical = [model.inputs(case.batch, seed) for seed in range(1, 5)]
     loose = 1.0 if case.half else 1e-2  # how far it is off is measured by `run`, and no reason to have no engine
     say("convert")
     began = time.monotonic()
@@ -128,7 +129,8 @@ def build_one(out: Path, target: str, name: str, say: Say) -> Row:
         module = torch2trt(
             model.module(),
             model.inputs(case.batch),
-            fp16_mode=case.half,
+            precision=case.precision,
+            calibration=typical if case.quantised else None,
             name=name,
             target=target,
             tolerance=Tolerance(loose, loose),
@@ -150,6 +152,8 @@ def build_one(out: Path, target: str, name: str, say: Say) -> Row:
         "stages": result.seconds,
         "engine_bytes": size,
         "notes": result.notes,
+        "precisions": result.precisions,
+        "in_float32": {reason: len(nodes) for reason, nodes in result.kept.items()},
         "machine": machine(),
     }
 

@@ -205,7 +205,7 @@ class Case:
     model: str
     batch: int
     precision: str
-    """``fp32`` or ``fp16``."""
+    """``fp32``, ``fp16`` or ``int8+fp16``."""
 
     @property
     def name(self) -> str:
@@ -213,14 +213,20 @@ class Case:
 
     @property
     def half(self) -> bool:
-        return self.precision == "fp16"
+        return "fp16" in self.precision
+
+    @property
+    def quantised(self) -> bool:
+        return "int8" in self.precision
 
 
 SIZES = (("resnet50", 8), ("resnet50", 32), ("resnet50", 1), ("vit_b16", 8), ("bert", 8), ("lstm", 8))
 
+QUANTISED_SIZES = (("resnet50", 8), ("resnet50", 32), ("vit_b16", 8))
+
 CASES = {
     case.name: case
-    for precision in ("fp16", "fp32")
-    for case in (Case(model, batch, precision) for model, batch in SIZES)
+    for precision, sizes in (("fp16", SIZES), ("fp32", SIZES), ("int8+fp16", QUANTISED_SIZES))
+    for case in (Case(model, batch, precision) for model, batch in sizes)
 }
 """By name; those that matter most come first."""

@@ -353,7 +353,7 @@ def test_the_models_are_of_the_sizes_that_they_are_named_after() -> None:
     with torch.device("meta"):
         sizes = {name: sum(p.numel() for p in MODELS[name].make().parameters()) for name in ("resnet50", "vit_b16")}
     assert sizes == {"resnet50": 25_557_032, "vit_b16": 86_567_656}
-    assert len(CASES) == 12 and next(iter(CASES)) == "resnet50-b8-fp16"
+    assert len(CASES) == 15 and next(iter(CASES)) == "resnet50-b8-fp16"
     ids, mask = MODELS["bert"].inputs(8)
     assert ids.dtype == mask.dtype == torch.int64 and ids.shape == (8, 128) and 0 < int(mask.sum()) < 8 * 128
     assert torch.equal(ids, MODELS["bert"].inputs(8)[0]) and not torch.equal(ids, MODELS["bert"].inputs(8, seed=1)[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -112,9 +113,8 @@ def plan_for(model: Path, precision: Any, **changes: Any) -> BuildPlan:
 
     graph, setting = read(model), Precision.of(precision)
     assigned = assign(graph, setting, None, resolve("tensorrt"))
-    settings: Any = type("Settings", (), {"precision": setting.name, "builder": BuildSettings(), "build": False})
-    nothing: Any = None
-    plan = plan_build(settings, graph, nothing, {}, {}, nothing, False, assigned.nodes)
+    settings: Any = SimpleNamespace(precision=setting, builder=BuildSettings())
+    plan = plan_build(settings, graph, False, assigned.nodes)
     return BuildPlan(**{**vars(plan), **changes})
 
 

@@ -250,6 +250,7 @@ def test_a_model_of_half_tensors_is_planned_with_its_own_types(tmp_path: Path, h
 
     from bridge.build_plan import plan_build
     from bridge.build_settings import BuildSettings
+    from bridge.precision import Precision
     from passes import read
 
     kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
@@ -262,11 +263,11 @@ def test_a_model_of_half_tensors_is_planned_with_its_own_types(tmp_path: Path, h
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])]
     model = onnx.shape_inference.infer_shapes(helper.make_model(helper.make_graph(nodes, "g", inputs, outputs)))
     onnx.save(model, tmp_path / "m.onnx")
-    settings: Any = SimpleNamespace(precision="fp32", builder=BuildSettings(), build=False)
+    settings: Any = SimpleNamespace(precision=Precision(), builder=BuildSettings())
     graph = read(tmp_path / "m.onnx")
 
     def plan(**options: Any) -> BuildPlan:
-        return plan_build(settings, graph, lambda item: item, {}, {}, SimpleNamespace(), False, **options)  # type: ignore[arg-type]
+        return plan_build(settings, graph, False, **options)
 
     assert plan().low_types == (("fp16",) if half else ())
     assert plan().layer_precisions == ({"relu": "fp16", "cast": "fp16", "exp": "fp32"} if half else {})
