@@ -131,6 +131,7 @@ def build_one(out: Path, target: str, name: str, say: Say) -> Row:
             model.inputs(case.batch),
             precision=case.precision,
             calibration=typical if case.quantised else None,
+            layers=False,
             name=name,
             target=target,
             tolerance=Tolerance(loose, loose),
