@@ -42,9 +42,10 @@ failed was wrongly described; 1 for any other failure.
 _TARGET = "tensorrt or tensorrt-rtx, with a version where it is not the installed one (default: auto)"
 _PLUGINS = "a function that makes plugins known (bridge.register_plugin); repeat for more"
 _PRECISION = (
-    "what is computed in what: fp32 (the default), fp16, bf16, int8, fp8, int4, two of them (int8+fp16), or the path of "
-    "a precision file"
+    "what is computed in what: fp32 (the default), fp16, bf16, int8, fp8, int4, two of them (int8+fp16), or the path "
+    "of a precision file"
 )
+_LAYERS = "do not measure how far each layer of a lower precision is off, which takes long for large models"
 _BUILDER = "a setting of the builder (bridge.BuildSettings), such as workspace=1073741824; repeat for more"
 _SHAPES = (
     "the shapes of an input, such as x=1x3x224x224:8x3x224x224:16x3x224x224; "
@@ -177,6 +178,7 @@ def _describe_convert(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="of the inputs that are made up")
     add("--plugins", action="append", metavar="PACKAGE.MODULE:FUNCTION", help=_PLUGINS)
     add("--prove", action="store_true", default=None, help="run each match of the passes before and after, by itself")
+    add("--no-layers", dest="layers", action="store_false", default=None, help=_LAYERS)
     either = options.add_mutually_exclusive_group()
     either.add_argument("--cache", type=_folder, metavar="DIR", help=_CACHE)
     either.add_argument("--no-cache", dest="cache", action="store_false", help="build each engine anew, and keep none")

@@ -48,6 +48,7 @@ def convert(
     seed: int = 0,
     int_range: tuple[int, int] = INT_RANGE,
     prove: bool = False,
+    layers: bool = True,
     builder: BuildSettings | Mapping[str, Any] | None = None,
     calibration: Any = None,
     calibration_algorithm: str = "entropy",
@@ -81,6 +82,8 @@ def convert(
         seed, int_range: of generated inputs.
         prove: run each match of the passes before and after, by itself, on the tensors that flow through it; the
             result's ``proofs`` say what was found, and an error of the rewrite names the match that caused it.
+        layers: of a lower precision, measure in ONNX Runtime how far each layer is off, which takes long for large
+            models; without it, an error of the comparison names no layers.
         cache: whether an engine that was built before from the same model, by the same TensorRT, for the same GPU and
             with the same settings may be taken instead of a new one; a path is the folder of another cache than the
             default one.
@@ -120,6 +123,7 @@ def convert(
         BuildSettings.of(builder),
         calibration,
         calibration_algorithm,
+        layers,
     )
     path = source_path(source)
     folder = Path(workdir) if workdir is not None else Path(tempfile.mkdtemp(prefix="bridge-"))

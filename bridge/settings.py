@@ -46,6 +46,8 @@ class Settings:
     calibration: Any = None
     """A sequence of inputs, each as the example is given."""
     calibration_algorithm: str = "entropy"
+    layers: bool = True
+    """Whether the error of each layer of a lower precision is measured."""
 
     def __post_init__(self) -> None:
         check_precision(self.precision, self.target, self.compute_capabilities)

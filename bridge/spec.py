@@ -172,6 +172,8 @@ class Options(Checked):
     seed: int | None = None
     int_range: Annotated[tuple[int, int], AfterValidator(_read_range)] | None = None
     prove: bool | None = None
+    layers: bool | None = None
+    """Whether the error of each layer of a lower precision is measured."""
     builder: Annotated[dict[str, Any], BeforeValidator(_read_builder)] | None = None
     """The names of bridge.BuildSettings, and their values."""
     calibration: Function | None = None

@@ -162,12 +162,14 @@ def _check(state: State, model: Path, samples: Sequence[Feeds]) -> None:
         found = evaluate(model, [*state.feeds, *samples])
     names = [case.name for case in state.cases] + [f"calibration {index}" for index in range(len(samples))]
     comparisons = state.compare(("rewritten", "typed"), reference, found, state.settings.precision.name, names)
-    with state.clock("compare"):
-        errors = layer_errors(rewritten, model, state.feeds[:1])
-        result.layers = worst(errors, LISTED)
+    named = "layers=True names the layers that introduce most of it."
+    if state.settings.layers:
+        with state.clock("compare"):
+            errors = layer_errors(rewritten, model, state.feeds[:1])
+            result.layers = worst(errors, LISTED)
+        named = f"The layers that introduce most of it, on the example:\n{table(errors)}"
     if not all(item.agreed for item in comparisons):
         raise CompareError(
-            f"in {state.settings.precision} the model computes something else: {disagreement(comparisons)}\n"
-            f"The layers that introduce most of it, on the example:\n{table(errors)}\n"
+            f"in {state.settings.precision} the model computes something else: {disagreement(comparisons)}\n{named}\n"
             "Keep them in fp32 by a precision file, ask for bf16, or give a tolerance."
         )
