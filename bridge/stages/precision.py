@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from .state import State
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
+    from ..precision import Precision
     from ..ranges import Range
 
 LISTED = 20
@@ -43,13 +45,13 @@ def lower(state: State, graph: gs.Graph) -> None:
         return
     own = settings.target.strongly_typed  # the model says it all, and TensorRT calibrates nothing
     with state.clock("precision"):
-        calibration = _calibration(state)
+        calibration = calibration_of(state)
         samples: Callable[[], Iterable[Feeds]] = (lambda: state.feeds) if calibration is None else calibration.samples
-        assignment = assign(graph, settings.precision, _ranges(state, samples()), settings.target)
+        assignment = assign(graph, settings.precision, ranges_of(state, samples()), settings.target)
         result.notes.extend(assignment.notes)
         for node, reason in assignment.reasons.items():
             result.kept.setdefault(reason, []).append(node)
-        typed = _typed(state, graph, assignment, _scales(state, samples())) if assignment.nodes else None
+        typed = _typed(state, graph, assignment, scales_of(state, samples())) if assignment.nodes else None
         if own and typed is not None:
             result.onnx = typed
             state.describe(graph)
@@ -59,7 +61,7 @@ def lower(state: State, graph: gs.Graph) -> None:
         _check(state, typed, list(itertools.islice(samples(), COMPARED)) if calibration is not None else [])
 
 
-def _calibration(state: State) -> Calibration | None:
+def calibration_of(state: State) -> Calibration | None:
     """The calibration inputs; the example where there are none given, and TensorRT itself calibrates."""
     settings = state.settings
     builders = settings.precision.scheme == "int8" and not settings.target.strongly_typed
@@ -88,7 +90,7 @@ def _calibration(state: State) -> Calibration | None:
 _EXAMPLE_ALONE = "calibrated with the example inputs alone: give calibration= typical ones"
 
 
-def _ranges(state: State, samples: Iterable[Feeds]) -> Mapping[str, Range]:
+def ranges_of(state: State, samples: Iterable[Feeds]) -> Mapping[str, Range]:
     """What the tensors hold, where that decides what can be in the low type: bfloat16 has float32's range."""
     from ..ranges import measure
 
@@ -98,7 +100,7 @@ def _ranges(state: State, samples: Iterable[Feeds]) -> Mapping[str, Range]:
     return measure(state.result.onnx, samples)
 
 
-def _scales(state: State, samples: Iterable[Feeds]) -> Mapping[str, Range]:
+def scales_of(state: State, samples: Iterable[Feeds]) -> Mapping[str, Range]:
     """The ranges that activations are quantised by, where the model does it; int4 quantises weights alone."""
     from ..ranges import measure
 
@@ -114,8 +116,6 @@ def _typed(state: State, graph: gs.Graph, assignment: Assignment, scales: Mappin
     """The model with the precisions in the graph, or the same as a copy for weakly typed targets, which shows what the
     engine is allowed to do; None where the types stay as they are."""
     from passes import read, write
-    from passes.casts import cast
-    from passes.quantisation import quantise
 
     settings, result = state.settings, state.result
     precision, own = settings.precision, settings.target.strongly_typed
@@ -124,21 +124,48 @@ def _typed(state: State, graph: gs.Graph, assignment: Assignment, scales: Mappin
             return None
         assert result.onnx is not None
         graph = read(result.onnx)
-    if own and precision.scheme:
-        wanted = assignment.of(precision.scheme)
-        quantised = quantise(graph, precision.scheme, scales, wanted)  # type: ignore[arg-type]
-        result.notes.extend(quantised.notes)
-        for node, reason in quantised.declined.items():
-            result.kept.setdefault(f"not quantised: {reason}", []).append(node)
-        if not quantised.quantised:
-            raise PrecisionError(f"{precision} was asked for, and nothing can be quantised: {_reasons(result.kept)}.")
-    if precision.half:
-        done = cast(graph, precision.half_dtype, assignment.fp32, precision.io, saturated=assignment.saturated)
-        result.notes.extend(done.notes)
-        for name, largest in done.clamped.items():
-            result.notes.append(f"{name} holds {largest:g}, beyond {precision.half}: it became the largest value")
+    put = put_in_types(graph, precision, assignment, scales, quantised=own)
+    result.notes.extend(put.notes)
+    for node, reason in put.declined.items():
+        result.kept.setdefault(f"not quantised: {reason}", []).append(node)
+    if own and precision.scheme and not put.quantised:
+        raise PrecisionError(f"{precision} was asked for, and nothing can be quantised: {_reasons(result.kept)}.")
     state.workspace.publish(*write(graph, state.workspace.partial / TYPED, beside=state.workspace.folder))
     return state.workspace.path(TYPED)
+
+
+@dataclass(frozen=True)
+class PutIn:
+    """What became of a graph that was given the types of an assignment."""
+
+    notes: list[str]
+    declined: dict[str, str]
+    """Nodes that were to be quantised and were not, with the reason."""
+    quantised: bool
+    """Whether anything was."""
+
+
+def put_in_types(
+    graph: gs.Graph, precision: Precision, assignment: Assignment, scales: Mapping[str, Range], *, quantised: bool
+) -> PutIn:
+    """Gives the graph the types of the assignment, in place; ``quantised``: its quantisation too, by ``scales``."""
+    from passes.casts import cast
+    from passes.quantisation import quantise
+
+    notes: list[str] = []
+    declined: dict[str, str] = {}
+    found = False
+    if quantised and precision.scheme:
+        log = quantise(graph, precision.scheme, scales, assignment.of(precision.scheme))  # type: ignore[arg-type]
+        notes.extend(log.notes)
+        declined.update(log.declined)
+        found = bool(log.quantised)
+    if precision.half:
+        done = cast(graph, precision.half_dtype, assignment.fp32, precision.io, saturated=assignment.saturated)
+        notes.extend(done.notes)
+        for name, largest in done.clamped.items():
+            notes.append(f"{name} holds {largest:g}, beyond {precision.half}: it became the largest value")
+    return PutIn(notes, declined, found)
 
 
 def _reasons(kept: Mapping[str, Sequence[str]]) -> str:
@@ -162,6 +189,7 @@ def _check(state: State, model: Path, samples: Sequence[Feeds]) -> None:
         found = evaluate(model, [*state.feeds, *samples])
     names = [case.name for case in state.cases] + [f"calibration {index}" for index in range(len(samples))]
     comparisons = state.compare(("rewritten", "typed"), reference, found, state.settings.precision.name, names)
+    state.hold_to_source("typed", found[: len(state.cases)])
     named = "layers=True names the layers that introduce most of it."
     if state.settings.layers:
         with state.clock("compare"):
