@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from .explanation import Explanation, explain
     from .pipeline import convert
     from .plugins.register import register_plugin
+    from .precision import Precision
     from .result import ConversionResult, Tolerance
     from .runtime.dataset import Dataset, FolderDataset, ListDataset, TensorBatchDataset
     from .runtime.flattener import Flattener
     from .runtime.module import TRTModule
     from .target import Target
+    from .trade_off import TradeOff
 
 _HOME = {
     "BridgeError": "errors",
@@ -31,12 +33,14 @@ _HOME = {
     "Flattener": "runtime.flattener",
     "FolderDataset": "runtime.dataset",
     "ListDataset": "runtime.dataset",
+    "Precision": "precision",
     "RewriteError": "errors",
     "RunError": "errors",
     "TRTModule": "runtime.module",
     "TensorBatchDataset": "runtime.dataset",
     "Target": "target",
     "Tolerance": "result",
+    "TradeOff": "trade_off",
     "UsageError": "errors",
     "convert": "pipeline",
     "explain": "explanation",
@@ -56,12 +60,14 @@ __all__ = [
     "Flattener",
     "FolderDataset",
     "ListDataset",
+    "Precision",
     "RewriteError",
     "RunError",
     "TRTModule",
     "Target",
     "TensorBatchDataset",
     "Tolerance",
+    "TradeOff",
     "UsageError",
     "convert",
     "explain",

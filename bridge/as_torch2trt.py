@@ -163,6 +163,8 @@ def _precision(options: dict[str, Any], fp16_mode: bool, int8_mode: bool) -> Any
     modes = {"int8": int8_mode, "fp16": fp16_mode, "bf16": options.pop("bf16_mode", False)}
     asked = "+".join(name for name, on in modes.items() if on)
     precision = options.pop("precision", None)
+    if isinstance(precision, (list, tuple)):
+        raise UsageError("precision: torch2trt makes one module; compare precisions by bridge.convert.")
     if precision is not None and asked and precision != asked:
         raise UsageError(f"precision {precision!r}: the modes ask for {asked}; give one of the two.")
     return precision or asked or "fp32"
@@ -296,7 +298,7 @@ def _convert(module: Any, names: _Names, level: int, options: dict[str, Any]) ->
     folder = Path(options.pop("workdir")) if kept else Path(tempfile.mkdtemp(prefix="torch2trt-"))
     options.pop("workdir", None)
     try:
-        result = convert(
+        result: ConversionResult = convert(
             module,
             names.inputs,
             input_names=names.input_names,

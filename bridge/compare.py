@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .errors import RunError
 from .precision import default_tolerance
-from .result import Comparison, Histogram, Tolerance
+from .result import Comparison, Histogram, SourceError, Tolerance
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -289,6 +289,39 @@ def compare_stages(
         results.append((name, iterations))
     Comparator.compare_accuracy(results, compare_func=Measure())
     return found
+
+
+def source_error(
+    candidate: str, reference: Sequence[Mapping[str, Array]], found: Sequence[Mapping[str, Array]]
+) -> SourceError | None:
+    """The worst output of ``found``, over all cases; None where the shapes are others."""
+    errors: list[SourceError] = []
+    for output in reference[0]:
+        pairs = [
+            (_wide(a[output]).reshape(-1), _wide(b[output]).reshape(-1)) for a, b in zip(reference, found, strict=True)
+        ]
+        if any(a.shape != b.shape for a, b in pairs):
+            return None
+        a, b = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        errors.append(_from_source(candidate, output, a, b))
+    return max(errors, key=_badness, default=None)
+
+
+def _from_source(candidate: str, output: str, a: Array, b: Array) -> SourceError:
+    if a.dtype.kind != "f":
+        share = float((a != b).mean()) if a.size else 0.0
+        largest = float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0))
+        return SourceError(candidate, output, share, largest, 0)
+    finite = np.isfinite(a) & np.isfinite(b)
+    lost = int((np.isfinite(a) & ~np.isfinite(b)).sum())
+    a, error = a[finite], b[finite] - a[finite]
+    norm, off = float(np.linalg.norm(a)), float(np.linalg.norm(error))
+    relative = off / norm if norm else (None if off or not a.size else 0.0)
+    return SourceError(candidate, output, relative, float(np.abs(error).max()) if a.size else None, lost)
+
+
+def _badness(error: SourceError) -> tuple[int, float]:
+    return error.non_finite, math.inf if error.relative is None else error.relative
 
 
 def disagreement(comparisons: Sequence[Comparison]) -> str:

@@ -16,18 +16,20 @@ from .onnx_source import INT_RANGE
 from .precision import Precision
 from .result import ConversionResult
 from .settings import Run, Settings, check_kept, read_capabilities, source_path
-from .stages.engine import build_engine, run_engine, task_check
+from .stages.engine import build_engine, run_engine, task_check, time_engine
 from .stages.export import from_file, from_torch
 from .stages.precision import lower
 from .stages.rewrite import check_rewritten, rewrite
 from .stages.state import Outputs, State
 from .target import Target, resolve
+from .trade_off import one_or_several
 from .workspace import RESULT, Workspace, write_text
 
 if TYPE_CHECKING:
     from .export import Exporter
 
 
+@one_or_several
 def convert(
     source: Any,
     inputs: Any = None,
@@ -49,6 +51,7 @@ def convert(
     int_range: tuple[int, int] = INT_RANGE,
     prove: bool = False,
     layers: bool = True,
+    latency: bool = False,
     builder: BuildSettings | Mapping[str, Any] | None = None,
     calibration: Any = None,
     calibration_algorithm: str = "entropy",
@@ -71,7 +74,8 @@ def convert(
             optimization profiles, of which each has its own best kernels; the example has to lie within one of them.
         precision: what is computed in what, the same on every target: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``fp8``,
             ``int4``, two of them (``int8+fp16``), a ``bridge.Precision``, or the path of a precision file, which says
-            it by node, operator and torch module.
+            it by node, operator and torch module. A list of them converts to each, in ``workdir/<precision>``, and
+            gives a ``bridge.TradeOff`` of their errors, sizes and latencies, also written as ``trade_off.json``.
         tolerance: one for all outputs, or by output name; by default according to dtype, integers and booleans exact.
         task_check: is given a function that runs the converted model, and returns what it found; raises
             AssertionError where the model does not do its job.
@@ -84,6 +88,7 @@ def convert(
             result's ``proofs`` say what was found, and an error of the rewrite names the match that caused it.
         layers: of a lower precision, measure in ONNX Runtime how far each layer is off, which takes long for large
             models; without it, an error of the comparison names no layers.
+        latency: where a GPU runs the engine, measure how long a call takes at the example's shapes.
         cache: whether an engine that was built before from the same model, by the same TensorRT, for the same GPU and
             with the same settings may be taken instead of a new one; a path is the folder of another cache than the
             default one.
@@ -124,6 +129,7 @@ def convert(
         calibration,
         calibration_algorithm,
         layers,
+        latency,
     )
     path = source_path(source)
     folder = Path(workdir) if workdir is not None else Path(tempfile.mkdtemp(prefix="bridge-"))
@@ -252,6 +258,7 @@ class Conversion:
             return
         self.clock.enter("run")
         run_engine(state, engine)
+        time_engine(state)
         task_check(state, engine)
         self.result.status = "verified"
 

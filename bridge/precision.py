@@ -185,7 +185,7 @@ class Precision:
             return value
         if isinstance(value, Mapping):
             return cls._of_mapping(value, "precision")
-        if isinstance(value, Path) or _is_path(value):
+        if is_path(value):
             return cls._of_mapping(_read_file(Path(value)), str(value))
         return cls(*_named(value))
 
@@ -255,8 +255,11 @@ def _named(name: Any) -> tuple[str, str]:
     return (floats or ["fp32"])[0], (schemes or [""])[0]
 
 
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and (value.lower().endswith((".yaml", ".yml", ".json")) or "/" in value)
+def is_path(value: Any) -> bool:
+    """Whether it is a precision file's, and no name."""
+    if not isinstance(value, str):
+        return isinstance(value, Path)
+    return value.lower().endswith((".yaml", ".yml", ".json")) or "/" in value
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:

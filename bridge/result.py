@@ -156,6 +156,32 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class SourceError:
+    """How far the last model that ran is from the source itself, over all inputs: its worst output."""
+
+    candidate: str
+    """``engine`` or, where none ran, ``typed`` or ``rewritten``."""
+    output: str
+    relative: float | None
+    """The norm of the error as a share of the reference's norm; of integers and booleans, the share that differs.
+    ``None`` where no such figure exists: nothing finite to compare, or a reference of zeros that is missed."""
+    max_abs: float | None
+    non_finite: int
+    """Elements that are infinite or NaN, and finite in the source."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of the engine as a module (``bridge.TRTModule``) on inputs that are on the GPU already, in milliseconds."""
+
+    host: float
+    """Median from a call to the end of its work."""
+    gpu: float
+    """Of each of the calls when they are made one after the other without waiting, by the GPU's clock."""
+    calls: int
+
+
+@dataclass(frozen=True)
 class TaskCheck:
     """Whether the converted model still does its job, beside the differences of tensors."""
 
@@ -203,8 +229,14 @@ class ConversionResult:
     """What the engine computes in: the share of its compute by precision, ``unknown`` where TensorRT does not tell."""
     not_as_asked: list[dict[str, Any]] = field(default_factory=list)
     """The largest layers of the engine that are not in the precision that was asked for."""
+    engine_bytes: int | None = None
+    """The engine's size."""
     kept: dict[str, list[str]] = field(default_factory=dict)
     """Nodes that are left in float32 although a lower precision was asked for, by the reason."""
+    source_error: SourceError | None = None
+    """Of what was computed in the asked precision; None where nothing of it ran."""
+    latency: Latency | None = None
+    """At the example's shapes, with ``latency=True``; None where no GPU here runs the engine."""
     task_check: TaskCheck | None = None
     notes: list[str] = field(default_factory=list)
     """What the user should know: an exporter that was fallen back on, a type that was changed, …"""

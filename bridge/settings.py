@@ -48,6 +48,7 @@ class Settings:
     calibration_algorithm: str = "entropy"
     layers: bool = True
     """Whether the error of each layer of a lower precision is measured."""
+    latency: bool = False
 
     def __post_init__(self) -> None:
         check_precision(self.precision, self.target, self.compute_capabilities)

@@ -18,6 +18,9 @@ SIDECAR = "model.engine.json"
 BUILD_LOG = "build.log"
 RESULT = "result.json"
 CALIBRATION = "calibration.cache"
+TRADE_OFF = "trade_off.json"
+GOLDEN, GOLDEN_ARRAYS = "golden.json", "golden.npz"
+ENGINE_RUN, ENGINE_RUN_ARRAYS = "engine-run.json", "engine-run.npz"
 
 OUTPUT_FILES = (
     EXPORTED,
@@ -30,6 +33,10 @@ OUTPUT_FILES = (
     SIDECAR,
     BUILD_LOG,
     CALIBRATION,
+    GOLDEN,
+    GOLDEN_ARRAYS,
+    ENGINE_RUN,
+    ENGINE_RUN_ARRAYS,
     RESULT,
     "report.html",
     "convert.log",

@@ -63,8 +63,19 @@ def run_engine(state: State, engine: Path) -> None:
             state.feeds,
         )
     comparisons = state.compare(("rewritten", "engine"), state.rewritten, outputs, state.settings.precision.name)
+    state.hold_to_source("engine", outputs)
     if not all(item.agreed for item in comparisons):
         raise CompareError(f"the engine computes something else: {disagreement(comparisons)}")
+
+
+def time_engine(state: State) -> None:
+    """Keeps how long a call of the engine takes, if that is asked for."""
+    if not state.settings.latency:
+        return
+    from ..runtime.latency import measure_latency
+
+    with state.clock("run"):
+        state.result.latency = measure_latency(state.result, state.cases[0].feeds)
 
 
 def task_check(state: State, engine: Path | None) -> None:

@@ -61,6 +61,8 @@ def check_rewritten(state: State, exported: Outputs, known: Outputs | None) -> N
         except RunError as error:
             raise RunError(f"{error}\n{_culprit(state)}") from error
     comparisons = state.compare(("exported", "rewritten"), exported, state.rewritten)
+    if state.settings.precision.plain:
+        state.hold_to_source("rewritten", state.rewritten)
     if not all(item.agreed for item in comparisons):
         raise RewriteError(
             f"the passes changed what the model computes: {disagreement(comparisons)}\n{_culprit(state)}"

@@ -13,7 +13,7 @@ from ..build_plan import BuildPlan
 from ..caching import Caching
 from ..calibration import Read
 from ..clock import Clock
-from ..compare import compare_stages, onnx_runner, run_stage
+from ..compare import compare_stages, onnx_runner, run_stage, source_error
 from ..errors import UsageError
 from ..inputs import Array, Case, Profile
 from ..plugins.loading import NeededPlugin
@@ -49,6 +49,8 @@ class State:
     """Reads further inputs, for the calibration."""
     hints: dict[str, str] = field(default_factory=dict)
     """By node or operator, what could help where the parser refuses it."""
+    source: Outputs = field(default_factory=list)
+    """What the source computes: the torch module or, where that is a file, the exported model."""
     rewritten: Outputs = field(default_factory=list)
     """What the rewritten model computes, in float32."""
     caching: Caching = field(init=False)
@@ -85,6 +87,11 @@ class State:
         kept = [item for item in self.result.comparisons if (item.reference, item.candidate) != stages]
         self.result.comparisons = kept + found
         return found
+
+    def hold_to_source(self, candidate: str, outputs: Outputs) -> None:
+        """Keeps how far ``outputs``, computed in the asked precision, are from the source's."""
+        with self.clock("compare"):
+            self.result.source_error = source_error(candidate, self.source, outputs)
 
     def describe(self, graph: gs.Graph) -> None:
         """Tells the result what the model takes and returns."""
