@@ -276,12 +276,18 @@ def test_deformable_attention_as_it_is_gives_what_sampling_does(tmp_path: Path) 
     assert_kernels_agree(graph, tmp_path, feeds)
 
 
-@pytest.mark.parametrize(("length", "span"), [(64, 64), (128, 96), (192, 256), (448, 256)])
+@pytest.mark.parametrize(("length", "span"), [(64, 128), (128, 256), (192, 384)])
 def test_disentangled_attention_as_it_is_counts_the_same_distances(length, span, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     graph = scores_model(buckets(length, span), 2 * span, 2)
     feeds = {item.name: random.standard_normal(item.shape).astype(F32) for item in graph.inputs}
     assert_kernels_agree(graph, tmp_path, feeds, 1e-4)
+
+
+@pytest.mark.parametrize(("length", "span"), [(64, 64), (128, 96), (512, 256)])
+def test_distances_that_versions_of_the_plugin_count_differently_are_declined(length, span, tmp_path: Path) -> None:
+    _, _, changed, log = rewritten(scores_model(buckets(length, span), 2 * span, 2), tmp_path)
+    assert not list(plugin_calls(changed)) and "versions of the plugin differ" in str(log.declined)
 
 
 # --- whole detection heads, by convert -----------------------------------------------------------------------------
