@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,7 +21,9 @@ from . import worker
 from .errors import BridgeError, Stage, UsageError
 from .progress import Progress
 from .result import ConversionResult
-from .workspace import ENGINE, EXPORTED, OUTPUT_FILES, PARTIAL, RESULT, REWRITTEN, write_text
+from .spec import by_precision
+from .trade_off import trade_offs
+from .workspace import ENGINE, EXPORTED, OUTPUT_FILES, PARTIAL, RESULT, REWRITTEN, TRADE_OFF, write_text
 
 if TYPE_CHECKING:
     from .spec import ModelSpec
@@ -59,12 +62,16 @@ def run_batch(
     jobs: int = 1,
     command: Sequence[str] = (),
 ) -> list[ConversionResult]:
-    """Converts each model into ``out/NAME``, and writes ``summary.json`` and ``index.html`` of them all into ``out``.
+    """Converts each model into ``out/NAME`` (of several precisions, into ``out/NAME-PRECISION``), and writes ``summary.json`` and ``index.html`` of them all into ``out``.
 
     A failure is a result with ``status == "failed"``; its ``exception`` is a UsageError where the model was wrongly
     described. ``command`` is noted in the summary. Raises UsageError where ``out`` cannot be used, BatchError where a
     file of the run cannot be written, and BatchInterrupted.
     """
+    models, specs = specs, [one for spec in specs for one in by_precision(spec).values() or [spec]]
+    twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
+    if twice:
+        raise UsageError(f"two models would be in the folder {twice[0]!r}; give one of them another name")
     for spec in specs:
         if spec.source.endswith(".onnx"):
             from .settings import check_kept  # loads onnx, which only such a source needs
@@ -72,18 +79,26 @@ def run_batch(
             check_kept(Path(spec.source), out / spec.name)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name in (SUMMARY, INDEX):
+        for name in (SUMMARY, INDEX, *(f"{spec.name}.{TRADE_OFF}" for spec in models)):
             (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"the folder {out} cannot be used: {error.strerror}; choose another with -o") from error
-    return _Batch(specs, out.absolute(), progress or Progress(), jobs, command).run()
+    return _Batch(models, specs, out.absolute(), progress or Progress(), jobs, command).run()
 
 
 class _Batch:
     def __init__(
-        self, specs: Sequence[ModelSpec], out: Path, progress: Progress, jobs: int, command: Sequence[str]
+        self,
+        models: Sequence[ModelSpec],
+        specs: Sequence[ModelSpec],
+        out: Path,
+        progress: Progress,
+        jobs: int,
+        command: Sequence[str],
     ) -> None:
+        self.models = models
         self.specs = specs
+        """Of each precision of each model."""
         self.out = out
         self.progress = progress
         self.jobs = jobs
@@ -116,6 +131,8 @@ class _Batch:
                     child.stop()
                     _discard(self._folder(index))
             self._write_summary()
+            for made in trade_offs(self.models, self.results):
+                self._write(self.out / f"{made.name}.{TRADE_OFF}", made.to_json)
             self._write(self.out / INDEX, self._index)
         if interrupted and len(self.found) < len(self.specs):
             at_work = f" in the middle of {' and '.join(stopped)}" if stopped else ""
@@ -196,7 +213,7 @@ class _Batch:
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self.clock, 3),
             "command": list(self.command),
-            "versions": _versions(),
+            "versions": versions(),
         }
         self._write(self.out / SUMMARY, lambda: json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
@@ -205,7 +222,7 @@ class _Batch:
 
         names = [result.name for result in self.results]
         links = {name: quote(f"{name}/{REPORT}") for name in names if (self.out / name / REPORT).is_file()}
-        return render_index(self.results, links=links)
+        return render_index(self.results, links=links, trade_offs=trade_offs(self.models, self.results))
 
     def _write(self, path: Path, text: Any) -> None:
         """Writes ``text()``; a file that cannot be written is told of at the end, and costs no model its result."""
@@ -282,9 +299,10 @@ def _listed(files: Sequence[Path]) -> str:
     return shown + (f" and {len(files) - 4} more" if len(files) > 4 else "")
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Of Python and of the packages here that a conversion depends on."""
+    found = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions
+            found[package] = importlib.metadata.version(package)
+    return found

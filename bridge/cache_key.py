@@ -76,7 +76,7 @@ _OTHERS = frozenset(
         *("target", "profiles", "builder", "calibration", "calibration_algorithm"),  # in the key in another form
         *("input_names", "output_names", "opset"),  # seen in the model
         *("tolerance", "task_check", "build", "build_timeout", "seed", "int_range", "prove", "cache"),
-        *("layers", "latency"),
+        *("layers", "latency", "golden"),
     )
 )
 """Settings that do not reach the builder; one that is not named here is taken to be the builder's."""

@@ -18,6 +18,7 @@ from .result import ConversionResult
 from .settings import Run, Settings, check_kept, read_capabilities, source_path
 from .stages.engine import build_engine, run_engine, task_check, time_engine
 from .stages.export import from_file, from_torch
+from .stages.golden import keep_golden
 from .stages.precision import lower
 from .stages.rewrite import check_rewritten, rewrite
 from .stages.state import Outputs, State
@@ -52,6 +53,7 @@ def convert(
     prove: bool = False,
     layers: bool = True,
     latency: bool = False,
+    golden: bool = False,
     builder: BuildSettings | Mapping[str, Any] | None = None,
     calibration: Any = None,
     calibration_algorithm: str = "entropy",
@@ -89,6 +91,8 @@ def convert(
         layers: of a lower precision, measure in ONNX Runtime how far each layer is off, which takes long for large
             models; without it, an error of the comparison names no layers.
         latency: where a GPU runs the engine, measure how long a call takes at the example's shapes.
+        golden: write the inputs, and what the source and the rewritten model compute of them, as ``golden.npz`` with
+            ``golden.json``: ``bridge verify`` holds the engine to them on the machine where it runs.
         cache: whether an engine that was built before from the same model, by the same TensorRT, for the same GPU and
             with the same settings may be taken instead of a new one; a path is the folder of another cache than the
             default one.
@@ -130,6 +134,7 @@ def convert(
         calibration_algorithm,
         layers,
         latency,
+        golden,
     )
     path = source_path(source)
     folder = Path(workdir) if workdir is not None else Path(tempfile.mkdtemp(prefix="bridge-"))
@@ -245,9 +250,11 @@ class Conversion:
             if not target.installed:
                 self.result.notes.append(f"{target} is not installed here: rewritten for it, not built")
             self.result.status = "rewritten"
+            keep_golden(state)
             return
         self.clock.enter("build")
         engine = build_engine(state)
+        keep_golden(state)
         reason = target.why_not_run() or (
             "its weights are stripped; refit it first" if self.settings.builder.strip_weights else None
         )

@@ -49,6 +49,8 @@ class Settings:
     layers: bool = True
     """Whether the error of each layer of a lower precision is measured."""
     latency: bool = False
+    golden: bool = False
+    """Whether inputs and outputs are kept as evidence."""
 
     def __post_init__(self) -> None:
         check_precision(self.precision, self.target, self.compute_capabilities)

@@ -13,6 +13,7 @@ from ..errors import CompareError
 from ..inputs import Array
 from ..result import TaskCheck
 from ..workspace import BUILD_LOG, CALIBRATION, ENGINE, SIDECAR
+from .golden import keep_engine_run
 from .state import State
 
 
@@ -49,6 +50,7 @@ def build_engine(state: State) -> Path:
     publish_calibration(state.plan, state.workspace)
     state.workspace.publish(SIDECAR, ENGINE)
     result.engine = state.workspace.path(ENGINE)
+    result.engine_bytes = result.engine.stat().st_size
     return result.engine
 
 
@@ -62,6 +64,7 @@ def run_engine(state: State, engine: Path) -> None:
             lambda: engine_runner(engine, state.settings.target, state.plugins),
             state.feeds,
         )
+    keep_engine_run(state, outputs)
     comparisons = state.compare(("rewritten", "engine"), state.rewritten, outputs, state.settings.precision.name)
     state.hold_to_source("engine", outputs)
     if not all(item.agreed for item in comparisons):

@@ -1,0 +1,69 @@
+"""What ``bridge verify`` found, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ..compare import disagreement
+from ..result import Comparison
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Whether an engine computes what the evidence says."""
+
+    name: str
+    status: Literal["verified", "differs", "not run"]
+    engine: str
+    reason: str = ""
+    """Why the engine was not run."""
+    ran: str = ""
+    """Where it ran, and when if not just now."""
+    against: str = "rewritten"
+    comparisons: list[Comparison] = field(default_factory=list)
+    """Of every output and case."""
+    notes: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of what the evidence was written with."""
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "verified"
+
+    @property
+    def exit_status(self) -> int:
+        """0 where the engine agrees, 1 where it differs, 2 where it cannot run here."""
+        return {"verified": 0, "differs": 1, "not run": 2}[self.status]
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if self.status == "not run":
+            return f"built, not run: {self.reason}"
+        if self.status == "differs":
+            return f"differs, {self.ran}: {disagreement(self.comparisons)}"
+        worst = max((item.tolerance_used or 0.0 for item in self.comparisons), default=0.0)
+        return (
+            f"verified, {self.ran}: all {len(self.comparisons)} comparisons with the {self.against} model agree; the "
+            f"worst uses {100 * worst:.3g} % of its tolerance"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, "verdict": self.verdict, **asdict(self)}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.verdict}"]
+        for item in self.comparisons:
+            error = "no figure" if item.max_abs_error is None else f"{item.max_abs_error:.3g}"
+            limit = f"rtol {item.tolerance.rtol:g}, atol {item.tolerance.atol:g}"
+            state = "agrees" if item.agreed else "DIFFERS"
+            lines.append(f"  {item.inputs}: {item.output} {state}: off by {error} at most ({limit})")
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines) + "\n"
