@@ -1,0 +1,245 @@
+"""Which tensor of an exported model is which tensor that a torch module takes or returns.
+
+Provenance says which nodes a module became, and the values say which of their tensors is which: an exporter folds a
+BatchNorm into the convolution before it, calls one module several times under one name, and leaves out what does
+nothing. Where the exported model is wrong no value agrees; there the last tensor of the module's nodes is taken, and
+what comes after it is looked at again, given torch's values, so that one fault does not hide the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnx import NodeProto, TensorProto
+
+from passes.provenance import origin_of
+
+from ..compare import Array, Feeds
+from ..evaluator import Evaluator, load
+from ..pairs import APART, FLOATS, Side
+from ..rounded import captured
+from . import torch_run
+from .torch_run import Point, Seen
+
+if TYPE_CHECKING:
+    from ..export import Source
+
+NEAR = {TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 0.1}
+"""Two tensors whose distance is below this are the same one, by the exported type; for all others, 2e-3."""
+FAULTS = 10
+"""Faults of an exported model that are gone beyond."""
+AT_ONCE = 500
+"""Tensors that are fetched at a time, to be recognised."""
+
+
+class Alignment:
+    """The points of a torch model in an exported one; ``points`` is by the name of the ONNX tensor."""
+
+    def __init__(self, source: Source, path: Path, feeds: Feeds) -> None:
+        self.source, self.path, self.feeds = source, path, feeds
+        self.side = Side(load(path))
+        self.seen, outputs = torch_run.look(source, feeds)
+        names = {point.module for point in self.seen}
+        self.owner = {node.output[0]: _module(node, names) for node in self.side.graph.node if node.output}
+        self.readers = _readers(self.side)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """Of the exported model's tensors, as far as they were looked at."""
+        self.forced: frozenset[str] = frozenset()
+        """What had torch's values when the model was last looked at."""
+        named = torch_run.output_points(outputs)
+        self.points: dict[str, Point] = {name: named[name] for name in named if name in self.side.place}
+        self.candidates = {point: self._candidates(point) for point in self.seen}
+        self.outputs = set(self.points)
+        self.right: set[str] = set()
+        self._match(outputs)
+
+    def inside(self, node: NodeProto, module: str) -> bool:
+        """Whether the node is part of what the module became."""
+        owner = self.owner.get(node.output[0], "") if node.output else ""
+        return not module or owner == module or owner.startswith(f"{module}.")
+
+    def _candidates(self, point: Point) -> list[str]:
+        """The tensors that may be this one, the likeliest first: what the module's nodes made last, or read first.
+
+        Of a module that no node is left of, what its parent's nodes make.
+        """
+        nodes = [node for node in self.side.graph.node if self.inside(node, point.module)]
+        if not nodes:
+            parent = point.module.rpartition(".")[0]
+            nodes = [node for node in self.side.graph.node if self.inside(node, parent)]
+        made = [name for node in nodes for name in node.output if name]
+        if point.returned:
+            leaving = [name for name in made if self._leaves(name, point.module)]
+            names = [*reversed(leaving), *(name for name in reversed(made) if name not in set(leaving))]
+        else:
+            inner = set(made)
+            read = dict.fromkeys(name for node in nodes for name in captured([node]) if name not in inner)
+            names = [name for name in read if self.side.maker(name) is not None]
+        return [name for name in names if self.side.types.get(name) in FLOATS and name in self.side.place]
+
+    def _leaves(self, name: str, module: str) -> bool:
+        """Whether the tensor is read outside of the module."""
+        readers = self.readers.get(name, [])
+        return not readers or any(not self.inside(node, module) for node in readers)
+
+    # recognising
+
+    def _match(self, outputs: Mapping[str, Array]) -> None:
+        known = self._look(self._all_candidates(), {})
+        self._take(known)
+        final = self._look(sorted(self.outputs), {})
+        self.right = {name for name, seen in final.items() if self._near(name, Seen.of(outputs[name]), seen)}
+        for _ in range(FAULTS):
+            if len(self.right) == len(final):
+                return  # what was not recognised has no tensor of its own
+            guess = self._guess()
+            if guess is None:
+                return
+            self.points[guess[0]] = guess[1]
+            self._take(self._look(self._all_candidates(), self._given()))
+
+    def _all_candidates(self) -> list[str]:
+        """Those of the points that are not aligned yet."""
+        found = set(self.points.values())
+        names = {name for point, listed in self.candidates.items() if point not in found for name in listed}
+        return sorted(names - self.points.keys(), key=lambda name: self.side.place[name])
+
+    def _near(self, name: str, torchs: Seen, exported: Seen) -> bool:
+        return torchs.distance(exported) < NEAR.get(self.side.types[name], 2e-3)
+
+    def _take(self, known: Mapping[str, Seen]) -> None:
+        """Aligns what agrees in value: of a module's own, and of several the one whose place among its calls fits."""
+        taken = set(self.points.values())
+        claims: dict[str, list[Point]] = {}
+        for point, seen in self.seen.items():
+            if point in taken:
+                continue
+            near = [
+                name
+                for name in self.candidates[point]
+                if name in known and name not in self.points and self._near(name, seen, known[name])
+            ]
+            if near:
+                claims.setdefault(self._in_order(point, near), []).append(point)
+        for name, points in claims.items():
+            self.points[name] = max(points, key=lambda point: self._fit(name, point))
+
+    def _in_order(self, point: Point, near: list[str]) -> str:
+        """Of equal tensors, the one of the same number as the call."""
+        if not point.call or len(near) == 1:
+            return near[0]
+        ordered = sorted(near, key=lambda name: self.side.place[name])
+        return ordered[min(point.call, len(ordered) - 1)]
+
+    def _fit(self, name: str, point: Point) -> tuple[bool, bool, int]:
+        """How well the point names the tensor: the module that made it, as what it returns, and the innermost one."""
+        return self.owner.get(name) == point.module, point.returned, point.module.count(".") + bool(point.module)
+
+    def _guess(self) -> tuple[str, Point] | None:
+        """The first point that is nowhere, and the last tensor of its module's nodes that fits.
+
+        A tensor from which what is right can be reached is right itself, and another one than the point's.
+        """
+        taken = set(self.points.values())
+        for point, seen in self.seen.items():
+            if point in taken or not point.returned or not point.module:
+                continue
+            for name in self.candidates[point]:
+                own = self.owner.get(name, "")
+                inside = own == point.module or own.startswith(f"{point.module}.")
+                if (
+                    name not in self.points
+                    and inside
+                    and self.shapes.get(name) == seen.shape
+                    and not self._proved(name)
+                ):
+                    return name, point
+        return None
+
+    def _proved(self, name: str) -> bool:
+        """Whether something that was recognised depends on the tensor, with nothing that torch gives in between."""
+        forced, seen, waiting = self.forced, {name}, [name]
+        recognised = self.points.keys() - self.outputs
+        while waiting:
+            for node in self.readers.get(waiting.pop(), []):
+                for output in node.output:
+                    if output in self.right or (output in recognised and output not in forced):
+                        return True
+                    if output and output not in seen and output not in forced:
+                        seen.add(output)
+                        waiting.append(output)
+        return False
+
+    # running
+
+    def _given(self) -> dict[str, Array]:
+        """Torch's values of what is aligned."""
+        wanted = torch_run.values(self.source, self.feeds, set(self.points.values()))
+        return {name: wanted[point] for name, point in self.points.items()}
+
+    def _look(self, names: Iterable[str], given: Mapping[str, Array]) -> dict[str, Seen]:
+        """What the exported model makes of these tensors, where those ``given`` have torch's values."""
+        listed, found = list(names), {}
+        self.forced = frozenset(given)
+        for start in range(0, len(listed), AT_ONCE):
+            some = listed[start : start + AT_ONCE]
+            found.update({name: Seen.of(array) for name, array in self.run(some, given).items()})
+        self.shapes.update({name: seen.shape for name, seen in found.items()})
+        return found
+
+    def run(self, names: list[str], given: Mapping[str, Array]) -> dict[str, Array]:
+        """The tensors, each made by itself of those ``given`` and of the model's inputs."""
+        if not given:
+            return Evaluator(self.side.model, self.path.parent, self.path.name).open(names)(self.feeds)
+        pieces = Pieces(self.side, names, given.keys())
+        part = Evaluator(pieces.model, self.path.parent, self.path.name)
+        made = part.open()({**self.feeds, **given})
+        return {name: made[name + APART] for name in pieces.names}
+
+
+class Pieces:
+    """A model in which each of some tensors is made by itself, of tensors that are given."""
+
+    def __init__(self, side: Side, names: Iterable[str], given: Iterable[str]) -> None:
+        known = {*given, *side.inputs}
+        read: set[str] = set()
+        between: set[int] = set()
+        self.names: list[str] = []
+        """Those that can be: nobody can hand over a sequence."""
+        self.inner: dict[str, set[int]] = {}
+        """By name, the places of the nodes that its piece has beside the one that makes it."""
+        for name in names:
+            node = side.maker(name)
+            assert node is not None
+            needs, inserted = side.needs(node, known.__contains__)
+            if needs <= side.types.keys():
+                self.names.append(name)
+                self.inner[name] = inserted
+                read |= needs
+                between |= inserted
+        self.read = read
+        self.model = side.apart(self.names, read, between)
+
+
+def _module(node: NodeProto, names: set[str]) -> str:
+    """The module that the node is of; the older exporter numbers the calls of one (``fc_1``)."""
+    path = origin_of(node.name, {item.key: item.value for item in node.metadata_props}).module
+    if path in names:
+        return path
+    steps: list[str] = []
+    for step in path.split("."):
+        plain = re.sub(r"(_\d+|@\d+)$", "", step)
+        known = ".".join([*steps, step])
+        steps.append(step if any(name == known or name.startswith(f"{known}.") for name in names) else plain)
+    return ".".join(steps)
+
+
+def _readers(side: Side) -> dict[str, list[NodeProto]]:
+    found: dict[str, list[NodeProto]] = {}
+    for node in side.graph.node:
+        for name in captured([node]):
+            found.setdefault(name, []).append(node)
+    return found

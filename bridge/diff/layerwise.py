@@ -1,0 +1,180 @@
+"""The diff by layer: what each layer adds to the error by itself, and what it carries of what came before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from passes.provenance import origin_of
+
+from ..compare import Array, Feeds, Tolerances
+from ..evaluator import CHUNK_BYTES, Evaluator, layer_errors
+from ..layers import LayerError
+from ..pairs import APART, HELD
+from ..result import Tolerance
+from . import torch_run
+from .alignment import Alignment, Pieces
+from .figures import apart, of_layer
+from .model import Error, LayerDiff, StageName
+
+if TYPE_CHECKING:
+    from ..export import Source
+
+LIMITS = {"float32": 1e-3, "float64": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
+"""What a layer may introduce, relative to its output's norm, by what it computes in; a tolerance goes before."""
+QUANTISED_LIMIT = 0.2
+RANKED = 100
+
+
+def limit(precision: str, tolerance: Tolerances) -> float:
+    """What a layer may introduce, relative to its output's norm."""
+    given = tolerance if isinstance(tolerance, Tolerance) else (tolerance or {}).get("")
+    if given is not None and given.rtol > 0:
+        return given.rtol
+    return LIMITS.get(precision, QUANTISED_LIMIT)
+
+
+def diverges(introduced: Error | None, precision: str, tolerance: Tolerances) -> bool:
+    """Whether a layer does by itself what it may not."""
+    if introduced is None:
+        return False
+    relative = introduced.relative
+    lost = relative is None and bool(introduced.max_abs)  # of a reference of zeros
+    return introduced.non_finite > 0 or lost or (relative is not None and relative > limit(precision, tolerance))
+
+
+def ranking(layers: Sequence[LayerDiff]) -> list[int]:
+    """The indices of the layers that introduce most error, worst first; what introduces nothing is left out."""
+    guilty = [index for index, layer in enumerate(layers) if layer.badness > (0, 0.0)]
+    return sorted(guilty, key=lambda index: layers[index].badness, reverse=True)[:RANKED]
+
+
+def onnx_layers(
+    stages: tuple[StageName, StageName], paths: tuple[Path, Path], feeds: Sequence[Feeds], tolerance: Tolerances
+) -> list[LayerDiff]:
+    """The layers of two ONNX models. Raises RunError where one of them does not run."""
+    errors = layer_errors(*paths, feeds)
+    names = [item.tensor for item in errors]
+    shapes = Evaluator.of(paths[0]).open(names, shapes=True)(feeds[0]) if names else {}
+    return [_of_error(stages, item, shapes[item.tensor], tolerance) for item in errors]
+
+
+def _of_error(stages: tuple[StageName, StageName], found: LayerError, shape: Array, tolerance: Tolerances) -> LayerDiff:
+    introduced = of_layer(found.introduced)
+    return LayerDiff(
+        *stages,
+        found.tensor,
+        found.node,
+        found.operator,
+        found.module,
+        found.source,
+        found.precision,
+        [int(size) for size in shape],
+        found.largest if math.isfinite(found.largest) else None,
+        introduced,
+        of_layer(found.carried),
+        diverges(introduced, found.precision, tolerance),
+        _why_not(found.introduced is None, found.carried is None),
+    )
+
+
+def _why_not(alone: bool, shapes: bool) -> str:
+    if shapes:
+        return "the shapes differ, or nothing is finite"
+    return "cannot be run by itself, or is given nothing that is finite" if alone else ""
+
+
+def torch_layers(source: Source, path: Path, feeds: Feeds, tolerance: Tolerances) -> tuple[list[LayerDiff], list[str]]:
+    """The modules of a torch model and what they became in the exported one; notes on those that are not found there.
+
+    Each tensor that a module takes or returns is made by the exported model of torch's own values of the tensors before
+    it, and held to torch's. Raises RunError where the exported model does not run.
+    """
+    alignment = Alignment(source, path, feeds)
+    side, points = alignment.side, alignment.points
+    whole = Evaluator(side.model, path.parent, path.name)
+    found: list[LayerDiff] = []
+    for names in _chunks(alignment):
+        pieces = Pieces(side, names, points)
+        wanted = {points[name] for name in (*names, *(pieces.read & points.keys()))}
+        torchs = torch_run.values(source, feeds, wanted)
+        given = {name: torchs[points[name]] for name in pieces.read & points.keys()}
+        end_to_end = whole.open(names)(feeds)
+        alone = Evaluator(pieces.model, path.parent, path.name).open()({**feeds, **given}) if pieces.names else {}
+        for name in names:
+            made = alone.get(name + APART)
+            found.append(_of_point(alignment, pieces, name, torchs[points[name]], made, end_to_end[name], tolerance))
+    return found, _missing(alignment)
+
+
+def _chunks(alignment: Alignment) -> Iterator[list[str]]:
+    """The aligned tensors in the graph's order, so many at a time that they take no more memory than they may."""
+    chunk: list[str] = []
+    total = 0
+    for name in sorted(alignment.points, key=alignment.side.place.__getitem__):
+        size = 4 * HELD * math.prod(alignment.seen[alignment.points[name]].shape)
+        if chunk and total + size > CHUNK_BYTES:
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(name)
+        total += size
+    if chunk:
+        yield chunk
+
+
+def _of_point(
+    alignment: Alignment,
+    pieces: Pieces,
+    name: str,
+    reference: Array,
+    alone: Array | None,
+    end_to_end: Array,
+    tolerance: Tolerances,
+) -> LayerDiff:
+    node = alignment.side.maker(name)
+    assert node is not None
+    point, module = alignment.points[name], alignment.owner.get(name, "")
+    introduced = apart(reference, alone) if alone is not None else None
+    precision = str(reference.dtype)
+    finite = reference[np.isfinite(reference)]
+    others = sorted({alignment.side.graph.node[place].op_type for place in pieces.inner.get(name, ())} - {"Constant"})
+    notes = [f"with {', '.join(others)} before it"] if others else []
+    if alone is None:
+        notes.append("cannot be run by itself")
+    elif alone.shape != reference.shape:
+        notes.append(f"the shapes differ: {list(reference.shape)} in torch, {list(alone.shape)} in the exported model")
+    return LayerDiff(
+        "torch",
+        "exported",
+        name,
+        node.name,
+        point.kind if point.returned and point.module == module and point.kind else node.op_type,
+        module,
+        origin_of(node.name, {item.key: item.value for item in node.metadata_props}).source,
+        precision,
+        list(reference.shape),
+        float(np.abs(finite.astype(np.float64)).max(initial=0.0)),
+        introduced,
+        apart(reference, end_to_end),
+        diverges(introduced, precision, tolerance),
+        "; ".join(notes),
+    )
+
+
+def _missing(alignment: Alignment) -> list[str]:
+    """Modules that return floating-point tensors of which none is found in the exported model."""
+    there = {point.module for point in alignment.points.values()}
+    names = list(dict.fromkeys(point.module for point in alignment.seen if point.returned and point.module))
+    shown = {alignment.owner.get(name, "") for name in alignment.points}
+    lost = [name for name in names if name not in there and name not in shown]
+    if not lost:
+        return []
+    listed = ", ".join(lost[:8]) + (", …" if len(lost) > 8 else "")
+    return [
+        f"torch → exported: {len(lost)} of {len(names)} modules have no tensor of their own in the exported model, "
+        f"which folds them into others or leaves them out: {listed}"
+    ]
