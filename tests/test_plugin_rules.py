@@ -276,7 +276,7 @@ def test_deformable_attention_as_it_is_gives_what_sampling_does(tmp_path: Path) 
     assert_kernels_agree(graph, tmp_path, feeds)
 
 
-@pytest.mark.parametrize(("length", "span"), [(64, 128), (128, 256), (192, 384)])
+@pytest.mark.parametrize(("length", "span"), [(64, 128), (128, 64), (512, 256)])
 def test_disentangled_attention_as_it_is_counts_the_same_distances(length, span, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     graph = scores_model(buckets(length, span), 2 * span, 2)
@@ -284,7 +284,7 @@ def test_disentangled_attention_as_it_is_counts_the_same_distances(length, span,
     assert_kernels_agree(graph, tmp_path, feeds, 1e-4)
 
 
-@pytest.mark.parametrize(("length", "span"), [(64, 64), (128, 96), (512, 256)])
+@pytest.mark.parametrize(("length", "span"), [(64, 64), (128, 96), (64, 16)])
 def test_distances_that_versions_of_the_plugin_count_differently_are_declined(length, span, tmp_path: Path) -> None:
     _, _, changed, log = rewritten(scores_model(buckets(length, span), 2 * span, 2), tmp_path)
     assert not list(plugin_calls(changed)) and "versions of the plugin differ" in str(log.declined)

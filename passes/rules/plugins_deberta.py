@@ -28,7 +28,7 @@ TILE = 64
 def buckets(length: int, span: int) -> Array:
     """[length, length]: the column that the plugin takes for tokens ``i`` and ``j``, computed in float32 as there.
 
-    That of TensorRT 8.5.3 takes others for distances beyond ``span // 2`` (measured).
+    That of TensorRT 8.5.3 takes others for distances beyond ``span // 2``, unless there are ``2 * span`` tokens (measured).
     """
     far = np.arange(length)[:, None] - np.arange(length)[None, :]
     middle = span // 2
@@ -126,8 +126,8 @@ def _checked(g: Builder, first: _Term, second: _Term, to_position: _Gathered, to
         g.decline("the plugin wants one scale between 0 and 1 for all scores")
     if g.dtype(first.tensor) not in (np.float32, np.float16):
         g.decline("the plugin computes with floats")
-    if length - 1 > columns // 4:
-        g.decline("versions of the plugin differ in how they count distances beyond a quarter of the places")
+    if length - 1 > columns // 4 and length != columns:
+        g.decline("versions of the plugin differ in how they count distances where there are not as many places as tokens")
     wanted = buckets(length, columns // 2)
     for gathered, expected in ((to_position, wanted), (to_content, wanted.T)):
         index = g.value(_unexpanded(gathered.index))
@@ -260,7 +260,7 @@ def scores_model(index: Array, columns: int, batch: int | str = 6, heads: int | 
 
 @disentangled_attention_by_plugin.example
 def logarithmic_buckets() -> gs.Graph:
-    return scores_model(buckets(64, 128), 256)
+    return scores_model(buckets(64, 32), 64)
 
 
 @disentangled_attention_by_plugin.example
