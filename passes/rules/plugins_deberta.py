@@ -28,7 +28,7 @@ TILE = 64
 def buckets(length: int, span: int) -> Array:
     """[length, length]: the column that the plugin takes for tokens ``i`` and ``j``, computed in float32 as there.
 
-    That of TensorRT 8.5.3 takes others for distances beyond ``span // 2``, unless there are ``2 * span`` tokens (measured).
+    That of TensorRT 8.5.3 takes others for distances beyond ``span // 2`` (measured), but not of ``2 * span`` tokens.
     """
     far = np.arange(length)[:, None] - np.arange(length)[None, :]
     middle = span // 2
@@ -127,7 +127,7 @@ def _checked(g: Builder, first: _Term, second: _Term, to_position: _Gathered, to
     if g.dtype(first.tensor) not in (np.float32, np.float16):
         g.decline("the plugin computes with floats")
     if length - 1 > columns // 4 and length != columns:
-        g.decline("versions of the plugin differ in how they count distances where there are not as many places as tokens")
+        g.decline("versions of the plugin differ in how they count distances, unless there are as many places as tokens")
     wanted = buckets(length, columns // 2)
     for gathered, expected in ((to_position, wanted), (to_content, wanted.T)):
         index = g.value(_unexpanded(gathered.index))
