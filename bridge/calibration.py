@@ -105,7 +105,7 @@ def write_calibration(
         if last:
             raise UsageError(last)
         found = {name: array.shape for name, array in feeds.items() if name in example}
-        wrong = _misfit(feeds, example, allowed) or (_other_shape(found, shapes) if one_shape else "")
+        wrong = misfit(feeds, example, allowed) or (_other_shape(found, shapes) if one_shape else "")
         if wrong:
             last = f"calibration, {where}: {wrong}."
             if samples.batched and _fewer_rows(found, shapes):
@@ -146,7 +146,7 @@ def _fewer_rows(found: Shapes, first: Shapes) -> bool:
     )
 
 
-def _misfit(feeds: Feeds, example: Mapping[str, Array], allowed: Profiles) -> str:
+def misfit(feeds: Feeds, example: Mapping[str, Array], allowed: Profiles) -> str:
     """What is wrong with the inputs of one call, in words; empty where nothing is."""
     for name, usual in example.items():
         if name not in feeds:
