@@ -127,7 +127,7 @@ def _checked(g: Builder, first: _Term, second: _Term, to_position: _Gathered, to
     if g.dtype(first.tensor) not in (np.float32, np.float16):
         g.decline("the plugin computes with floats")
     if length - 1 > columns // 4 and length != columns:
-        g.decline("versions of the plugin differ in how they count distances, unless there are as many places as tokens")
+        g.decline("versions of the plugin differ in how they count distances unless there are as many places as tokens")
     wanted = buckets(length, columns // 2)
     for gathered, expected in ((to_position, wanted), (to_content, wanted.T)):
         index = g.value(_unexpanded(gathered.index))
