@@ -62,7 +62,8 @@ def run_batch(
     jobs: int = 1,
     command: Sequence[str] = (),
 ) -> list[ConversionResult]:
-    """Converts each model into ``out/NAME`` (of several precisions, into ``out/NAME-PRECISION``), and writes ``summary.json`` and ``index.html`` of them all into ``out``.
+    """Converts each model into ``out/NAME`` (with several precisions, ``out/NAME-PRECISION`` for each), and writes
+    ``summary.json`` and ``index.html`` of them all into ``out``, and the trade-off of precisions.
 
     A failure is a result with ``status == "failed"``; its ``exception`` is a UsageError where the model was wrongly
     described. ``command`` is noted in the summary. Raises UsageError where ``out`` cannot be used, BatchError where a

@@ -43,7 +43,8 @@ _TARGET = "tensorrt or tensorrt-rtx, with a version where it is not the installe
 _PLUGINS = "a function that makes plugins known (bridge.register_plugin); repeat for more"
 _PRECISION = (
     "what is computed in what: fp32 (the default), fp16, bf16, int8, fp8, int4, two of them (int8+fp16), or the path "
-    "of a precision file"
+    "of a precision file; several with commas between them (fp32,fp16) make an engine of each, and a table of what "
+    "each costs"
 )
 _LAYERS = "do not measure how far each layer of a lower precision is off, which takes long for large models"
 _BUILDER = "a setting of the builder (bridge.BuildSettings), such as workspace=1073741824; repeat for more"
@@ -144,7 +145,7 @@ def _describe_convert(parser: argparse.ArgumentParser) -> None:
     options = parser.add_argument_group("options of the conversion")
     add = options.add_argument
     add("--target", help=_TARGET)
-    add("--precision", help=_PRECISION)
+    add("--precision", type=_precisions, metavar="PRECISION[,PRECISION…]", help=_PRECISION)
     add("--calibration", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns typical inputs")
     add("--calibration-algorithm", metavar="NAME", help="entropy (the default), entropy_legacy, minmax or legacy")
     add("--inputs", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns the inputs to compare with")
@@ -178,7 +179,9 @@ def _describe_convert(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="of the inputs that are made up")
     add("--plugins", action="append", metavar="PACKAGE.MODULE:FUNCTION", help=_PLUGINS)
     add("--prove", action="store_true", default=None, help="run each match of the passes before and after, by itself")
+    add("--latency", action="store_true", default=None, help="time a call of each engine, where a GPU here runs it")
     add("--no-layers", dest="layers", action="store_false", default=None, help=_LAYERS)
+    add("--golden", action="store_true", default=None, help="keep inputs and outputs, for `bridge verify`")
     either = options.add_mutually_exclusive_group()
     either.add_argument("--cache", type=_folder, metavar="DIR", help=_CACHE)
     either.add_argument("--no-cache", dest="cache", action="store_false", help="build each engine anew, and keep none")
@@ -227,6 +230,10 @@ def _shapes(text: str) -> tuple[str, Any]:
         return name, read_profile(shapes)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"input {name!r}: {error}") from error
+
+
+def _precisions(text: str) -> str | list[str]:
+    return text if Path(text).is_file() or "," not in text else [part.strip() for part in text.split(",")]
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -291,6 +298,8 @@ def _convert(arguments: argparse.Namespace) -> int:
     from .batch import BatchError, BatchInterrupted, run_batch
     from .manifest import read_sources
     from .progress import make_progress, print_results
+    from .spec import by_precision
+    from .trade_off import trade_offs
 
     specs = read_sources(arguments.sources, _overrides(arguments))
     if arguments.only:
@@ -299,7 +308,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         results = run_batch(
             specs,
             arguments.output,
-            progress=make_progress(len(specs)),
+            progress=make_progress(sum(len(by_precision(spec)) or 1 for spec in specs)),
             jobs=arguments.jobs,
             command=arguments.command,
         )
@@ -308,6 +317,8 @@ def _convert(arguments: argparse.Namespace) -> int:
             print_results(error.results, arguments.output)
         raise
     print_results(results, arguments.output)
+    for made in trade_offs(specs, results):
+        print(f"\n{made.name}\n{made.table()}")
     return exit_status(results)
 
 

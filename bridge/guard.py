@@ -6,7 +6,7 @@ rest. What only moves or converts values does not count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -70,7 +70,8 @@ def judge(precision: str, asked: Mapping[str, str], layers: Sequence[Layer]) -> 
     parts = precision.split("+")
     if parts == ["fp32"]:
         return Verdict(shares)
-    wanted = {id(layer): _wanted(layer, parts, asked) for layer in layers}
+    products = {layer.node for layer in layers if layer.weighted}
+    wanted = {id(layer): _wanted(layer, parts, asked, products) for layer in layers}
     off = [layer for layer in layers if wanted[id(layer)] in LOW and layer.precision != wanted[id(layer)]]
     off.sort(key=lambda layer: -layer.work)
     others = [
@@ -93,12 +94,17 @@ def _shares(layers: Iterable[Layer], total: float) -> dict[str, float]:
     return {name: round(work / total, 6) for name, work in sorted(sums.items(), key=lambda item: -item[1])}
 
 
-def _wanted(layer: Layer, parts: Sequence[str], asked: Mapping[str, str]) -> str:
-    """What the layer was to be computed in; empty where nobody said."""
-    if asked:
-        return asked.get(layer.node, "")
+def _wanted(layer: Layer, parts: Sequence[str], asked: Mapping[str, str], products: Collection[str]) -> str:
+    """What the layer was to be computed in; empty where nobody said.
+
+    What else the node of a quantised product has, such as a bias that is added, is in the floating-point type.
+    """
     quantised = [name for name in parts if name in QUANTISED]
     floats = [name for name in parts if name not in QUANTISED]
+    if asked:
+        found = asked.get(layer.node, "")
+        beside = found in QUANTISED and not layer.weighted and layer.node in products
+        return (floats or ["fp32"])[0] if beside else found
     return (quantised or floats)[0] if layer.weighted else (floats or ["fp32"])[0]
 
 

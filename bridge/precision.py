@@ -210,6 +210,26 @@ class Precision:
             raise UsageError(f"{where}: {error}" if where != "precision" else str(error)) from None
 
 
+def labels(given: Sequence[Any]) -> dict[str, Precision]:
+    """Several precisions by what each is called: its name or that of its file, with a number where that is taken.
+
+    Raises UsageError for what is none, and where one stands there twice.
+    """
+    found: dict[str, Precision] = {}
+    for item in given:
+        precision = Precision.of(item)
+        label = wanted = Path(str(item)).stem if is_path(item) else precision.name
+        number = 2
+        while label in found:
+            if found[label] == precision:
+                raise UsageError(f"precision: {label} stands there twice.")
+            label, number = f"{wanted}-{number}", number + 1
+        found[label] = precision
+    if not found:
+        raise UsageError("precision: the list is empty; give one at least.")
+    return found
+
+
 def _patterns(key: str, listed: Any, where: str) -> list[tuple[str, str]]:
     """Precisions and their patterns, from a list under a precision, or from one of pairs under ``rules``."""
     items = [listed] if isinstance(listed, (str, Mapping)) else listed

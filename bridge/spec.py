@@ -101,6 +101,22 @@ def _read_builder(value: Any) -> dict[str, Any]:
         raise ValueError(str(error).removeprefix("builder: ")) from error
 
 
+def _read_precision(value: Any, info: ValidationInfo) -> Any:
+    """As ``bridge.Precision.of`` takes it, the paths of precision files absolute; or a list of such."""
+    from .precision import is_path, labels
+
+    if value is None:
+        return None
+    folder = (info.context or {}).get("folder", ".")
+    given = value if isinstance(value, list) else [value]
+    found = [str(Path(folder, item).absolute()) if is_path(item) else item for item in given]
+    try:
+        labels(found)
+    except UsageError as error:
+        raise ValueError(str(error).removeprefix("precision: ")) from error
+    return found if isinstance(value, list) else found[0]
+
+
 def _read_range(value: tuple[int, int]) -> tuple[int, int]:
     if value[0] > value[1]:
         raise ValueError(f"the lower bound {value[0]} is above the upper bound {value[1]}")
@@ -137,7 +153,8 @@ class Options(Checked):
     """How to convert; the keys of ``defaults``. What is not set is left to ``bridge.convert``."""
 
     target: str | None = None
-    precision: str | None = None
+    precision: Annotated[Any, BeforeValidator(_read_precision)] = None
+    """A name, a precision file's path, or what is in such a file; a list of these makes a model of each."""
     inputs: (
         Annotated[
             Annotated[Function, Tag("function")] | Annotated[dict[str, ExistingFile], Tag("files")],
@@ -174,6 +191,10 @@ class Options(Checked):
     prove: bool | None = None
     layers: bool | None = None
     """Whether the error of each layer of a lower precision is measured."""
+    golden: bool | None = None
+    """Whether inputs and outputs are kept as evidence, for ``bridge verify``."""
+    latency: bool | None = None
+    """Whether the engine is timed, where a GPU runs it."""
     builder: Annotated[dict[str, Any], BeforeValidator(_read_builder)] | None = None
     """The names of bridge.BuildSettings, and their values."""
     calibration: Function | None = None
@@ -191,3 +212,21 @@ class ModelSpec(Options):
     name: Annotated[str, AfterValidator(_read_name)]
     source: Annotated[str, AfterValidator(_read_source)]
     """An .onnx file, or a ``package.module:function`` that returns ``(module or path of an .onnx file, inputs)``."""
+
+
+def by_precision(spec: ModelSpec) -> dict[str, ModelSpec]:
+    """The model by itself for each precision, called after both; none where no list of precisions is given.
+
+    What is calibrated for nothing is left out.
+    """
+    from .precision import labels
+
+    if not isinstance(spec.precision, list):
+        return {}
+    given, found = spec.model_dump(exclude_unset=True), {}
+    for item, (label, precision) in zip(spec.precision, labels(spec.precision).items(), strict=True):
+        unused = {"calibration", "calibration_algorithm"} if precision.plain else set()
+        own = {key: value for key, value in given.items() if key not in unused}
+        own |= {"name": f"{spec.name}-{label}", "precision": item, "latency": True}
+        found[label] = ModelSpec.model_validate(own)
+    return found

@@ -5,20 +5,21 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, overload
 
-from .errors import Stage, UsageError
-from .precision import Precision, check_precision, is_path
+from .errors import Stage
+from .precision import Precision, check_precision, labels
 from .result import ConversionResult, Latency, SourceError, Status
-from .settings import read_capabilities
+from .spec import by_precision
 from .target import Target, resolve
 from .workspace import TRADE_OFF, write_text
 
-Given = str | Path | Mapping[str, Any] | Precision
-"""One precision, as ``Precision.of`` takes it."""
+if TYPE_CHECKING:
+    from .spec import ModelSpec
+
 P = ParamSpec("P")
 
 
@@ -105,20 +106,15 @@ def shares_text(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {share:.0%}" if share >= 0.005 else f"{name} <1%" for name, share in ordered) or "–"
 
 
-def labels(given: Sequence[Given]) -> dict[str, Precision]:
-    """What each is called: its name, a precision file's own, and with a number where that is taken."""
-    found: dict[str, Precision] = {}
-    for item in given:
-        precision = Precision.of(item)
-        label = wanted = Path(str(item)).stem if is_path(item) else precision.name
-        if found.get(wanted) == precision:
-            raise UsageError(f"precision: {wanted} stands there twice.")
-        number = 2
-        while label in found:
-            label, number = f"{wanted}-{number}", number + 1
-        found[label] = precision
-    if not found:
-        raise UsageError("precision: the list is empty; give one at least.")
+def trade_offs(specs: Iterable[ModelSpec], results: Iterable[ConversionResult]) -> list[TradeOff]:
+    """Of the models of a run that ask for several precisions, as far as they have results."""
+    by_name = {result.name: result for result in results}
+    found = []
+    for spec in specs:
+        names = {label: one.name for label, one in by_precision(spec).items()}
+        if names:
+            there = {label: by_name[name] for label, name in names.items() if name in by_name}
+            found.append(TradeOff.of(spec.name, there))
     return found
 
 
@@ -155,6 +151,8 @@ def _each(
     options: dict[str, Any],
 ) -> TradeOff:
     """Raises UsageError before anything is started where the target cannot compute in one of them."""
+    from .settings import read_capabilities  # which loads onnx, that a batch does not need
+
     check, calibration = options.pop("check", False), options.pop("calibration", None)
     target = options.get("target", "auto")
     options["target"] = target if isinstance(target, Target) else resolve(target)

@@ -14,6 +14,8 @@ from bridge.result import ConversionResult
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from bridge.trade_off import TradeOff
+
 __all__ = ["render_index", "render_report"]
 
 
@@ -33,24 +35,29 @@ def render_report(result: ConversionResult) -> str:
             proof_rows=view.proof_rows(result),
             doubtful=view.doubtful(result),
             times=view.times(result),
+            shares=view.shares(result),
+            lowered=bool(result.precision != "fp32" or result.kept or result.layers),
         )
     )
 
 
 def render_index(
-    results: Sequence[ConversionResult], *, title: str = "Conversions to TensorRT", links: Mapping[str, str]
+    results: Sequence[ConversionResult],
+    *,
+    title: str = "Conversions to TensorRT",
+    links: Mapping[str, str],
+    trade_offs: Sequence[TradeOff] = (),
 ) -> str:
     """The page of a run (``index.html``): the results worst first, as ``view.badness`` orders them.
 
     ``links`` gives the relative href of each model's report, by the name of the model; a model without one is listed
-    without a link.
+    without a link. ``trade_offs`` are those of the models that were converted to several precisions.
     """
     from . import view
 
     rows = [view.index_row(result, links.get(result.name)) for result in sorted(results, key=view.badness)]
-    return (
-        _templates().get_template("index.html").render(title=title, rows=rows, counts=view.counts_per_status(results))
-    )
+    values = {"title": title, "rows": rows, "counts": view.counts_per_status(results), "trade_offs": trade_offs}
+    return _templates().get_template("index.html").render(**values)
 
 
 @cache
@@ -58,6 +65,7 @@ def _templates() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from bridge import __version__
+    from bridge.trade_off import figures
 
     from . import histogram, view
 
@@ -71,7 +79,9 @@ def _templates() -> Environment:
     )
     environment.globals.update(
         change=view.change,
+        figures=figures,
         closeness=view.closeness,
+        layer_error=view.layer_error,
         histograms=histogram.histogram_pictures,
         psnr=view.psnr,
         verdict_of=view.verdict,

@@ -10,7 +10,7 @@ from bridge.result import Comparison, ConversionResult
 from .axis import LogAxis, Tick, decades
 from .view import closeness, number, outputs
 
-_STAGES = ("torch", "exported", "rewritten", "engine")
+_STAGES = ("torch", "exported", "rewritten", "typed", "engine")
 _HIGHLIGHTED = 6
 """Outputs with a colour and a dash of their own; among more than that, no reader can tell lines apart."""
 
@@ -136,9 +136,11 @@ def _is_step(comparison: Comparison) -> bool:
 
 
 def _columns(result: ConversionResult, comparisons: Sequence[Comparison]) -> list[Column]:
-    """The stages from the first reference on: an ONNX file as the source has no torch before it."""
+    """The stages from the first reference on: an ONNX file as the source has no torch before it, and what stays in the
+    source's types no model with others."""
     first = min(_STAGES.index(item.reference) for item in comparisons)
-    stages = _STAGES[first:]
+    lowered = result.precision != "fp32" or any(item.candidate == "typed" for item in comparisons)
+    stages = [stage for stage in _STAGES[first:] if stage != "typed" or lowered]
     width = (_WIDTH - _LEFT - _RIGHT - _REFERENCE_WIDTH) / (len(stages) - 1)
     columns = [Column(stages[0], "the reference", "", "", _LEFT, _REFERENCE_WIDTH, is_reference=True)]
     for index, stage in enumerate(stages[1:]):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from bridge.errors import Stage
+from bridge.layers import TensorError
 from bridge.result import STATUS_MEANING, Comparison, ConversionResult, Proof, Status
 
 _LABELS: Mapping[Status, str] = {
@@ -19,6 +20,7 @@ _LABELS: Mapping[Status, str] = {
 _FAILED_AT: Mapping[Stage, str] = {
     "export": "The source did not become an ONNX model that computes the same.",
     "rewrite": "A pass broke on the model.",
+    "precision": "The model cannot be computed in the precision that was asked for.",
     "build": "The target's parser or builder did not accept the model.",
     "run": "A model on the way does not run.",
     "compare": "Two neighbouring stages compute different outputs.",
@@ -59,6 +61,10 @@ def seconds(value: float) -> str:
 
 def shape(dims: Sequence[int | str]) -> str:
     return " × ".join(str(dim) for dim in dims) if dims else "scalar"
+
+
+def plural(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def change(before: object, after: object) -> str:
@@ -161,6 +167,11 @@ def facts(result: ConversionResult) -> list[Fact]:
                 alarming=not largest.agreed,
             ),
         ]
+    if result.precisions:
+        name, share = max(result.precisions.items(), key=lambda item: item[1])
+        kept = sum(map(len, result.kept.values()))
+        detail = f"of the compute, {plural(kept, 'node')} kept in fp32" if kept else "of the compute"
+        found.append(Fact("Computes in", f"{name} {share:.0%}", detail))
     if result.rewrites:
         changed = sum(rewrite.count for rewrite in result.rewrites)
         passes = sum(rewrite.count > 0 for rewrite in result.rewrites)
@@ -221,6 +232,27 @@ def times(result: ConversionResult) -> list[Time]:
         Time(stage, value, round(100 * value / longest, 2), 100 * value / total)
         for stage, value in result.seconds.items()
     ]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of the compute is in one precision, in percent."""
+
+    precision: str
+    percent: float
+
+
+def shares(result: ConversionResult) -> list[Share]:
+    """The largest first."""
+    ordered = sorted(result.precisions.items(), key=lambda item: -item[1])
+    return [Share(name, 100 * share) for name, share in ordered]
+
+
+def layer_error(error: TensorError | None) -> str:
+    """A layer's error relative to what the reference computes there, or what is lost of it."""
+    if error is None:
+        return "–"
+    return f"{plural(error.non_finite, 'value')} not finite" if error.non_finite else number(error.relative)
 
 
 def badness(result: ConversionResult) -> tuple[object, ...]:
