@@ -67,11 +67,10 @@ class Context:
         """Counts the changes of shapes."""
         self._trt = engine.target.module()
         self._logger = trt_logger(self._trt)
-        self._stream: torch.cuda.Stream | None = None
+        self.stream: torch.cuda.Stream | None = None
+        """The one that is followed. The memory of inputs, which may be another stream's, is kept until it is done."""
         self._handle: int | None = None
         """The stream's, as CUDA has it."""
-        self.to_hold: torch.cuda.Stream | None = None
-        """The same stream, where the memory of inputs has to be kept for it: others wait for the default one."""
         self._profile: int = 0
         self._inputs = [_Slot(spec) for spec in engine.inputs]
         self._outputs = [_Slot(spec) for spec in engine.outputs]
@@ -119,11 +118,10 @@ class Context:
 
     def follow(self, stream: torch.cuda.Stream) -> None:
         """Runs on ``stream`` from now on, which waits for the last run on another: they share the context's memory."""
-        last = self._stream
+        last = self.stream
         if last is not None and last.cuda_stream != stream.cuda_stream and not torch.cuda.is_current_stream_capturing():
             stream.wait_stream(last)
-        self._stream, self._handle = stream, stream.cuda_stream
-        self.to_hold = stream if self._handle else None
+        self.stream, self._handle = stream, stream.cuda_stream
         for slot in self._inputs:
             slot.held, slot.buffer = _nothing, None
 
@@ -160,7 +158,7 @@ class Context:
         """Whether the inputs are as TensorRT reads them, and of the shapes that it knows: it is told where they are."""
         if self.key is None or self._special_inputs:
             return False
-        index, stream = self.index, self.to_hold
+        index, stream = self.index, self.stream
         for slot, tensor in zip(self._inputs, inputs):  # noqa: B905 - of the same length
             if tensor.shape != slot.shape or tensor.get_device() != index:
                 return False
@@ -174,8 +172,8 @@ class Context:
             if address != slot.address:
                 self._set_address(slot.name, address)
                 slot.address, slot.held = address, _nothing
-            if stream is not None and slot.held() is not tensor:
-                tensor.record_stream(stream)
+            if slot.held() is not tensor:
+                tensor.record_stream(stream)  # type: ignore[arg-type]  # one has been followed
                 slot.held = weakref.ref(tensor)
         return True
 
@@ -184,8 +182,8 @@ class Context:
         for slot, given, tensor in zip(self._inputs, inputs, fitted, strict=True):
             slot.address, slot.held = tensor.data_ptr() or self._address_of_nothing, _nothing
             self._set_address(slot.name, slot.address)
-            if self.to_hold is not None and given.is_cuda:
-                given.record_stream(self.to_hold)
+            if self.stream is not None and given.is_cuda:
+                given.record_stream(self.stream)
             if tensor is not given and not self._special_inputs and not _capturing():
                 slot.buffer = tensor
 
@@ -270,8 +268,8 @@ class Context:
     def _finish(self, outputs: list[torch.Tensor]) -> None:
         """Puts in the outputs whose size the run itself has found out, and those that the host has."""
         if self._host_outputs:
-            assert self._stream is not None
-            self._stream.synchronize()
+            assert self.stream is not None
+            self.stream.synchronize()
         for index, (spec, slot) in enumerate(zip(self.engine.outputs, self._outputs, strict=True)):
             if slot.like is None:
                 outputs[index] = self._allocators[spec.name].take(spec.dtype)

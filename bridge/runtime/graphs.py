@@ -80,7 +80,7 @@ class Graph:
         if self.epoch != context.epoch:
             return None
         context.follow_current()
-        index, stream = context.index, context.to_hold
+        index, stream = context.index, context.stream
         for (buffer, shape, dtype, source_dtype), tensor in zip(self._buffers, inputs):  # noqa: B905 - of one length
             if (
                 tensor.shape != shape
