@@ -8,8 +8,10 @@ what comes after it is looked at again, given torch's values, so that one fault 
 
 from __future__ import annotations
 
+import functools
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +20,8 @@ from onnx import NodeProto, TensorProto
 from passes.provenance import origin_of
 
 from ..compare import Array, Feeds
-from ..evaluator import Evaluator, load
-from ..pairs import APART, FLOATS, Side
+from ..evaluator import CHUNK_BYTES, Evaluator, load
+from ..pairs import APART, FLOATS, MOST, Side
 from ..rounded import captured
 from . import torch_run
 from .torch_run import Point, Seen
@@ -31,8 +33,6 @@ NEAR = {TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 0.1}
 """Two tensors whose distance is below this are the same one, by the exported type; for all others, 2e-3."""
 FAULTS = 10
 """Faults of an exported model that are gone beyond."""
-AT_ONCE = 500
-"""Tensors that are fetched at a time, to be recognised."""
 
 
 class Alignment:
@@ -44,15 +44,17 @@ class Alignment:
         self.seen, outputs = torch_run.look(source, feeds)
         names = {point.module for point in self.seen}
         self.owner = {node.output[0]: _module(node, names) for node in self.side.graph.node if node.output}
+        self.nodes = self._by_module()
         self.readers = _readers(self.side)
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        """Of the exported model's tensors, as far as they were looked at."""
+        self.shapes = self._shapes()
         self.forced: frozenset[str] = frozenset()
         """What had torch's values when the model was last looked at."""
         named = torch_run.output_points(outputs)
         self.points: dict[str, Point] = {name: named[name] for name in named if name in self.side.place}
         self.candidates = {point: self._candidates(point) for point in self.seen}
         self.outputs = set(self.points)
+        self.recognised: set[Point] = set(self.points.values())
+        """Those whose values the exported model has; several may be one tensor."""
         self.right: set[str] = set()
         self._match(outputs)
 
@@ -61,15 +63,32 @@ class Alignment:
         owner = self.owner.get(node.output[0], "") if node.output else ""
         return not module or owner == module or owner.startswith(f"{module}.")
 
+    def _by_module(self) -> dict[str, list[NodeProto]]:
+        """The nodes of each module, those of the modules in it among them."""
+        found: dict[str, list[NodeProto]] = {}
+        for node in self.side.graph.node:
+            owner = self.owner.get(node.output[0], "") if node.output else ""
+            steps = owner.split(".") if owner else []
+            for end in range(len(steps) + 1):
+                found.setdefault(".".join(steps[:end]), []).append(node)
+        return found
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the floating-point tensors of the exported model."""
+        names = [name for name in self.side.place if self.side.types.get(name) in FLOATS]
+        whole = Evaluator(self.side.model, self.path.parent, self.path.name)
+        found: dict[str, tuple[int, ...]] = {}
+        for start in range(0, len(names), MOST):
+            shapes = whole.open(names[start : start + MOST], shapes=True)(self.feeds)
+            found.update({name: tuple(int(size) for size in shape) for name, shape in shapes.items()})
+        return found
+
     def _candidates(self, point: Point) -> list[str]:
         """The tensors that may be this one, the likeliest first: what the module's nodes made last, or read first.
 
         Of a module that no node is left of, what its parent's nodes make.
         """
-        nodes = [node for node in self.side.graph.node if self.inside(node, point.module)]
-        if not nodes:
-            parent = point.module.rpartition(".")[0]
-            nodes = [node for node in self.side.graph.node if self.inside(node, parent)]
+        nodes = self.nodes.get(point.module) or self.nodes.get(point.module.rpartition(".")[0], [])
         made = [name for node in nodes for name in node.output if name]
         if point.returned:
             leaving = [name for name in made if self._leaves(name, point.module)]
@@ -78,7 +97,7 @@ class Alignment:
             inner = set(made)
             read = dict.fromkeys(name for node in nodes for name in captured([node]) if name not in inner)
             names = [name for name in read if self.side.maker(name) is not None]
-        return [name for name in names if self.side.types.get(name) in FLOATS and name in self.side.place]
+        return [name for name in names if self.shapes.get(name) == self.seen[point].shape]
 
     def _leaves(self, name: str, module: str) -> bool:
         """Whether the tensor is read outside of the module."""
@@ -105,7 +124,7 @@ class Alignment:
         """Those of the points that are not aligned yet."""
         found = set(self.points.values())
         names = {name for point, listed in self.candidates.items() if point not in found for name in listed}
-        return sorted(names - self.points.keys(), key=lambda name: self.side.place[name])
+        return sorted(names - (self.points.keys() - self.outputs), key=lambda name: self.side.place[name])
 
     def _near(self, name: str, torchs: Seen, exported: Seen) -> bool:
         return torchs.distance(exported) < NEAR.get(self.side.types[name], 2e-3)
@@ -120,12 +139,16 @@ class Alignment:
             near = [
                 name
                 for name in self.candidates[point]
-                if name in known and name not in self.points and self._near(name, seen, known[name])
+                if name in known
+                and (name not in self.points or name in self.outputs)
+                and self._near(name, seen, known[name])
             ]
             if near:
+                self.recognised.add(point)
                 claims.setdefault(self._in_order(point, near), []).append(point)
         for name, points in claims.items():
-            self.points[name] = max(points, key=lambda point: self._fit(name, point))
+            if name not in self.points:
+                self.points[name] = max(points, key=functools.partial(self._fit, name))
 
     def _in_order(self, point: Point, near: list[str]) -> str:
         """Of equal tensors, the one of the same number as the call."""
@@ -144,18 +167,13 @@ class Alignment:
         A tensor from which what is right can be reached is right itself, and another one than the point's.
         """
         taken = set(self.points.values())
-        for point, seen in self.seen.items():
+        for point in self.seen:
             if point in taken or not point.returned or not point.module:
                 continue
             for name in self.candidates[point]:
                 own = self.owner.get(name, "")
                 inside = own == point.module or own.startswith(f"{point.module}.")
-                if (
-                    name not in self.points
-                    and inside
-                    and self.shapes.get(name) == seen.shape
-                    and not self._proved(name)
-                ):
+                if name not in self.points and inside and not self._proved(name):
                     return name, point
         return None
 
@@ -182,13 +200,25 @@ class Alignment:
 
     def _look(self, names: Iterable[str], given: Mapping[str, Array]) -> dict[str, Seen]:
         """What the exported model makes of these tensors, where those ``given`` have torch's values."""
-        listed, found = list(names), {}
         self.forced = frozenset(given)
-        for start in range(0, len(listed), AT_ONCE):
-            some = listed[start : start + AT_ONCE]
+        found: dict[str, Seen] = {}
+        for some in self._some(names):
             found.update({name: Seen.of(array) for name, array in self.run(some, given).items()})
-        self.shapes.update({name: seen.shape for name, seen in found.items()})
         return found
+
+    def _some(self, names: Iterable[str]) -> Iterator[list[str]]:
+        """So many at a time that they take no more memory than they may."""
+        some: list[str] = []
+        total = 0
+        for name in names:
+            size = 4 * math.prod(self.shapes[name])
+            if some and (len(some) == MOST or total + size > CHUNK_BYTES):
+                yield some
+                some, total = [], 0
+            some.append(name)
+            total += size
+        if some:
+            yield some
 
     def run(self, names: list[str], given: Mapping[str, Array]) -> dict[str, Array]:
         """The tensors, each made by itself of those ``given`` and of the model's inputs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -104,14 +105,14 @@ class OverSamples:
         order = list(found)
         first = order[0]
         self.outputs = self.outputs or list(found[first][0])
-        for before, stage in zip(order, order[1:], strict=False):
+        for before, stage in itertools.pairwise(order):
             self.before[stage] = before
             for output in self.outputs:
                 if (stage, output) not in self.carried:
                     self.carried.update(self._keyed(stage, first, output))
                     self.added.update(self._keyed(stage, before, output))
         for index, name in enumerate(names):
-            for before, stage in zip(order, order[1:], strict=False):
+            for before, stage in itertools.pairwise(order):
                 errors = []
                 for output in self.outputs:
                     made = found[stage][index][output]
@@ -180,7 +181,9 @@ def shape_cases(conversion: Conversion, seed: int) -> list[tuple[str, Feeds]]:
     Of one sampled shape all axes are the same way between their min and max: axes that belong together, as the batch of
     two inputs, stay so.
     """
-    cases = [(case.name, case.feeds) for case in make_cases(conversion.example, conversion.profiles)]
+    cases: list[tuple[str, Feeds]] = [
+        (case.name, case.feeds) for case in make_cases(conversion.example, conversion.profiles)
+    ]
     random = np.random.default_rng(seed)
     for number, profiles in enumerate(conversion.profiles):
         if not any(one.dynamic_axes for one in profiles.values()):
@@ -217,15 +220,15 @@ def over_shapes(stages: Stages, cases: Sequence[tuple[str, Feeds]]) -> tuple[lis
         order = list(found)
         for stage, why in own.why.items():
             rows.append(ShapeError(case, shapes, stage, "", note=why))
-        for before, stage in zip(order, order[1:], strict=False):
+        for before, stage in itertools.pairwise(order):
             for output, made in found[stage][0].items():
                 if output not in found[order[0]][0]:
                     continue
-                figures = [
+                carried, added = (
                     own.tallies(stage, other, [output])[output].add(found[other][0][output], made, case)
                     for other in (order[0], before)
-                ]
-                rows.append(ShapeError(case, shapes, stage, output, *figures))
+                )
+                rows.append(ShapeError(case, shapes, stage, output, carried, added))
     return rows, notes
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,12 +38,12 @@ def read_samples(conversion: Conversion, given: Any) -> Iterator[tuple[str, Feed
     try:
         check_source(given)
         for name, feeds in Reader(given, conversion.read, example, allowed):
-            fitted = {key: _as(feeds[key], example[key]) if key in feeds else feeds for key in example}
+            fitted = {key: _as(feeds[key], example[key]) for key in example if key in feeds}
             wrong = misfit(fitted, example, allowed)
             if wrong:
                 raise UsageError(f"samples, {name}: {wrong}.")
             count += 1
-            yield (name if name not in ("example",) else f"sample {count}"), fitted
+            yield name, fitted
     except UsageError as error:  # the reader is calibration's, and says so
         raise UsageError(str(error).replace("calibration", "samples", 1)) from error
     if not count:
@@ -113,12 +113,13 @@ def percentiles(errors: Sequence[SampleError]) -> list[Percentiles]:
     """Over the samples, by stage; figures that do not exist are left out."""
     found: list[Percentiles] = []
     for stage in dict.fromkeys(error.stage for error in errors):
-        for figure in ("relative", "max_abs"):
+        figures: tuple[Literal["relative"], Literal["max_abs"]] = ("relative", "max_abs")
+        for figure in figures:
             values = [getattr(error, figure) for error in errors if error.stage == stage]
             known = [value for value in values if value is not None]
             if known:
                 marks = [float(value) for value in np.percentile(known, (50, 90, 99, 100))]
-                found.append(Percentiles(stage, figure, *marks))  # type: ignore[arg-type]
+                found.append(Percentiles(stage, figure, *marks))
     return found
 
 

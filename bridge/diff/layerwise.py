@@ -88,7 +88,9 @@ def _why_not(alone: bool, shapes: bool) -> str:
     return "cannot be run by itself, or is given nothing that is finite" if alone else ""
 
 
-def torch_layers(source: Source, path: Path, feeds: Feeds, tolerance: Tolerances) -> tuple[list[LayerDiff], list[str]]:
+def torch_layers(
+    source: Source, path: Path, feeds: Feeds, tolerance: Tolerances, stage: StageName = "exported"
+) -> tuple[list[LayerDiff], list[str]]:
     """The modules of a torch model and what they became in the exported one; notes on those that are not found there.
 
     Each tensor that a module takes or returns is made by the exported model of torch's own values of the tensors before
@@ -107,8 +109,9 @@ def torch_layers(source: Source, path: Path, feeds: Feeds, tolerance: Tolerances
         alone = Evaluator(pieces.model, path.parent, path.name).open()({**feeds, **given}) if pieces.names else {}
         for name in names:
             made = alone.get(name + APART)
-            found.append(_of_point(alignment, pieces, name, torchs[points[name]], made, end_to_end[name], tolerance))
-    return found, _missing(alignment)
+            arrays = torchs[points[name]], made, end_to_end[name]
+            found.append(_of_point(alignment, pieces, name, stage, arrays, tolerance))
+    return found, _missing(alignment, stage)
 
 
 def _chunks(alignment: Alignment) -> Iterator[list[str]]:
@@ -130,11 +133,11 @@ def _of_point(
     alignment: Alignment,
     pieces: Pieces,
     name: str,
-    reference: Array,
-    alone: Array | None,
-    end_to_end: Array,
+    stage: StageName,
+    arrays: tuple[Array, Array | None, Array],
     tolerance: Tolerances,
 ) -> LayerDiff:
+    reference, alone, end_to_end = arrays
     node = alignment.side.maker(name)
     assert node is not None
     point, module = alignment.points[name], alignment.owner.get(name, "")
@@ -146,10 +149,10 @@ def _of_point(
     if alone is None:
         notes.append("cannot be run by itself")
     elif alone.shape != reference.shape:
-        notes.append(f"the shapes differ: {list(reference.shape)} in torch, {list(alone.shape)} in the exported model")
+        notes.append(f"the shapes differ: {list(reference.shape)} in torch, {list(alone.shape)} in the {stage} model")
     return LayerDiff(
         "torch",
-        "exported",
+        stage,
         name,
         node.name,
         point.kind if point.returned and point.module == module and point.kind else node.op_type,
@@ -165,16 +168,15 @@ def _of_point(
     )
 
 
-def _missing(alignment: Alignment) -> list[str]:
+def _missing(alignment: Alignment, stage: StageName) -> list[str]:
     """Modules that return floating-point tensors of which none is found in the exported model."""
-    there = {point.module for point in alignment.points.values()}
     names = list(dict.fromkeys(point.module for point in alignment.seen if point.returned and point.module))
-    shown = {alignment.owner.get(name, "") for name in alignment.points}
-    lost = [name for name in names if name not in there and name not in shown]
+    there = {point.module for point in {*alignment.recognised, *alignment.points.values()} if point.returned}
+    lost = [name for name in names if name not in there]
     if not lost:
         return []
     listed = ", ".join(lost[:8]) + (", …" if len(lost) > 8 else "")
     return [
-        f"torch → exported: {len(lost)} of {len(names)} modules have no tensor of their own in the exported model, "
+        f"torch → {stage}: {len(lost)} of {len(names)} modules have no tensor of their own in the {stage} model, "
         f"which folds them into others or leaves them out: {listed}"
     ]
