@@ -6,20 +6,23 @@ layer itself does.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from .errors import RunError, UsageError
 from .layers import LayerError, Total
-from .pairs import APART, Pairs
+from .pairs import APART, Pair, Pairs
 from .rounded import LOW_TYPES, Rounded, captured, make, plain, rounded
+from .walk import Piece, Walk
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -40,6 +43,32 @@ def evaluate(model: Path, feeds: Iterable[Feeds], names: Sequence[str] | None = 
     return [run(item) for item in feeds]
 
 
+@dataclass(frozen=True)
+class Fetch:
+    """How one tensor of the main graph comes out of the copy."""
+
+    name: str
+    source: str
+    """The copy's tensor with its values."""
+    op: str
+    """What has to follow that tensor; empty for nothing."""
+    kind: int
+    """Element type in which it comes."""
+    dtype: np.dtype[Any]
+    """The type that it has in the model."""
+    wide: bool = False
+    """Whether it is left as it comes."""
+
+    @property
+    def output(self) -> str:
+        return f"{self.source}/fetched" if self.op else self.source
+
+    def read(self, value: Any) -> Array:
+        with np.errstate(invalid="ignore", over="ignore"):
+            array = np.asarray(value)
+            return array if self.wide else array.astype(self.dtype, copy=False)
+
+
 class Evaluator:
     """A model, made ready to be run with whatever tensors of its main graph as outputs."""
 
@@ -49,54 +78,64 @@ class Evaluator:
         self.outputs = [item.name for item in model.graph.output]
         self.input_types = {item.name: item.type.tensor_type.elem_type for item in model.graph.input}
         self.copy: Rounded = rounded(model)
+        self.untyped = {name for node in model.graph.node for name in node.output} - self.copy.types.keys()
+        """What is no tensor, or of an unknown type."""
         self.made = {output for node in self.copy.model.graph.node for output in node.output}
 
     @classmethod
     def of(cls, path: Path) -> Evaluator:
         return cls(load(path), path.parent, path.name)
 
-    def open(self, names: Sequence[str] | None = None, *, shapes: bool = False) -> Run:
+    def open(self, names: Sequence[str] | None = None, *, shapes: bool = False, wide: bool = False) -> Run:
         """A function that runs the model, and returns the tensors ``names`` of the main graph in their types.
 
         Only the nodes that these need are run. ``shapes``: return the tensors' shapes in their stead, which takes the
-        memory of a usual run. Raises UsageError for a name that is no such tensor.
+        memory of a usual run. ``wide``: low types come as float32. Raises UsageError for a name that is no such tensor.
         """
-        wanted = list(dict.fromkeys(self.outputs if names is None else names))
+        fetches = self.fetches(self.outputs if names is None else names, shapes, wide)
+        if not fetches:
+            return lambda feeds: {}
+        sources = [fetch.source for fetch in fetches]
+        session = self.session(self.part(needed_nodes(self.copy.model.graph, sources), fetches))
+        inputs = [item.name for item in session.get_inputs()]
+
+        def run(feeds: Feeds) -> dict[str, Array]:
+            given = self.given(feeds)
+            with self.running():
+                arrays = session.run([fetch.output for fetch in fetches], {name: given[name] for name in inputs})
+            return {fetch.name: fetch.read(value) for fetch, value in zip(fetches, arrays, strict=True)}
+
+        return run
+
+    def fetches(self, names: Sequence[str], shapes: bool = False, wide: bool = False) -> list[Fetch]:
+        """How the tensors ``names`` come out of the copy; ``wide``: low types as they are there, in float32.
+
+        Neither types that NumPy lacks go to Python, nor tensors that no node makes.
+        """
+        wanted = list(dict.fromkeys(names))
         unknown = [name for name in wanted if name not in self.copy.types]
         if unknown:
             raise UsageError(
                 f"{self.name}: has no tensor {unknown[0]!r} that could be read; what the bodies of control flow make "
                 "is not seen from outside."
             )
-        if not wanted:
-            return lambda feeds: {}
-        kinds = {name: _dtype(self.copy.types[name]) for name in wanted}
-        if shapes:
-            kinds = dict.fromkeys(wanted, np.dtype(np.int64))
-        session, fetched = self._session(wanted, kinds, shapes)
-        inputs = [item.name for item in session.get_inputs()]
+        found = []
+        for name in wanted:
+            kind, dtype = self.copy.types[name], _dtype(self.copy.types[name])
+            if shapes:
+                found.append(Fetch(name, name, "Shape", TensorProto.INT64, np.dtype(np.int64)))
+            elif name in self.copy.wide:
+                found.append(Fetch(name, self.copy.wide[name], "", TensorProto.FLOAT, dtype, wide))
+            elif dtype.isbuiltin != 1:
+                found.append(Fetch(name, name, "Cast", TensorProto.FLOAT, dtype, wide))
+            else:
+                found.append(Fetch(name, name, "" if name in self.made else "Identity", kind, dtype))
+        return found
 
-        def run(feeds: Feeds) -> dict[str, Array]:
-            given = {self.copy.inputs[name]: value for name, value in self._given(feeds).items()}
-            try:
-                arrays = session.run(fetched, {name: value for name, value in given.items() if name in inputs})
-            except refusals() as error:
-                raise RunError(f"{self.name} does not run: {_words(error)}") from error
-            with np.errstate(invalid="ignore", over="ignore"):
-                return {
-                    name: np.asarray(value).astype(kinds[name], copy=False)
-                    for name, value in zip(wanted, arrays, strict=True)
-                }
-
-        return run
-
-    def _session(
-        self, wanted: Sequence[str], kinds: Mapping[str, np.dtype[Any]], shapes: bool
-    ) -> tuple[Any, list[str]]:
-        """An ONNX Runtime session, and the names under which it gives the tensors ``wanted``."""
+    def session(self, part: GraphProto) -> Any:
+        """An ONNX Runtime session of a part of the copy."""
         import onnxruntime as ort
 
-        part, fetched = self._part(wanted, kinds, shapes)
         ready = ModelProto(ir_version=self.copy.model.ir_version, graph=part)
         ready.opset_import.extend(self.copy.model.opset_import)
         ready.functions.extend(self.copy.model.functions)
@@ -104,44 +143,45 @@ class Evaluator:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.folder))
+        with self.running():
+            return ort.InferenceSession(ready.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Raises RunError for what ONNX Runtime raises in the block."""
         try:
-            return ort.InferenceSession(ready.SerializeToString(), options, providers=["CPUExecutionProvider"]), fetched
+            yield
         except refusals() as error:
             raise RunError(f"{self.name} does not run: {_words(error)}") from error
 
-    def _part(
-        self, wanted: Sequence[str], kinds: Mapping[str, np.dtype[Any]], shapes: bool
-    ) -> tuple[GraphProto, list[str]]:
-        """What of the copy makes the tensors ``wanted``, and the names of its outputs."""
-        whole, last = self.copy.model.graph, []
+    def part(
+        self,
+        nodes: Iterable[NodeProto],
+        fetches: Sequence[Fetch],
+        given: Sequence[ValueInfoProto] = (),
+        also: Sequence[str] = (),
+    ) -> GraphProto:
+        """The graph of some of the copy's nodes: what it fetches and gives ``also``, ``given`` what others have made."""
+        whole = self.copy.model.graph
         part = GraphProto(name=whole.name)
-        fetched, sources = [], []
-        for name in wanted:
-            # Neither types that NumPy lacks go to Python, nor tensors that no node makes.
-            op, kind, source = "Identity", self.copy.types[name], name
-            if shapes:
-                op, kind = "Shape", TensorProto.INT64
-            elif name in self.copy.wide:
-                op, kind, source = "", TensorProto.FLOAT, self.copy.wide[name]
-            elif kinds[name].isbuiltin != 1:
-                op, kind = "Cast", TensorProto.FLOAT
-            elif name in self.made:
-                op = ""
-            sources.append(source)
-            fetched.append(f"{source}/fetched" if op else source)
-            if op:
-                last.append(make(op, source, fetched[-1], kind if op == "Cast" else None))
-            part.output.append(onnx.helper.make_tensor_value_info(fetched[-1], kind, None))
-        needed = needed_nodes(whole, sources)
-        read = captured(needed) | set(sources)
-        part.node.extend((*needed, *last))
+        part.node.extend(nodes)
+        read = captured(part.node) | {fetch.source for fetch in fetches} | set(also)
+        part.node.extend(
+            make(fetch.op, fetch.source, fetch.output, fetch.kind if fetch.op == "Cast" else None)
+            for fetch in fetches
+            if fetch.op
+        )
+        part.output.extend(onnx.helper.make_tensor_value_info(fetch.output, fetch.kind, None) for fetch in fetches)
+        fetched = {fetch.output for fetch in fetches}
+        part.output.extend(ValueInfoProto(name=name) for name in also if name not in fetched)
         part.input.extend(item for item in whole.input if item.name in read)
+        part.input.extend(given)
         part.initializer.extend(item for item in whole.initializer if item.name in read)
         part.sparse_initializer.extend(item for item in whole.sparse_initializer if item.values.name in read)
-        return part, fetched
+        return part
 
-    def _given(self, feeds: Feeds) -> dict[str, Array]:
-        """The inputs in the types that the copy takes."""
+    def given(self, feeds: Feeds) -> dict[str, Array]:
+        """The inputs by the names, and in the types, that the copy takes."""
         given = {}
         for name in self.copy.inputs:
             if name not in feeds:
@@ -151,7 +191,7 @@ class Evaluator:
             array = np.asarray(feeds[name])
             if _is_float(array.dtype) != _is_float(wanted):
                 raise UsageError(f"{self.name}: the input {name!r} is {wanted}, and {array.dtype} is given.")
-            given[name] = array.astype(wanted, copy=False)
+            given[self.copy.inputs[name]] = array.astype(wanted, copy=False)
         return given
 
 
@@ -209,7 +249,7 @@ def _is_float(dtype: np.dtype[Any]) -> bool:
 def layer_errors(reference: Path, low: Path, samples: Iterable[Feeds]) -> list[LayerError]:
     """The error of each floating-point tensor that nodes of the main graphs of both models make, in the graph's order.
 
-    Nodes of the two models belong together by their names or, where these differ, by what their outputs are called;
+    Nodes of the two models belong together by what their outputs are called or, where these differ, by their names;
     what stands between them in ``low`` (casts, quantisation) counts with the node that reads it. What happens inside
     of If, Loop and Scan shows in their outputs. Both models are run by the rules of ``evaluate``, as often as it takes
     to hold no more than CHUNK_BYTES of tensors at a time. Raises RunError where a model does not run.
@@ -221,26 +261,46 @@ def layer_errors(reference: Path, low: Path, samples: Iterable[Feeds]) -> list[L
     exact = Evaluator(pairs.reference.model, reference.parent, reference.name)
     whole = Evaluator(pairs.low.model, low.parent, low.name)
     totals = {pair.tensor: (Total(), Total()) for pair in pairs.found}
-    for chunk in pairs.chunks(_sizes(exact, pairs.tensors, feeds), CHUNK_BYTES):
-        parts = pairs.parts(chunk)
-        known = exact.open([*(pair.tensor for pair in chunk), *parts.given.values(), *parts.read])
-        end_to_end = whole.open([pair.low_tensor for pair in chunk])
-        alone = [
-            Evaluator(parts.reference, reference.parent, reference.name).open(),
-            Evaluator(parts.low, low.parent, low.name).open(),
-        ]
-        for item in feeds:
-            values, carried = known(item), end_to_end(item)
-            for pair in chunk:
-                totals[pair.tensor][0].add(values[pair.tensor], carried[pair.low_tensor])
-            carried.clear()
-            for name, dtype in parts.kept_as.items():
-                values[name] = _through(values[name], dtype)
-            of_reference = alone[0]({name: values[name] for name in parts.read})
-            of_low = alone[1]({name: values[tensor] for name, tensor in parts.given.items()})
-            for pair in parts.pairs:
-                totals[pair.tensor][1].add(of_reference[pair.tensor + APART], of_low[pair.low_tensor + APART])
+    chunks = list(pairs.chunks(_sizes(exact, pairs.tensors, feeds), CHUNK_BYTES))
+    for start in range(0, len(feeds), TOGETHER):
+        some = feeds[start : start + TOGETHER]
+        known = Walk(exact, [pairs.known(chunk) for chunk in chunks], some)
+        end_to_end = Walk(whole, [[pair.low_tensor for pair in chunk] for chunk in chunks], some, wide=True)
+        for chunk in chunks:
+            _measure(pairs, chunk, (reference, low), (known.next(), end_to_end.next()), len(some), totals)
     return [pair.error(*totals[pair.tensor]) for pair in pairs.found]
+
+
+TOGETHER = 8
+"""Samples that go through the model piece by piece together."""
+
+
+def _measure(
+    pairs: Pairs,
+    chunk: Sequence[Pair],
+    paths: tuple[Path, Path],
+    runs: tuple[Piece, Piece],
+    count: int,
+    totals: Mapping[str, tuple[Total, Total]],
+) -> None:
+    """Adds the errors of the pairs of ``chunk``, for ``count`` samples, to ``totals``."""
+    parts = pairs.parts(chunk)
+    alone = [
+        Evaluator(model, path.parent, path.name).open(wide=True)
+        for model, path in zip((parts.reference, parts.low), paths, strict=True)
+    ]
+    for sample in range(count):
+        values, carried = runs[0](sample), runs[1](sample)
+        for pair in chunk:
+            totals[pair.tensor][0].add(values[pair.tensor], carried[pair.low_tensor], pair.limit)
+        carried.clear()
+        for name, dtype in parts.kept_as.items():
+            values[name] = _through(values[name], dtype)
+        of_reference = alone[0]({name: values[name] for name in parts.read})
+        of_low = alone[1]({name: values[tensor] for name, tensor in parts.given.items()})
+        for pair in parts.pairs:
+            result = of_low[pair.low_tensor + APART]
+            totals[pair.tensor][1].add(of_reference[pair.tensor + APART], result, pair.limit)
 
 
 @np.errstate(over="ignore")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
+from ml_dtypes import finfo
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from passes.provenance import origin_of
@@ -32,6 +33,8 @@ class Pair:
     low_tensor: str
     low_node: NodeProto
     precision: str
+    limit: float
+    """The largest finite value of the type that the low model has it in."""
 
     def error(self, carried: Total, introduced: Total) -> LayerError:
         where = origin_of(self.node.name, {item.key: item.value for item in self.node.metadata_props})
@@ -145,16 +148,17 @@ class Pairs:
         for node in low.graph.node:
             twin = named.get((node.name, node.op_type, node.domain))
             for index, name in enumerate(node.output):
-                if twin is not None and index < len(twin.output) and twin.output[index] and name:
-                    made.append((twin.output[index], twin, name, node))
-                elif name in reference.place:
+                # By the tensor's name first: a node that took another one in (a BatchNorm) makes what that one made.
+                if name in reference.place:
                     made.append((name, reference.graph.node[reference.place[name]], name, node))
+                elif twin is not None and index < len(twin.output) and twin.output[index] and name:
+                    made.append((twin.output[index], twin, name, node))
         self.same.update((name, tensor) for tensor, _, name, _ in made)
         listed: set[str] = set()
         for tensor, twin, name, node in made:
             if tensor not in listed and reference.types.get(tensor) in FLOATS and low.types.get(name) in FLOATS:
                 listed.add(tensor)
-                self.found.append(Pair(tensor, twin, name, node, self._precision(node)))
+                self.found.append(Pair(tensor, twin, name, node, self._precision(node), _largest(low.types[name])))
 
     def _precision(self, node: NodeProto) -> str:
         """What the node computes in: quantised where it reads dequantised values, else the low type that it has."""
@@ -174,7 +178,7 @@ class Pairs:
         taken: set[str] = set()
         total = 0
         for pair in self.found:
-            read = {self.same[name] for name in self._needs_low(pair)[0]} | self._needs_reference(pair)[0]
+            read = self._read(pair)
             made = HELD * sizes.get(pair.tensor, 0)
             more = made + sum(sizes.get(name, 0) for name in read - taken)
             if len(chunk) == MOST or (chunk and total + more > limit):
@@ -194,6 +198,14 @@ class Pairs:
         return self.reference.needs(
             pair.node, lambda name: name in self.reference.place or name in self.reference.inputs
         )
+
+    def known(self, chunk: Sequence[Pair]) -> list[str]:
+        """The reference's tensors that are compared, or given to nodes, in ``chunk``."""
+        names = {name: None for pair in chunk for name in (pair.tensor, *sorted(self._read(pair)))}
+        return [name for name in names if name in self.reference.types]
+
+    def _read(self, pair: Pair) -> set[str]:
+        return {self.same[name] for name in self._needs_low(pair)[0]} | self._needs_reference(pair)[0]
 
     def parts(self, chunk: Sequence[Pair]) -> Parts:
         """The nodes of the pairs, as far as they can run by themselves."""
@@ -222,6 +234,10 @@ class Pairs:
 
 def _dtype(kind: int) -> np.dtype[np.generic]:
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+
+
+def _largest(kind: int) -> float:
+    return float(finfo(_dtype(kind)).max)  # type: ignore[no-untyped-call]
 
 
 def _type_name(kind: int) -> str:

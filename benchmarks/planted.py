@@ -1,0 +1,134 @@
+"""Are planted faults found? One layer's weights are changed in a finished conversion, and the diff has to name it.
+
+Each node of the rewritten (or exported) model that has weights of its own is changed in turn, by noise of a share of
+its weights, and the first layer that the report names is compared with it::
+
+    python -m benchmarks.planted FILE_OF_MODELS resnetish attn_mha …    # FILE has M: {name: (constructor, inputs, …)}
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto
+
+from bridge.diff.measure import diff
+from bridge.diff.model import DiffReport
+
+from .torch_models import load
+
+NOISE = 0.05
+"""Of the weights' root mean square."""
+
+
+def weighted(model: ModelProto) -> Iterator[tuple[NodeProto, str]]:
+    """The nodes with a weight of several floats that no other node reads, and that weight's name."""
+    floats = {
+        item.name for item in model.graph.initializer if item.data_type == TensorProto.FLOAT and np.prod(item.dims) >= 4
+    }
+    readers: dict[str, int] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers[name] = readers.get(name, 0) + 1
+    for node in model.graph.node:
+        for name in node.input:
+            if name in floats and readers[name] == 1:
+                yield node, name
+                break
+
+
+def plant(path: Path, weight: str, seed: int = 0, noise: float = NOISE) -> None:
+    """Adds noise to a weight of the ONNX file."""
+    model = onnx.load(str(path))
+    item = next(item for item in model.graph.initializer if item.name == weight)
+    values = onnx.numpy_helper.to_array(item)
+    scale = noise * float(np.sqrt(np.mean(np.square(values.astype(np.float64))))) or noise
+    changed = values + scale * np.random.default_rng(seed).standard_normal(values.shape).astype(values.dtype)
+    item.CopyFrom(onnx.numpy_helper.from_array(changed.astype(values.dtype), weight))
+    onnx.save(model, str(path))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One fault."""
+
+    node: str
+    named: str
+    found: bool
+    seconds: float
+    verdict: str
+
+
+def named(report: DiffReport) -> Any:
+    """The layer that the report names first; None where it names none."""
+    index = report.first_diverging if report.first_diverging is not None else next(iter(report.ranking), None)
+    return report.layers[index] if index is not None else None
+
+
+def outcomes(folder: Path, inputs: Any, module: Any, which: str = "rewritten") -> Iterator[Outcome]:
+    """What the diff makes of a fault in each weighted node of one of a conversion's models."""
+    path = folder / f"{which}.onnx"
+    model = onnx.load(str(path))
+    for node, weight in weighted(model):
+        with tempfile.TemporaryDirectory() as name:
+            copy = Path(name) / "conversion"
+            shutil.copytree(folder, copy)
+            plant(copy / path.name, weight)
+            if which == "exported":  # what was made of it has the fault too
+                plant_same(copy / "rewritten.onnx", weight)
+            start = time.perf_counter()
+            report = diff(copy, inputs, module=module)
+            layer = named(report)
+            found = layer is not None and (layer.tensor in node.output or layer.node == node.name)
+            yield Outcome(node.name, str(layer), found, time.perf_counter() - start, report.verdict)
+
+
+def plant_same(path: Path, weight: str) -> None:
+    """The same noise in another model, where that has the weight."""
+    if any(item.name == weight for item in onnx.load(str(path)).graph.initializer):
+        plant(path, weight)
+
+
+def main() -> None:
+    import bridge
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path)
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--in", dest="which", choices=("rewritten", "exported"), default="rewritten")
+    parser.add_argument("--most", type=int, default=10**9, help="faults of each model")
+    arguments = parser.parse_args()
+    models = load(arguments.models)
+    for name in arguments.names:
+        constructor, inputs, *_ = models[name]
+        module = constructor().eval()
+        with tempfile.TemporaryDirectory() as folder:
+            result = bridge.convert(module, inputs, workdir=folder, target="tensorrt-rtx", build=False)
+            if not result.ok:
+                print(f"{name}: {result.error}")
+                continue
+            tried = []
+            for outcome in outcomes(Path(folder), inputs, module, arguments.which):
+                tried.append(outcome)
+                if not outcome.found:
+                    print(f"  {name}: planted in {outcome.node}, named {outcome.named}\n    {outcome.verdict}")
+                if len(tried) == arguments.most:
+                    break
+            slowest = max((item.seconds for item in tried), default=0.0)
+            print(
+                f"{name}: {sum(item.found for item in tried)} of {len(tried)} found, {slowest:.2f} s at most",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
