@@ -2,16 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 
 import numpy as np
 
 from ..compare import Array, Tolerances, compare_arrays, tolerance_for
-from ..layers import TensorError, Total
+from ..layers import TensorError
 from ..result import Comparison, Tolerance
 from .model import Error, StageName
 
 _Pair = tuple[StageName, StageName]
+
+PIECE = 1 << 20
+"""Elements that are widened at a time."""
+
+
+class Norms:
+    """The norms of an error and of its reference, over what is finite on both sides."""
+
+    def __init__(self) -> None:
+        self.squares = self.reference_squares = self.max_abs = 0.0
+        self.lost = self.counted = 0
+        """``lost``: elements that are not finite on one side at least, and not the same."""
+        self.misshapen = False
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def add(self, reference: Array, candidate: Array) -> None:
+        if reference.shape != candidate.shape:
+            self.misshapen = True
+            return
+        limit = _range(candidate)
+        flat = reference.reshape(-1), candidate.reshape(-1)
+        for start in range(0, reference.size, PIECE):
+            a, b = (side[start : start + PIECE].astype(np.float64) for side in flat)
+            both = np.isfinite(a) & np.isfinite(b)
+            same = (a == b) | (np.isnan(a) & np.isnan(b))
+            self.lost += int((~both & ~same).sum())
+            both &= np.abs(a) <= limit  # a mask's "minus infinity" became the lowest value that there is
+            a, error = a[both], b[both] - a[both]
+            self.counted += a.size
+            self.squares += float(np.dot(error, error))
+            self.reference_squares += float(np.dot(a, a))
+            self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0.0)))
+
+    @property
+    def relative(self) -> float | None:
+        if self.misshapen or not self.counted:
+            return None
+        if not self.squares:
+            return 0.0
+        share = math.sqrt(self.squares / self.reference_squares) if self.reference_squares else math.inf
+        return share if math.isfinite(share) else None
+
+
+def _range(array: Array) -> float:
+    """The largest finite value of an array's type."""
+    if "float" not in array.dtype.name:
+        return math.inf
+    from ml_dtypes import finfo
+
+    return float(finfo(array.dtype).max)  # type: ignore[no-untyped-call]
 
 
 class Tally:
@@ -20,8 +70,7 @@ class Tally:
     def __init__(self, stages: _Pair, output: str, tolerance: Tolerances, precision: str) -> None:
         self.stages, self.output, self.given, self.precision = stages, output, tolerance, precision
         self.found: list[Comparison] = []
-        self.total = Total()
-        self.lost = 0
+        self.total = Norms()
         self.tolerance: Tolerance | None = None
 
     def add(self, reference: Array, candidate: Array, sample: str) -> Error:
@@ -38,35 +87,28 @@ class Tally:
             precision=self.precision,
         )
         self.found.append(compared)
-        own = Total()
-        for total in (own, self.total):
-            total.add(_float(reference), _float(candidate))
-        lost = _lost(_float(reference), _float(candidate))
-        self.lost += lost
-        return _error([compared], own, lost)
+        own = Norms()
+        for norms in (own, self.total):
+            norms.add(reference, candidate)
+        return _error([compared], own)
 
     def error(self) -> Error | None:
-        return _error(self.found, self.total, self.lost) if self.found else None
+        return _error(self.found, self.total) if self.found else None
 
 
-def _error(found: list[Comparison], total: Total, lost: int) -> Error:
+def _error(found: list[Comparison], norms: Norms) -> Error:
     """The worst of the samples; the norm and the mean are over all of them."""
-    norm = total.figures()
     means = [(item.mean_abs_error, np.prod(item.reference_shape)) for item in found]
     known = [(mean, size) for mean, size in means if mean is not None]
     weight = float(sum(size for _, size in known))
-    if norm is not None and norm.relative is None and not norm.max_abs and not norm.non_finite:
-        relative: float | None = 0.0
-    else:
-        relative = norm.relative if norm is not None else None
     return Error(
-        relative,
+        norms.relative,
         _largest([item.max_abs_error for item in found]),
         sum(mean * float(size) for mean, size in known) / weight if weight else None,
         _largest([item.max_rel_error for item in found]),
         _smallest([item.cosine_similarity for item in found]),
         _smallest([item.psnr for item in found]),
-        lost,
+        norms.lost,
         _largest([item.tolerance_used for item in found]),
         all(item.agreed for item in found),
     )
@@ -79,28 +121,11 @@ def of_layer(found: TensorError | None) -> Error | None:
 
 def apart(reference: Array, candidate: Array) -> Error | None:
     """How far two tensors are apart, held to no tolerance; None where their shapes differ."""
-    total = Total()
-    total.add(_float(reference), _float(candidate))
-    return of_layer(total.figures())
-
-
-def by_output(stages: _Pair, outputs: Mapping[str, Array], given: Tolerances, precision: str) -> dict[str, Tally]:
-    return {name: Tally(stages, name, given, precision) for name in outputs}
-
-
-def _float(array: Array) -> Array:
-    if array.dtype.kind == "f" or "float" in array.dtype.name:
-        return array
-    return array.astype(np.float64)
-
-
-def _lost(reference: Array, candidate: Array) -> int:
-    """Elements that are not finite on one side at least, and not the same."""
-    if reference.shape != candidate.shape:
-        return 0
-    a, b = reference.astype(np.float64), candidate.astype(np.float64)
-    wrong = ~(np.isfinite(a) & np.isfinite(b)) & ~((a == b) | (np.isnan(a) & np.isnan(b)))
-    return int(wrong.sum())
+    norms = Norms()
+    norms.add(reference, candidate)
+    if norms.misshapen:
+        return None
+    return Error(norms.relative, norms.max_abs if norms.counted else None, non_finite=norms.lost)
 
 
 def _largest(values: list[float | None]) -> float | None:

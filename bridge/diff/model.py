@@ -75,9 +75,9 @@ class LayerDiff:
     reference: StageName
     candidate: StageName
     tensor: str
-    """Its name in the candidate."""
+    """Its name in the ONNX models."""
     node: str
-    """The candidate's node that makes it."""
+    """The node that makes it, of the reference; between torch and an ONNX model, of that."""
     operator: str
     """Of that node: ``Conv``. Between torch and the exported model, the class of the module."""
     module: str = ""
@@ -163,7 +163,7 @@ class Samples:
     worst: str = ""
     """Name of the worst sample."""
     worst_file: str = ""
-    """An .npz file with its inputs, relative to the report's folder; ``bridge diff`` takes it as ``--samples``."""
+    """An .npz file with its inputs, relative to the report's folder; ``samples=`` of its folder reproduces it."""
 
 
 @dataclass(frozen=True)
