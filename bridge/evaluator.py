@@ -161,7 +161,7 @@ class Evaluator:
         given: Sequence[ValueInfoProto] = (),
         also: Sequence[str] = (),
     ) -> GraphProto:
-        """The graph of some of the copy's nodes: what it fetches and gives ``also``, ``given`` what others have made."""
+        """The graph of some of the copy's nodes; it is ``given`` what others have made, and gives ``also`` these."""
         whole = self.copy.model.graph
         part = GraphProto(name=whole.name)
         part.node.extend(nodes)

@@ -329,19 +329,22 @@ def test_memory_is_bounded_by_chunks_of_tensors(tmp_path: Path, monkeypatch: pyt
     paths, samples = (reference(tmp_path / "f.onnx"), half(tmp_path / "h.onnx")), [{"x": random(4, 8)}]
     whole = layer_errors(*paths, samples)
     held: list[int] = []
-    honest = evaluator.Evaluator.open
 
-    def counted(self: Any, names: Any = None, *, shapes: bool = False) -> Any:
-        run = honest(self, names, shapes=shapes)
+    def counting(honest: Any) -> Any:
+        def counted(*args: Any, **options: Any) -> Any:
+            run = honest(*args, **options)
 
-        def measured(feeds: Any) -> Any:
-            found = run(feeds)
-            held.append(sum(array.nbytes for array in found.values()))
-            return found
+            def measured(given: Any) -> Any:
+                found = run(given)
+                held.append(sum(array.nbytes for array in found.values()))
+                return found
 
-        return measured
+            return measured
 
-    monkeypatch.setattr(evaluator.Evaluator, "open", counted)
+        return counted
+
+    monkeypatch.setattr(evaluator.Evaluator, "open", counting(evaluator.Evaluator.open))
+    monkeypatch.setattr(evaluator.Walk, "next", counting(evaluator.Walk.next))
     limit = 5 * 4 * 8 * 4  # what one node takes: an input, and four times its output
     monkeypatch.setattr(evaluator, "CHUNK_BYTES", limit)
     assert layer_errors(*paths, samples) == whole
