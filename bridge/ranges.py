@@ -32,6 +32,8 @@ STEPS = 128
 """Of int8, for magnitudes."""
 STRIDE = 4
 """Bins between two thresholds that entropy compares."""
+MOST_CUT = 1e-3
+"""Share of the values that entropy may cut off: none of few, and of many what can be called outliers."""
 BATCH_BYTES = 256 << 20
 """Bytes of tensors that are taken out of the model at a time for histograms."""
 UNKNOWN_DIM = 64
@@ -424,12 +426,17 @@ def _entropy(counts: Array) -> int:
     """How many of the lowest bins to keep, so that what int8 makes of them tells most about all of them.
 
     Values above are put into the last bin that is kept; each of STEPS groups of bins becomes its mean. The number is
-    that of the smallest Kullback-Leibler divergence (S. Migacz, 8-bit Inference with TensorRT, 2017).
+    that of the smallest Kullback-Leibler divergence (S. Migacz, 8-bit Inference with TensorRT, 2017), of those that cut
+    off no more than MOST_CUT: where nearly all that is kept lies in the last bin, or there are few values, the divergence
+    is small whatever is lost.
     """
     counts = counts.astype(np.float64)
     counts[0] = counts[1]  # zeros are exact at any scale: a ReLU's would outweigh everything
     best, kept = math.inf, len(counts)
+    least = 1 + int(np.searchsorted(np.cumsum(counts), counts.sum() * (1 - MOST_CUT)))
     for size in range(STEPS, len(counts) + 1, STRIDE):
+        if size < least:
+            continue
         given = counts[:size].copy()
         occupied = given > 0
         groups = np.arange(size) * STEPS // size

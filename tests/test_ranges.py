@@ -197,3 +197,19 @@ def test_an_exported_module_is_measured_as_torch_computes_it(tmp_path: Path) -> 
 
 def _inputs(path: Path) -> list[str]:
     return [item.name for item in onnx.load(str(path)).graph.input]
+
+
+@pytest.mark.parametrize(
+    ("shape", "values"),
+    [
+        ("few", lambda random: 0.38 + 0.03 * random.standard_normal(96)),
+        ("far from zero", lambda random: 0.38 + 0.03 * random.standard_normal(50_000)),
+        ("two clusters", lambda random: np.where(random.random(50_000) < 0.5, 0.2, 0.9)),
+    ],
+)
+def test_entropy_cuts_off_outliers_and_not_the_values(tmp_path: Path, shape: str, values: Any) -> None:
+    found = values(np.random.default_rng(0)).astype(np.float32)
+    model = model_file(tmp_path, "main (float[n] x) => (float[n] y) { y = Neg(x) }")
+    cut = measure(model, [{"x": found}], "entropy")["x"]
+    inside = float((np.abs(found) <= cut.largest).mean())
+    assert inside >= 0.999, f"{shape}: {1 - inside:.1%} of the values are beyond {cut.largest:.3g}"
