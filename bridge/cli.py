@@ -1,4 +1,5 @@
-"""The command line: ``bridge convert SOURCE… -o DIR``, ``bridge explain``, ``bridge passes`` and ``bridge cache``.
+"""The command line: ``bridge convert SOURCE… -o DIR``, ``bridge explain``, ``bridge passes``, ``bridge cache`` and,
+in ``cli_diff``, ``bridge diff`` and ``bridge verify``.
 
 Exit status of ``convert``: 0 where every model was verified, built or rewritten; 2 for a wrong call, and where every
 model that failed was wrongly described (an unknown input, a source that is not there); 1 for any other failure, a file
@@ -99,6 +100,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "bridge") -> int:
             description="Lists the rules: what each replaces, why, and for which targets.",
         )
     )
+    from .cli_diff import add_commands
+
+    add_commands(commands)
     return _run(parser, argv)
 
 

@@ -187,13 +187,19 @@ SEEN_TO_HERE = {"source", "inputs", "tolerance", "task_check", "timeout", "plugi
 
 
 def _convert(values: dict[str, Any], folder: Path, on_stage: Callable[[str], None]) -> None:
+    from . import convert
     from .spec import ModelSpec
 
     spec = ModelSpec.model_validate(values)
     source, inputs = load_model(spec)
+    convert(source, inputs, workdir=folder, on_stage=on_stage, **convert_options(spec))
+
+
+def convert_options(spec: ModelSpec) -> dict[str, Any]:
+    """What ``bridge.convert`` takes of a model's options; calls the functions that they name."""
     options = {key: value for key, value in spec.model_dump(exclude=SEEN_TO_HERE).items() if value is not None}
     if spec.task_check is not None:
-        options["task_check"] = _resolve(spec.task_check)
+        options["task_check"] = find_function(spec.task_check)
     if spec.calibration is not None:
         options["calibration"] = call(spec.calibration)
     if spec.tolerance is not None:
@@ -202,10 +208,7 @@ def _convert(values: dict[str, Any], folder: Path, on_stage: Callable[[str], Non
         one_each = spec.tolerance if isinstance(spec.tolerance, dict) else {"": spec.tolerance}
         tolerances = {name: Tolerance(one.rtol, one.atol) for name, one in one_each.items()}
         options["tolerance"] = tolerances if isinstance(spec.tolerance, dict) else tolerances[""]
-
-    from . import convert
-
-    convert(source, inputs, workdir=folder, on_stage=on_stage, **options)
+    return options
 
 
 def load_model(spec: ModelSpec) -> tuple[Any, Any]:
@@ -241,7 +244,7 @@ def _load_arrays(files: dict[str, str]) -> dict[str, Any]:
 
 def call(path: str) -> Any:
     """What the function ``package.module:function`` returns. Raises UsageError where there is no such function."""
-    function = _resolve(path)
+    function = find_function(path)
     try:
         return function()
     except BridgeError:
@@ -250,7 +253,8 @@ def call(path: str) -> Any:
         raise BridgeError(f"{path} raised {describe(error)}") from error
 
 
-def _resolve(path: str) -> Any:
+def find_function(path: str) -> Any:
+    """The function ``package.module:function``. Raises UsageError where there is none."""
     module, _, attribute = path.partition(":")
     try:
         found: Any = importlib.import_module(module)

@@ -9,6 +9,7 @@ import numpy as np
 from ..compare import Array, Tolerances, compare_arrays, tolerance_for
 from ..layers import TensorError
 from ..result import Comparison, Tolerance
+from .frontier import Frontier, frontier, merged
 from .model import Error, StageName
 
 _Pair = tuple[StageName, StageName]
@@ -72,6 +73,7 @@ class Tally:
         self.found: list[Comparison] = []
         self.total = Norms()
         self.tolerance: Tolerance | None = None
+        self.points: Frontier | None = []
 
     def add(self, reference: Array, candidate: Array, sample: str) -> Error:
         """Adds one sample; returns its own error."""
@@ -87,16 +89,19 @@ class Tally:
             precision=self.precision,
         )
         self.found.append(compared)
+        same = reference.shape == candidate.shape
+        part = frontier(reference, candidate) if same else None
+        self.points = merged([self.points, part]) if self.points is not None and part is not None else None
         own = Norms()
         for norms in (own, self.total):
             norms.add(reference, candidate)
-        return _error([compared], own)
+        return _error([compared], own, part)
 
     def error(self) -> Error | None:
-        return _error(self.found, self.total) if self.found else None
+        return _error(self.found, self.total, self.points) if self.found else None
 
 
-def _error(found: list[Comparison], norms: Norms) -> Error:
+def _error(found: list[Comparison], norms: Norms, points: Frontier | None) -> Error:
     """The worst of the samples; the norm and the mean are over all of them."""
     means = [(item.mean_abs_error, np.prod(item.reference_shape)) for item in found]
     known = [(mean, size) for mean, size in means if mean is not None]
@@ -111,6 +116,7 @@ def _error(found: list[Comparison], norms: Norms) -> Error:
         norms.lost,
         _largest([item.tolerance_used for item in found]),
         all(item.agreed for item in found),
+        points,
     )
 
 

@@ -45,6 +45,9 @@ class Error:
     """1 is all that the tolerance allows."""
     agreed: bool | None = None
     """Whether it is within the tolerance; None where none is held to it."""
+    frontier: list[tuple[float, float]] | None = None
+    """Of outputs, points ``(|reference|, error)`` by which any other tolerance can be judged exactly; None where no
+    figures exist. Values of integers and booleans are in it like others."""
 
 
 @dataclass(frozen=True)

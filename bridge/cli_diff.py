@@ -1,0 +1,283 @@
+"""``bridge diff`` and ``bridge verify``: where an error comes from, what two runs changed, and whether an engine holds.
+
+Exit status of ``diff``: 0 where all agrees, or nothing regressed; 1 where something does not; 2 for a wrong call. Of
+``verify``: 0 where the engine agrees with the evidence; 1 where it does not, or the evidence is damaged; 2 for a wrong
+call, and where the engine cannot run here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import cli
+from .errors import BridgeError, UsageError
+
+if TYPE_CHECKING:
+    from .diff.model import DiffReport
+    from .result import Tolerance
+    from .spec import ModelSpec
+
+_DIFF = """\
+MODEL is an .onnx file or package.module:function, as for `bridge convert`, a manifest with --only NAME, or the folder
+of a conversion: then its files are compared as they are, and --module is the module that they were made of. Of a folder
+with a diff.json, --tolerance alone judges anew what was measured, and runs nothing.
+
+RUN is a folder that `bridge convert -o DIR` wrote, its summary.json, or a model's result.json.
+
+Exit status: 0 where all agrees, or no model regressed beyond the limits; 1 where not; 2 for a wrong call.
+"""
+_VERIFY = """\
+DIR is the folder of a conversion with --golden: its golden.json, golden.npz and model.engine. What the engine computes
+is kept there as engine-run.json and engine-run.npz; --tolerance then judges that anew, and runs nothing.
+
+Exit status: 0 where the engine agrees; 1 where it does not, or a file was cut short or changed; 2 for a wrong call, and
+where the engine cannot run here.
+"""
+_TOLERANCE = "outputs agree where |candidate - reference| <= ATOL + RTOL * |reference|; repeat for more outputs"
+_OF_A_MODEL = (
+    *("target", "precision", "inputs", "profiles", "tolerance", "seed", "plugins", "only", "calibration"),
+    *("samples", "metric", "stages", "module", "layers", "build", "builder", "cache"),
+)
+_OF_RUNS = ("status", "accuracy", "latency", "size", "noise")
+
+
+def describe_diff(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_diff)
+    add = parser.add_argument
+    add("first", metavar="MODEL | RUN", help="a model, or the run to compare with")
+    add("second", metavar="RUN", nargs="?", help="the run that is judged")
+    add("-o", "--output", type=Path, metavar="DIR", help="the folder that the reports go to")
+    add("--json", action="store_true", help="print what was found as JSON, for programs")
+    model = parser.add_argument_group("of a model").add_argument
+    model("--only", metavar="NAME", help="of a manifest, this model")
+    model("--target", help=cli._TARGET)
+    model("--precision", help="what is computed in what, as for `bridge convert`")
+    model("--samples", metavar="DATA", help="real inputs: a folder, an .npz file, or package.module:function")
+    model("--metric", metavar="PACKAGE.MODULE:FUNCTION", help="a task metric, which is given outputs and inputs")
+    model("--shapes", dest="profiles", type=cli._shapes, action="append", metavar="INPUT=MIN:OPT:MAX", help=cli._SHAPES)
+    model("--tolerance", type=cli._tolerance, action="append", metavar="[OUTPUT=]RTOL,ATOL", help=_TOLERANCE)
+    model("--stages", type=_listed, metavar="STAGE,STAGE", help="of torch, exported, rewritten, typed and engine")
+    model("--no-layers", dest="layers", action="store_false", default=None, help="compare no layers")
+    model("--module", metavar="PACKAGE.MODULE:FUNCTION", help="of a folder, what it was converted from")
+    model("--inputs", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns example inputs")
+    model("--calibration", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns typical inputs")
+    model("--builder", type=cli._setting, action="append", metavar="NAME=VALUE", help=cli._BUILDER)
+    model("--no-build", dest="build", action="store_false", default=None, help="build no engine")
+    model("--seed", type=int, help="of the inputs that are made up")
+    model("--plugins", action="append", metavar="PACKAGE.MODULE:FUNCTION", help=cli._PLUGINS)
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--cache", type=cli._folder, metavar="DIR", default=None, help=cli._CACHE)
+    either.add_argument("--no-cache", dest="cache", action="store_false", help="build the engine anew, and keep none")
+    runs = parser.add_argument_group("of two runs: what is a regression, which makes the exit status 1").add_argument
+    runs("--status", choices=("drop", "failed", "off"), help="a lower status (the default), a failure alone, or none")
+    runs("--accuracy", type=_factor, metavar="FACTOR", help="how many times as large an error may be (default: 2)")
+    runs("--latency", type=_factor, metavar="FACTOR", help="how many times as long a call may take (default: 1.1)")
+    runs("--size", type=_factor, metavar="FACTOR", help="how many times as large an engine may be (default: 1.1)")
+    runs("--noise", type=float, metavar="SHARE", help="of the tolerance, below which errors are not compared (0.01)")
+
+
+def describe_verify(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_verify)
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="a conversion's folder with its evidence (--golden)")
+    add("--tolerance", type=cli._tolerance, action="append", metavar="[OUTPUT=]RTOL,ATOL", help=_TOLERANCE)
+    add("--engine", type=Path, metavar="FILE", help="another engine of the same model, built on this machine, say")
+    add("--against", default="rewritten", metavar="STAGE", help="rewritten (the default), or torch (exported)")
+    add("--json", action="store_true", help="print what was found as JSON, for programs")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--run", dest="again", action="store_true", default=None, help="run it whatever is known of it")
+    either.add_argument(
+        "--recorded", dest="again", action="store_false", help="judge what it computed when it last ran"
+    )
+
+
+def add_commands(commands: Any) -> None:
+    """Adds both to the subparsers of ``bridge``."""
+    for name, words, epilog, describe in (
+        ("diff", "say which stage and layer an error comes from, or compare two runs", _DIFF, describe_diff),
+        ("verify", "hold an engine to what it is to compute, where it runs", _VERIFY, describe_verify),
+    ):
+        style = argparse.RawDescriptionHelpFormatter
+        text = f"{words[0].upper()}{words[1:]}."
+        describe(commands.add_parser(name, help=words, description=text, epilog=epilog, formatter_class=style))
+
+
+def _factor(text: str) -> float | str:
+    if text == "off":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a factor, such as 1.5, nor 'off'") from error
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def tolerances(pairs: Sequence[tuple[str, Mapping[str, float]]] | None) -> Tolerance | dict[str, Tolerance] | None:
+    """Of --tolerance. Raises UsageError where one is given twice, or both for all outputs and for one."""
+    from .result import Tolerance
+
+    found: dict[str, Tolerance] = {}
+    for name, numbers in pairs or ():
+        if name in found:
+            raise UsageError(f"--tolerance was given twice for {name!r}")
+        if not all(0 <= number < float("inf") for number in numbers.values()):
+            raise UsageError(f"--tolerance: {numbers['rtol']},{numbers['atol']}: give two finite numbers from 0 on")
+        found[name] = Tolerance(numbers["rtol"], numbers["atol"])
+    if "" in found and len(found) > 1:
+        raise UsageError("--tolerance: give one for all outputs, or one for each output, not both")
+    return found.get("") or found or None
+
+
+# --- diff --------------------------------------------------------------------------------------------------------
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    if arguments.second is not None:
+        _refuse(arguments, _OF_A_MODEL, "is of a model, and two runs were given")
+        return _diff_runs(arguments)
+    _refuse(arguments, _OF_RUNS, "is of two runs, and one model was given")
+    report, folder = _diff_model(arguments)
+    if folder is not None:
+        _write(folder, _model_files(report))
+    sys.stdout.write(report.to_json() if arguments.json else f"{report.verdict}\n")
+    if folder is not None and not arguments.json:
+        print(f"see {folder / 'diff.html'}")
+    return 0 if report.ok else 1
+
+
+def _refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    for name in names:
+        if getattr(arguments, name) is not None:
+            option = {"profiles": "shapes", "layers": "no-layers", "build": "no-build"}.get(name, name)
+            raise UsageError(f"--{option} {why}")
+
+
+def _diff_runs(arguments: argparse.Namespace) -> int:
+    from .diff.runs import Limits, compare_runs
+    from .diff.runs_report import as_html, as_junit, as_markdown, as_text
+
+    given = {name: getattr(arguments, name) for name in _OF_RUNS if getattr(arguments, name) is not None}
+    chosen: dict[str, Any] = {name: None if value == "off" else value for name, value in given.items()}
+    limits = Limits(**chosen)
+    report = compare_runs(arguments.first, arguments.second, limits)
+    if arguments.output is not None:
+        files = {"runs.json": report.to_json(), "runs.xml": as_junit(report), "runs.md": as_markdown(report)}
+        _write(arguments.output, {**files, "runs.html": as_html(report)})
+    sys.stdout.write(report.to_json() if arguments.json else as_text(report))
+    return report.exit_status
+
+
+def _write(folder: Path, files: Mapping[str, str]) -> None:
+    from .workspace import write_text
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            write_text(folder / name, text)
+    except OSError as error:
+        raise BridgeError(f"{error.filename or folder}: {error.strerror or error}") from error
+
+
+def _model_files(report: DiffReport) -> dict[str, str]:
+    from .diff.render import render_html, render_markdown
+
+    return {"diff.json": report.to_json(), "diff.html": render_html(report), "diff.md": render_markdown(report)}
+
+
+def _diff_model(arguments: argparse.Namespace) -> tuple[DiffReport, Path | None]:
+    """The report, and the folder that it goes to."""
+    folder = Path(arguments.first)
+    if not folder.is_dir():
+        return _convert_and_diff(arguments)
+    given = [name for name in _OF_A_MODEL if getattr(arguments, name) is not None]
+    if given == ["tolerance"] and (folder / "diff.json").is_file():
+        from .diff.model import DiffReport
+        from .diff.rejudge import rejudge
+
+        report = rejudge(DiffReport.load(folder / "diff.json"), tolerances(arguments.tolerance))
+        return report, arguments.output
+    return _diff_folder(arguments, folder), arguments.output or folder
+
+
+def _convert_and_diff(arguments: argparse.Namespace) -> tuple[DiffReport, Path]:
+    from .manifest import read_sources
+    from .worker import convert_options, load_model
+
+    if arguments.output is None:
+        raise UsageError("-o DIR: name the folder that the conversion and the reports go to")
+    if arguments.module is not None:
+        raise UsageError(f"--module is of a conversion's folder, and {arguments.first} is none")
+    spec = _spec(read_sources([arguments.first], cli._overrides(arguments)), arguments)
+    sys.path.insert(0, str(Path.cwd()))
+    with contextlib.redirect_stdout(sys.stderr):  # what an exporter prints is no part of the answer
+        from .diff.measure import diff
+
+        source, inputs = load_model(spec)
+        options = {key: value for key, value in convert_options(spec).items() if key not in ("layers", "latency")}
+        report = diff(source, inputs, workdir=arguments.output, **options, **_measuring(arguments))
+    return report, arguments.output
+
+
+def _spec(specs: Sequence[ModelSpec], arguments: argparse.Namespace) -> ModelSpec:
+    chosen = cli._only(specs, [arguments.only]) if arguments.only else specs
+    if len(chosen) != 1:
+        raise UsageError(f"{arguments.first}: holds {len(chosen)} models; choose one with --only NAME")
+    if isinstance(chosen[0].precision, list):
+        raise UsageError(f"{chosen[0].name}: has several precisions; choose one with --precision")
+    return chosen[0]
+
+
+def _diff_folder(arguments: argparse.Namespace, folder: Path) -> DiffReport:
+    from .diff.measure import diff
+    from .worker import call
+
+    for name in ("only", "target", "precision", "build", "builder", "cache", "calibration"):
+        _refuse(arguments, [name], f"is of a conversion, and {folder} is a finished one")
+    overrides = cli._overrides(argparse.Namespace(profiles=arguments.profiles, seed=arguments.seed))
+    sys.path.insert(0, str(Path.cwd()))
+    with contextlib.redirect_stdout(sys.stderr):
+        for function in arguments.plugins or ():
+            call(function)
+        module, inputs = call(arguments.module) if arguments.module is not None else (None, None)
+        if arguments.inputs is not None:
+            inputs = call(arguments.inputs)
+        limits = {"tolerance": tolerances(arguments.tolerance), "workdir": arguments.output, "module": module}
+        return diff(folder, inputs, **limits, **overrides, **_measuring(arguments))
+
+
+def _measuring(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is said of the diff itself."""
+    from .spec import FUNCTION
+    from .worker import find_function
+
+    names = ("samples", "metric", "stages", "layers")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    samples = given.get("samples")
+    if samples is not None and not Path(samples).exists() and FUNCTION.fullmatch(samples):
+        given["samples"] = find_function(samples)
+    return given
+
+
+# --- verify ------------------------------------------------------------------------------------------------------
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from .diff.evidence import verify
+
+    report = verify(
+        arguments.folder,
+        tolerances(arguments.tolerance),
+        engine=arguments.engine,
+        against=arguments.against,
+        run=arguments.again,
+    )
+    sys.stdout.write(report.to_json() if arguments.json else str(report))
+    return report.exit_status
