@@ -78,6 +78,8 @@ class Evaluator:
         self.outputs = [item.name for item in model.graph.output]
         self.input_types = {item.name: item.type.tensor_type.elem_type for item in model.graph.input}
         self.copy: Rounded = rounded(model)
+        self.counts = _counts(model.graph)
+        """Elements of tensors that have the same shape whatever the inputs are."""
         self.untyped = {name for node in model.graph.node for name in node.output} - self.copy.types.keys()
         """What is no tensor, or of an unknown type."""
         self.made = {output for node in self.copy.model.graph.node for output in node.output}
@@ -261,7 +263,7 @@ def layer_errors(reference: Path, low: Path, samples: Iterable[Feeds]) -> list[L
     exact = Evaluator(pairs.reference.model, reference.parent, reference.name)
     whole = Evaluator(pairs.low.model, low.parent, low.name)
     totals = {pair.tensor: (Total(), Total()) for pair in pairs.found}
-    chunks = list(pairs.chunks(_sizes(exact, pairs.tensors, feeds), CHUNK_BYTES))
+    chunks = list(pairs.chunks(sizes_of(exact, pairs.tensors, feeds), CHUNK_BYTES))
     for start in range(0, len(feeds), TOGETHER):
         some = feeds[start : start + TOGETHER]
         known = Walk(exact, [pairs.known(chunk) for chunk in chunks], some)
@@ -309,8 +311,22 @@ def _through(array: Array, dtype: np.dtype[Any]) -> Array:
     return array.astype(dtype).astype(array.dtype)
 
 
-def _sizes(model: Evaluator, names: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, int]:
-    """Bytes of each tensor in float32, for the largest of the samples."""
-    largest = max(feeds, key=lambda item: sum(np.asarray(array).size for array in item.values()))
-    shapes = model.open(names, shapes=True)(largest)
-    return {name: 4 * math.prod(map(int, shape)) for name, shape in shapes.items()}
+def sizes_of(model: Evaluator, names: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, int]:
+    """Bytes of each tensor in float32, for the largest of the samples; the model is run only where it does not say."""
+    sizes = {name: 4 * model.counts[name] for name in names if name in model.counts}
+    unknown = [name for name in names if name not in sizes]
+    if unknown:
+        largest = max(feeds, key=lambda item: sum(np.asarray(array).size for array in item.values()))
+        shapes = model.open(unknown, shapes=True)(largest)
+        sizes.update({name: 4 * math.prod(map(int, shape)) for name, shape in shapes.items()})
+    return sizes
+
+
+def _counts(graph: GraphProto) -> dict[str, int]:
+    """The elements of each tensor whose shape is stated."""
+    found = {}
+    for info in (*graph.value_info, *graph.input, *graph.output):
+        kind = info.type.tensor_type
+        if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
+            found[info.name] = math.prod(dim.dim_value for dim in kind.shape.dim)
+    return found

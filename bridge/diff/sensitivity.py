@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..assignment import Assignment
-from ..evaluator import Evaluator, layer_errors, load
-from ..layers import LayerError
-from ..pairs import FLOATS, Side
+from ..evaluator import CHUNK_BYTES, Evaluator, layer_errors, load, sizes_of
+from ..layers import LayerError, Total
+from ..pairs import FLOATS, MOST, Side
+from ..walk import Walk
 from .search import HIGHEST, Step
 
 if TYPE_CHECKING:
@@ -44,8 +45,6 @@ MASKS = 1e30
 """A magnitude that nobody computes: it stands for infinity."""
 EPSILONS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Of rounding to nearest; the root of its mean square is about 0.4 times that."""
-SEGMENT_BYTES = 256 << 20
-"""Bytes of tensors that ``gains`` holds at a time."""
 
 
 def gains(model: Path, feeds: Feeds) -> dict[str, dict[str, float]]:
@@ -54,13 +53,13 @@ def gains(model: Path, feeds: Feeds) -> dict[str, dict[str, float]]:
     Each is run by itself on what the model computes of ``feeds``, once for each input, with this input moved at random.
     Constants are no inputs, and what runs bodies, or reads sequences, is left out.
     """
-    whole = Evaluator(load(model), model.parent, model.name)
     side = Side(load(model))
-    probes = _probes(side)
+    whole = Evaluator(side.model, model.parent, model.name)
+    chunks = list(_chunks(_probes(side), whole, feeds))
+    walk = Walk(whole, [sorted({name for probe in chunk for name in probe.tensors}) for chunk in chunks], [feeds])
     found: dict[str, dict[str, float]] = {}
-    for chunk in _chunks(probes, whole, feeds):
-        names = sorted({name for probe in chunk for name in (*probe.read, *probe.outputs)})
-        values = whole.open(names)(feeds)
+    for chunk in chunks:
+        values = walk.next()(0)
         moved = {_moved(name): _shaken(values[name], name) for name in sorted({probe.moved for probe in chunk})}
         part = _model_of(side, chunk)
         made = Evaluator(part, model.parent, model.name).open()({**values, **moved})
@@ -84,6 +83,10 @@ class _Probe:
     between: frozenset[int]
     """Places of nodes that make constants."""
 
+    @property
+    def tensors(self) -> frozenset[str]:
+        return self.read.union(self.outputs)
+
 
 def _probes(side: Side) -> list[_Probe]:
     found = []
@@ -101,19 +104,19 @@ def _probes(side: Side) -> list[_Probe]:
 
 
 def _chunks(probes: Sequence[_Probe], whole: Evaluator, feeds: Feeds) -> Iterable[list[_Probe]]:
-    names = sorted({name for probe in probes for name in (*probe.read, *probe.outputs)})
-    sizes = {name: 4 * math.prod(map(int, shape)) for name, shape in whole.open(names, shapes=True)(feeds).items()}
+    sizes = sizes_of(whole, sorted({name for probe in probes for name in probe.tensors}), [feeds])
     chunk: list[_Probe] = []
     held: set[str] = set()
     total = 0
     for probe in probes:
-        wanted = {*probe.read, *probe.outputs}
-        more = sum(sizes[name] for name in wanted - held) + sum(sizes[name] for name in (probe.moved, *probe.outputs))
-        if chunk and total + more > SEGMENT_BYTES:
+        more = sum(sizes[name] for name in probe.tensors - held) + sum(
+            sizes[name] for name in (probe.moved, *probe.outputs)
+        )
+        if chunk and (total + more > CHUNK_BYTES or len(chunk) == MOST):
             yield chunk
             chunk, held, total = [], set(), 0
         chunk.append(probe)
-        held |= wanted
+        held |= probe.tensors
         total += more
     if chunk:
         yield chunk
@@ -163,13 +166,12 @@ def _shaken(values: Array, name: str) -> Array:
     return moved
 
 
-@np.errstate(invalid="ignore", over="ignore")
 def _gain(exact: Array, moved: Array) -> float:
     """Relative error of the output for that of the input; 1 where there is none to be told."""
-    a, b = exact.astype(np.float64).ravel(), moved.astype(np.float64).ravel()
-    usable = np.isfinite(a) & np.isfinite(b) & (np.abs(a) < MASKS)
-    size = float(np.linalg.norm(a[usable]))
-    return float(np.linalg.norm(b[usable] - a[usable])) / size / MOVED if size else 1.0
+    total = Total()
+    total.add(exact, moved, MASKS)
+    found = total.figures()
+    return found.relative / MOVED if found is not None and found.relative is not None else 1.0
 
 
 # --- steps -------------------------------------------------------------------------------------------------------
