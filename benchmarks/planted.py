@@ -92,10 +92,10 @@ def outcomes(folder: Path, inputs: Any, module: Any, which: str = "rewritten") -
             yield Outcome(node.name, str(layer), found, time.perf_counter() - start, report.verdict)
 
 
-def plant_same(path: Path, weight: str) -> None:
+def plant_same(path: Path, weight: str, noise: float = NOISE) -> None:
     """The same noise in another model, where that has the weight."""
     if any(item.name == weight for item in onnx.load(str(path)).graph.initializer):
-        plant(path, weight)
+        plant(path, weight, noise=noise)
 
 
 def main() -> None:

@@ -166,9 +166,9 @@ class Alignment:
 
         A tensor from which what is right can be reached is right itself, and another one than the point's.
         """
-        taken = set(self.points.values())
+        found = self.recognised | set(self.points.values())
         for point in self.seen:
-            if point in taken or not point.returned or not point.module:
+            if point in found or not point.returned or not point.module:
                 continue
             for name in self.candidates[point]:
                 own = self.owner.get(name, "")
