@@ -23,6 +23,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from bridge.diff.measure import diff
 from bridge.diff.model import DiffReport
+from passes.provenance import origin_of
 
 from .torch_models import load
 
@@ -89,7 +90,15 @@ def outcomes(folder: Path, inputs: Any, module: Any, which: str = "rewritten") -
             report = diff(copy, inputs, module=module)
             layer = named(report)
             found = layer is not None and (layer.tensor in node.output or layer.node == node.name)
+            if which == "exported" and layer is not None and layer.reference == "torch":
+                found = found or _around(layer.module, node)
             yield Outcome(node.name, str(layer), found, time.perf_counter() - start, report.verdict)
+
+
+def _around(module: str, node: NodeProto) -> bool:
+    """Whether the node is part of the torch module: hooks see what modules return, and not what is inside."""
+    own = origin_of(node.name, {item.key: item.value for item in node.metadata_props}).module
+    return own == module or own.startswith(f"{module}.") or not module
 
 
 def plant_same(path: Path, weight: str, noise: float = NOISE) -> None:

@@ -91,7 +91,8 @@ class Side:
         graph.node.extend(self.graph.node[place] for place in sorted(between))
         for place in sorted({self.place[name] for name in tensors}):
             graph.node.add().CopyFrom(self.graph.node[place])
-            graph.node[-1].name += APART  # it may be between others, too
+            if graph.node[-1].name:
+                graph.node[-1].name += APART  # it may be between others, too
             graph.node[-1].output[:] = [name and name + APART for name in graph.node[-1].output]
         graph.input.extend(_info(name, self.types[name]) for name in sorted(given))
         wanted = {name + APART for name in tensors}

@@ -170,12 +170,26 @@ class Alignment:
         for point in self.seen:
             if point in found or not point.returned or not point.module:
                 continue
-            for name in self.candidates[point]:
-                own = self.owner.get(name, "")
-                inside = own == point.module or own.startswith(f"{point.module}.")
-                if name not in self.points and inside and not self._proved(name):
-                    return name, point
+            name = self._likeliest(point)
+            if name is not None and name not in self.points and not self._proved(name):
+                return name, point
         return None
+
+    def _likeliest(self, point: Point) -> str | None:
+        """By provenance alone, what the module made last: as many calls as it had, so many parts are its nodes."""
+        listed = self.candidates[point]
+        own = [name for name in listed if self.inside_of(name, point.module)]
+        leaving = [name for name in own if self._leaves(name, point.module)] or own
+        ordered = sorted(leaving, key=self.side.place.__getitem__)
+        calls = 1 + max(item.call for item in self.seen if item.module == point.module)
+        if len(ordered) < calls:
+            return ordered[-1] if ordered else None
+        return ordered[(point.call + 1) * len(ordered) // calls - 1]
+
+    def inside_of(self, name: str, module: str) -> bool:
+        """Whether what makes the tensor is part of what the module became."""
+        owner = self.owner.get(name, "")
+        return owner == module or owner.startswith(f"{module}.")
 
     def _proved(self, name: str) -> bool:
         """Whether something that was recognised depends on the tensor, with nothing that torch gives in between."""
