@@ -147,8 +147,8 @@ class _Assigning:
             if scheme not in SCHEMES or node.name not in nodes:
                 continue
             if not _can_be(node, scheme):
-                if rule is not None:
-                    reasons.setdefault(node.name, f"{node.op} is not among what is quantised to {scheme}")
+                if rule is not None or _is_product(node):
+                    reasons.setdefault(node.name, _why_not(node, scheme))
             elif node.name not in reasons:
                 nodes[node.name] = scheme
         return Assignment(nodes, reasons, saturated)
@@ -161,6 +161,21 @@ def _can_be(node: gs.Node, scheme: str) -> bool:
     if node.domain or node.op not in QUANTISABLE[scheme]:  # type: ignore[index]
         return False
     return scheme != "int4" or any(map(_is_weight, node.inputs[:2]))
+
+
+def _is_product(node: gs.Node) -> bool:
+    """Whether the operator has multiply-adds, which a quantisation is all about."""
+    from passes.quantisation import QUANTISABLE
+
+    return not node.domain and node.op in QUANTISABLE["int8"]
+
+
+def _why_not(node: gs.Node, scheme: str) -> str:
+    from passes.quantisation import QUANTISABLE
+
+    if node.op in QUANTISABLE[scheme]:  # type: ignore[index]
+        return f"{scheme} is for weights alone, and {node.op} multiplies no weight here"
+    return f"{node.op} is not among what is quantised to {scheme}"
 
 
 def _is_weight(tensor: gs.Tensor) -> bool:

@@ -84,7 +84,8 @@ def judge(precision: str, asked: Mapping[str, str], layers: Sequence[Layer]) -> 
     ]
     low = [layer for layer in layers if wanted[id(layer)] in LOW]
     error = _nothing_low(precision, layers) or _lost(precision, low) or _not_quantised(precision, low, wanted)
-    return Verdict(shares, others, error and f"{error}{_largest(others)}", _notes(precision, low, wanted))
+    notes = [*_notes(precision, low, wanted), *_hardly_quantised(precision, parts, layers)]
+    return Verdict(shares, others, error and f"{error}{_largest(others)}", notes)
 
 
 def _shares(layers: Iterable[Layer], total: float) -> dict[str, float]:
@@ -134,6 +135,21 @@ def _not_quantised(precision: str, low: Sequence[Layer], wanted: Mapping[int, st
         if _sum(asked) and not _sum(asked, name, UNKNOWN):
             return f"{precision} was asked for, and nothing of the engine is in {name}"
     return ""
+
+
+def _hardly_quantised(precision: str, parts: Sequence[str], layers: Sequence[Layer]) -> list[str]:
+    """That most multiply-adds are not in the quantised precision, whoever decided so."""
+    notes = []
+    products = [layer for layer in layers if layer.weighted]
+    for name in parts:
+        there = _sum(products, name, UNKNOWN)
+        if name in QUANTISED and there < (1 - MOST_LOST) * _sum(products):
+            share = there / _sum(products)
+            notes.append(
+                f"precision {precision}: {share:.1%} of the multiply-adds are in {name}; of the other products, the "
+                "reasons are among those of what was kept out of the low precision"
+            )
+    return notes
 
 
 def _largest(others: Sequence[Mapping[str, Any]]) -> str:

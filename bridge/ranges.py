@@ -427,8 +427,8 @@ def _entropy(counts: Array) -> int:
 
     Values above are put into the last bin that is kept; each of STEPS groups of bins becomes its mean. The number is
     that of the smallest Kullback-Leibler divergence (S. Migacz, 8-bit Inference with TensorRT, 2017), of those that cut
-    off no more than MOST_CUT: where nearly all that is kept lies in the last bin, or there are few values, the divergence
-    is small whatever is lost.
+    off no more than MOST_CUT: where nearly all that is kept lies in the last bin, or there are few values, the
+    divergence is small whatever is lost.
     """
     counts = counts.astype(np.float64)
     counts[0] = counts[1]  # zeros are exact at any scale: a ReLU's would outweigh everything

@@ -232,7 +232,7 @@ class ConversionResult:
     engine_bytes: int | None = None
     """The engine's size."""
     kept: dict[str, list[str]] = field(default_factory=dict)
-    """Nodes that are left in float32 although a lower precision was asked for, by the reason."""
+    """Nodes that are not in the lower precision that was asked for, by the reason."""
     source_error: SourceError | None = None
     """Of what was computed in the asked precision; None where nothing of it ran."""
     latency: Latency | None = None

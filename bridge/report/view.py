@@ -170,7 +170,7 @@ def facts(result: ConversionResult) -> list[Fact]:
     if result.precisions:
         name, share = max(result.precisions.items(), key=lambda item: item[1])
         kept = sum(map(len, result.kept.values()))
-        detail = f"of the compute, {plural(kept, 'node')} kept in fp32" if kept else "of the compute"
+        detail = f"of the compute; {plural(kept, 'node')} kept out of what was asked" if kept else "of the compute"
         found.append(Fact("Computes in", f"{name} {share:.0%}", detail))
     if result.rewrites:
         changed = sum(rewrite.count for rewrite in result.rewrites)

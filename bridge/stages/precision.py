@@ -51,14 +51,18 @@ def lower(state: State, graph: gs.Graph) -> None:
         result.notes.extend(assignment.notes)
         for node, reason in assignment.reasons.items():
             result.kept.setdefault(reason, []).append(node)
-        typed = _typed(state, graph, assignment, scales_of(state, samples())) if assignment.nodes else None
+        typed, nodes = None, assignment.nodes
+        if nodes:
+            typed, nodes = _typed(state, graph, assignment, scales_of(state, samples()))
         if own and typed is not None:
             result.onnx = typed
             state.describe(graph)
-        state.plan = plan_build(settings, graph, of_torch, assignment.nodes, None if own else calibration)
+        state.plan = plan_build(settings, graph, of_torch, nodes, None if own else calibration)
         result.notes.extend(state.plan.notes)
     if typed is not None:
         _check(state, typed, list(itertools.islice(samples(), COMPARED)) if calibration is not None else [])
+    elif own:
+        state.hold_to_source("rewritten", state.rewritten)  # its types were the asked ones before
 
 
 def calibration_of(state: State) -> Calibration | None:
@@ -91,10 +95,10 @@ _EXAMPLE_ALONE = "calibrated with the example inputs alone: give calibration= ty
 
 
 def ranges_of(state: State, samples: Iterable[Feeds]) -> Mapping[str, Range]:
-    """What the tensors hold, where that decides what can be in the low type: bfloat16 has float32's range."""
+    """What the tensors hold, where that decides what can be in the low type."""
     from ..ranges import measure
 
-    if state.settings.precision.half != "fp16":
+    if not state.settings.precision.half:
         return {}
     assert state.result.onnx is not None
     return measure(state.result.onnx, samples)
@@ -112,16 +116,18 @@ def scales_of(state: State, samples: Iterable[Feeds]) -> Mapping[str, Range]:
     return measure(state.result.onnx, samples, method)  # type: ignore[arg-type]
 
 
-def _typed(state: State, graph: gs.Graph, assignment: Assignment, scales: Mapping[str, Range]) -> Path | None:
+def _typed(
+    state: State, graph: gs.Graph, assignment: Assignment, scales: Mapping[str, Range]
+) -> tuple[Path | None, dict[str, str]]:
     """The model with the precisions in the graph, or the same as a copy for weakly typed targets, which shows what the
-    engine is allowed to do; None where the types stay as they are."""
+    engine is allowed to do; None where the types stay as they are. And what its nodes are in."""
     from passes import read, write
 
     settings, result = state.settings, state.result
     precision, own = settings.precision, settings.target.strongly_typed
     if not own:
         if not precision.half:
-            return None
+            return None, assignment.nodes
         assert result.onnx is not None
         graph = read(result.onnx)
     put = put_in_types(graph, precision, assignment, scales, quantised=own)
@@ -131,7 +137,7 @@ def _typed(state: State, graph: gs.Graph, assignment: Assignment, scales: Mappin
     if own and precision.scheme and not put.quantised:
         raise PrecisionError(f"{precision} was asked for, and nothing can be quantised: {_reasons(result.kept)}.")
     state.workspace.publish(*write(graph, state.workspace.partial / TYPED, beside=state.workspace.folder))
-    return state.workspace.path(TYPED)
+    return state.workspace.path(TYPED), {**assignment.nodes, **dict.fromkeys(put.declined, precision.low)}
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,9 @@ def put_in_types(
         declined.update(log.declined)
         found = bool(log.quantised)
     if precision.half:
-        done = cast(graph, precision.half_dtype, assignment.fp32, precision.io, saturated=assignment.saturated)
+        # A quantised node is otherwise in what is around it.
+        fp32 = assignment.fp32 | (assignment.of(precision.scheme) if precision.low == "fp32" else frozenset())
+        done = cast(graph, precision.half_dtype, fp32, precision.io, saturated=assignment.saturated)
         notes.extend(done.notes)
         for name, largest in done.clamped.items():
             notes.append(f"{name} holds {largest:g}, beyond {precision.half}: it became the largest value")
