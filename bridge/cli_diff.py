@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,8 +205,17 @@ def _diff_model(arguments: argparse.Namespace) -> tuple[DiffReport, Path | None]
         from .diff.rejudge import rejudge
 
         report = rejudge(DiffReport.load(folder / "diff.json"), tolerances(arguments.tolerance))
-        return report, arguments.output
+        return _seen_from(report, folder, arguments.output), arguments.output
     return _diff_folder(arguments, folder), arguments.output or folder
+
+
+def _seen_from(report: DiffReport, folder: Path, output: Path | None) -> DiffReport:
+    """With the way to the worst sample's file from the folder ``output``."""
+    samples = report.samples
+    if output is None or samples is None or not samples.worst_file:
+        return report
+    path = os.path.relpath(folder / samples.worst_file, output)
+    return replace(report, samples=replace(samples, worst_file=Path(path).as_posix()))
 
 
 def _convert_and_diff(arguments: argparse.Namespace) -> tuple[DiffReport, Path]:

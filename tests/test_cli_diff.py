@@ -1,0 +1,97 @@
+"""``bridge diff`` of one model, from the command line: what is measured, written and refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bridge import cli, target
+
+from .support import RTX, RTX_INSTALLED
+
+MODULE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return {"y": self.second(torch.relu(self.first(x)))}
+
+def net():
+    print("noise of an exporter")
+    return Net(), (torch.randn(2, 8),)
+
+def samples():
+    return [(torch.randn(2, 8),) for _ in range(3)]
+
+def largest(outputs, inputs):
+    return max(float(abs(one["y"]).max()) for one in outputs)
+"""
+REPORTS = {"diff.json", "diff.html", "diff.md"}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(target, "gpu_compute_capabilities", tuple)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(__import__("sys").modules, "diffnets", raising=False)
+    (tmp_path / "diffnets.py").write_text(MODULE)
+    return tmp_path
+
+
+@pytest.mark.skipif(not RTX_INSTALLED, reason="tensorrt_rtx is not installed")
+def test_a_model_is_converted_measured_reported_and_looked_at_again(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--target", RTX, "--shapes", "x=1x8:2x8:4x8", "--no-build", "--no-cache", "--json"]
+    status = cli.main(["diff", "diffnets:net", "-o", "out", "--samples", "diffnets:samples", *options])
+    found = json.loads(capsys.readouterr().out)
+    assert status == 0 and found["ok"] is True and found["samples"]["count"] == 3
+    assert {row["stage"] for row in found["stages"]} >= {"torch", "exported", "rewritten"}
+    assert {path.name for path in (here / "out").iterdir()} >= REPORTS
+    assert json.loads((here / "out" / "diff.json").read_text()) == found
+
+    looked = ["diff", "out", "--stages", "torch,exported", "--metric", "diffnets:largest", "--no-layers", "-o", "again"]
+    assert cli.main([*looked, "--module", "diffnets:net"]) == 0
+    assert "see again/diff.html" in capsys.readouterr().out
+    again = json.loads((here / "again" / "diff.json").read_text())
+    assert {row["stage"] for row in again["stages"]} == {"torch", "exported"} and not again["layers"]
+    assert [metric["name"] for metric in again["metrics"]] == ["largest", "largest"]
+
+    assert cli.main(["diff", "out", "--tolerance", "0,1e-30", "-o", "strict/one"]) == 1
+    strict = json.loads((here / "strict" / "one" / "diff.json").read_text())
+    assert strict["ok"] is False and (here / "strict" / "one" / strict["samples"]["worst_file"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["diffnets:net"], "-o DIR: name the folder"),
+        (["diffnets:net", "-o", "out", "--module", "diffnets:net"], "--module is of a conversion's folder"),
+        (["diffnets:net", "-o", "out", "--size", "2"], "--size is of two runs, and one model was given"),
+        (["nothing.onnx", "-o", "out"], "no such file"),
+        (["models.yaml", "-o", "out"], "models.yaml: holds 2 models; choose one with --only NAME"),
+        (["models.yaml", "-o", "out", "--only", "c"], "no model is called 'c'; there are a, b"),
+        (["models.yaml", "-o", "out", "--only", "b"], "b: has several precisions; choose one with --precision"),
+        (["."], "holds no result.json"),
+        ([".", "--target", "tensorrt"], "--target is of a conversion, and . is a finished one"),
+        ([".", "--precision", "fp16"], "--precision is of a conversion"),
+    ],
+)
+def test_a_wrong_call_is_refused_with_the_cause(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    (here / "models.yaml").write_text(
+        "models:\n  - {name: a, source: diffnets:net}\n  - {name: b, source: diffnets:net, precision: [fp32, fp16]}\n"
+    )
+    assert cli.main(["diff", *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert not (here / "out").exists()
