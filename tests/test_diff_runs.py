@@ -146,6 +146,14 @@ def test_what_is_no_longer_compared_is_said() -> None:
     assert model.notes == ["no longer compared: y at max, rewritten → engine"]
 
 
+def test_an_output_that_is_no_longer_compared_at_all_is_a_regression() -> None:
+    a, b = result("net"), result("net", comparisons=[error("logits", 1e-9)])
+    change = only(report(a, b)).accuracy
+    assert change.regression and (change.where, change.note) == ("y", "is no longer compared")
+    assert report(a, b, accuracy=None).ok
+    assert not only(report(a, result("net", "failed", comparisons=[]))).accuracy.regression, "its status says it"
+
+
 @pytest.mark.parametrize(
     ("after", "limits", "regressed", "improved"),
     [

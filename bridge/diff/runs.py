@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -312,12 +312,23 @@ def _accuracy(a: ConversionResult, b: ConversionResult, limits: Limits) -> tuple
     gone = [key for key in first if key not in second] if a.status == b.status else []
     if gone:
         notes.append(f"no longer compared: {_place(gone[0])}{f' and {len(gone) - 1} more' * (len(gone) > 1)}")
-    if not common:
-        unknown = "nothing was compared in both runs"
-        return Change("accuracy", None, None, note=unknown), [], notes
     pairs = [(_error(key, first[key], second[key], limits), second[key]) for key in common]
     changes = [change for change, _ in sorted(pairs, key=lambda pair: _severity(*pair), reverse=True)]
+    changes = [*_lost(a, b, limits), *changes]
+    if not changes:
+        return Change("accuracy", None, None, note="nothing was compared in both runs"), [], notes
     return changes[0], [change for change in changes if change.regression][:LISTED], notes
+
+
+def _lost(a: ConversionResult, b: ConversionResult, limits: Limits) -> Iterator[Change]:
+    """Outputs that the second run says nothing of, which may hide anything; where it failed, its status says so."""
+    if b.status == "failed" or limits.accuracy is None:
+        return
+    there = {item.output for item in b.comparisons}
+    for output in dict.fromkeys(item.output for item in a.comparisons if item.output not in there):
+        errors = [item.max_abs_error for item in a.comparisons if item.output == output]
+        worst = max((error for error in errors if error is not None), default=None)
+        yield Change("accuracy", worst, None, regression=True, where=output, note="is no longer compared")
 
 
 def _key(item: Comparison) -> Key:
