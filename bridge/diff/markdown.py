@@ -24,7 +24,7 @@ def render(report: DiffReport) -> str:
     lines = [
         f"## {status.mark} {text(report.name)}: {status.label[:1].lower()}{status.label[1:]}",
         "",
-        f"**{text(report.verdict)}**",
+        f"**{text(view.sentence(report))}**",
         "",
         text(f"{target}{report.precision}"),
         "",
@@ -48,13 +48,16 @@ def text(words: str) -> str:
 
 
 def code(words: str) -> str:
-    """A code span, which holds every character but what ends a cell of a table."""
+    """A span of code, in which every character stands for itself, in a table too."""
     words = _line(words)
     if not words:
         return ""
+    if "|" in words:
+        # In a table it ends the cell, even in a span of code; as an entity it does not.
+        return f"<code>{re.sub('[^0-9A-Za-z ]', lambda found: f'&#{ord(found[0])};', words)}</code>"
     fence = "`" * (max(map(len, re.findall("`+", words)), default=0) + 1)
     air = " " if words.startswith("`") or words.endswith("`") else ""
-    return f"{fence}{air}{words}{air}{fence}".replace("|", "\\|")
+    return f"{fence}{air}{words}{air}{fence}"
 
 
 def _line(words: str) -> str:

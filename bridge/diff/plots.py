@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 LEFT, RIGHT = 76, 10
 """Units beside the plot along the layers; the heat strip below it keeps them too."""
+_BEYOND = 1e30
+"""Errors larger than this are drawn as if they were no larger."""
+_WIDEST = 1e100
+"""What an axis can still be divided into steps over."""
 _APART = 300
 """Layers that are drawn as columns with gaps between them."""
 _SIDE = (360, 270)
@@ -100,7 +104,7 @@ def _both(layers: Sequence[LayerDiff]) -> tuple[list[Error | None], list[Error |
 def _drawn(error: Error | None) -> float | None:
     if error is None or error.relative is None or not math.isfinite(error.relative):
         return None
-    return error.relative
+    return min(error.relative, _BEYOND)
 
 
 def _words(error: Error | None) -> str:
@@ -112,8 +116,8 @@ def _words(error: Error | None) -> str:
 
 def _decades(figures: Sequence[float]) -> tuple[float, float]:
     """What no engineer would call an error is cut off: twelve decades below the largest."""
-    high = math.ceil(math.log10(max(figures)) + 0.05)
-    low = max(math.floor(math.log10(min(figures)) - 0.05), high - 12, -300)
+    high = max(math.ceil(math.log10(max(figures)) + 0.05), -28)
+    low = max(math.floor(math.log10(min(figures)) - 0.05), high - 12, -30)
     return 10.0**low, 10.0 ** max(high, low + 2)
 
 
@@ -134,7 +138,7 @@ def _scatter(data: OutputData, key: str) -> str:
     usable = np.isfinite(expected) & np.isfinite(actual) if expected.shape == actual.shape else np.zeros(0, bool)
     if not usable.any():
         return ""
-    expected, actual = expected[usable], actual[usable]
+    expected, actual = (np.clip(values[usable], -_WIDEST, _WIDEST) for values in (expected, actual))
     with style():
         drawn = figure(*_SIDE)
         axes = drawn.add_subplot()

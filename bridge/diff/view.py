@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bridge.report.view import Fact, number, seconds
+from bridge.report.view import Fact, capital, number, seconds
 
 from .model import STAGES, DiffReport, Error, LayerDiff, OutputData, Percentiles, ShapeError, StageError, StageName
 
@@ -37,6 +37,11 @@ def status(report: DiffReport) -> Status:
     if any(item.stage == "engine" and _figures(item) for item in report.stages):
         return Status("verified", "✓", "Agrees")
     return Status("built", "◐", "Agrees, as far as it was run")
+
+
+def sentence(report: DiffReport) -> str:
+    """The verdict below the name, which then need not lead it."""
+    return capital(report.verdict.removeprefix(f"{report.name}: "))
 
 
 def _figures(item: StageError) -> Error | None:
@@ -200,16 +205,14 @@ def steps(report: DiffReport) -> list[Step]:
     if report.samples is not None and report.samples.worst_file and not report.ok:
         file = Code(report.samples.worst_file)
         found.append((file, " holds the worst sample: with ", Code(f"--samples {file}"), " it alone is measured."))
-    if any(item.stage == "engine" and not _figures(item) for item in report.stages):
-        found.append(
-            (
-                "The engine was not run. Convert with ",
-                Code("--golden"),
-                ", take the folder to a machine whose GPU can run the engine, and ask there: ",
-                Code("bridge verify DIR"),
-            )
-        )
-    return found or [("Nothing: every stage was run, and every output is within its tolerance.",)]
+    missing = [item for item in report.stages if item.stage == "engine" and not _figures(item)]
+    if missing:
+        why = f" ({missing[0].note.removeprefix('not run: ')})" if missing[0].note else ""
+        take = ", take the folder to a machine whose GPU can run the engine, and ask there: "
+        found.append((f"The engine was not run{why}. Convert with ", Code("--golden"), take, Code("bridge verify DIR")))
+    if not found and status(report).look == "verified":
+        found.append(("Nothing: the engine was run, and every output is within its tolerance.",))
+    return found or [("Build the engine, and diff again: it has not been compared.",)]
 
 
 def _about(layer: LayerDiff, report: DiffReport) -> list[Step]:
