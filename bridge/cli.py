@@ -1,5 +1,5 @@
 """The command line: ``bridge convert SOURCE… -o DIR``, ``bridge explain``, ``bridge passes``, ``bridge cache`` and,
-in ``cli_diff``, ``bridge diff`` and ``bridge verify``.
+in ``cli_diff``, ``bridge diff``, ``bridge bisect`` and ``bridge verify``.
 
 Exit status of ``convert``: 0 where every model was verified, built or rewritten; 2 for a wrong call, and where every
 model that failed was wrongly described (an unknown input, a source that is not there); 1 for any other failure, a file

@@ -1,8 +1,9 @@
-"""``bridge diff`` and ``bridge verify``: where an error comes from, what two runs changed, and whether an engine holds.
+"""``bridge diff``, ``bisect`` and ``verify``: where an error comes from, which nodes to keep in float32, what two runs
+changed, and whether an engine holds.
 
-Exit status of ``diff``: 0 where all agrees, or nothing regressed; 1 where something does not; 2 for a wrong call. Of
-``verify``: 0 where the engine agrees with the evidence; 1 where it does not, or the evidence is damaged; 2 for a wrong
-call, and where the engine cannot run here.
+Exit status of ``diff``: 0 where all agrees, or nothing regressed; 1 where something does not. Of ``bisect``: 0 where a
+precision holds; 1 where none was found. Of ``verify``: 0 where the engine agrees with the evidence; 1 where it does
+not, or the evidence is damaged; 2 where the engine cannot run here. Of all: 2 for a wrong call, 1 for other failures.
 """
 
 from __future__ import annotations
@@ -40,11 +41,20 @@ is kept there as engine-run.json and engine-run.npz; --tolerance then judges tha
 Exit status: 0 where the engine agrees; 1 where it does not, or a file was cut short or changed; 2 for a wrong call, and
 where the engine cannot run here.
 """
+_BISECT = """\
+Finds a small set of nodes that have to stay in float32 for the tolerance to hold, by measuring how sensitive each is
+and by few builds, and writes DIR/precision.yaml, which `bridge convert --precision` takes. Where no GPU here can run
+the engines, the model is evaluated with every value really rounded instead.
+
+Exit status: 0 where such a set was found, or none is needed; 1 where not; 2 for a wrong call.
+"""
 _TOLERANCE = "outputs agree where |candidate - reference| <= ATOL + RTOL * |reference|; repeat for more outputs"
 _OF_A_MODEL = (
     *("target", "precision", "inputs", "profiles", "tolerance", "seed", "plugins", "only", "calibration"),
     *("samples", "metric", "stages", "module", "layers", "build", "builder", "cache"),
 )
+_NOT_BISECTED = ("task_check", "build", "prove", "layers", "latency", "golden")
+"""What of a model's options says how it is converted once, and nothing of what it computes."""
 _OF_RUNS = ("status", "accuracy", "latency", "size", "noise")
 
 
@@ -56,31 +66,46 @@ def describe_diff(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, metavar="DIR", help="the folder that the reports go to")
     add("--json", action="store_true", help="print what was found as JSON, for programs")
     model = parser.add_argument_group("of a model").add_argument
-    model("--only", metavar="NAME", help="of a manifest, this model")
-    model("--target", help=cli._TARGET)
+    _describe_model(model)
     model("--precision", help="what is computed in what, as for `bridge convert`")
-    model("--samples", metavar="DATA", help="real inputs: a folder, an .npz file, or package.module:function")
     model("--metric", metavar="PACKAGE.MODULE:FUNCTION", help="a task metric, which is given outputs and inputs")
-    model("--shapes", dest="profiles", type=cli._shapes, action="append", metavar="INPUT=MIN:OPT:MAX", help=cli._SHAPES)
-    model("--tolerance", type=cli._tolerance, action="append", metavar="[OUTPUT=]RTOL,ATOL", help=_TOLERANCE)
     model("--stages", type=_listed, metavar="STAGE,STAGE", help="of torch, exported, rewritten, typed and engine")
     model("--no-layers", dest="layers", action="store_false", default=None, help="compare no layers")
     model("--module", metavar="PACKAGE.MODULE:FUNCTION", help="of a folder, what it was converted from")
-    model("--inputs", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns example inputs")
-    model("--calibration", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns typical inputs")
-    model("--builder", type=cli._setting, action="append", metavar="NAME=VALUE", help=cli._BUILDER)
     model("--no-build", dest="build", action="store_false", default=None, help="build no engine")
-    model("--seed", type=int, help="of the inputs that are made up")
-    model("--plugins", action="append", metavar="PACKAGE.MODULE:FUNCTION", help=cli._PLUGINS)
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument("--cache", type=cli._folder, metavar="DIR", default=None, help=cli._CACHE)
-    either.add_argument("--no-cache", dest="cache", action="store_false", help="build the engine anew, and keep none")
     runs = parser.add_argument_group("of two runs: what is a regression, which makes the exit status 1").add_argument
     runs("--status", choices=("drop", "failed", "off"), help="a lower status (the default), a failure alone, or none")
     runs("--accuracy", type=_factor, metavar="FACTOR", help="how many times as large an error may be (default: 2)")
     runs("--latency", type=_factor, metavar="FACTOR", help="how many times as long a call may take (default: 1.1)")
     runs("--size", type=_factor, metavar="FACTOR", help="how many times as large an engine may be (default: 1.1)")
     runs("--noise", type=float, metavar="SHARE", help="of the tolerance, below which errors are not compared (0.01)")
+
+
+def _describe_model(add: Any) -> None:
+    """What `diff` and `bisect` have of `convert`."""
+    add("--only", metavar="NAME", help="of a manifest, this model")
+    add("--target", help=cli._TARGET)
+    add("--tolerance", type=cli._tolerance, action="append", metavar="[OUTPUT=]RTOL,ATOL", help=_TOLERANCE)
+    add("--samples", metavar="DATA", help="real inputs: a folder, an .npz file, or package.module:function")
+    add("--shapes", dest="profiles", type=cli._shapes, action="append", metavar="INPUT=MIN:OPT:MAX", help=cli._SHAPES)
+    add("--inputs", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns example inputs")
+    add("--calibration", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns typical inputs")
+    add("--builder", type=cli._setting, action="append", metavar="NAME=VALUE", help=cli._BUILDER)
+    add("--seed", type=int, help="of the inputs that are made up")
+    add("--plugins", action="append", metavar="PACKAGE.MODULE:FUNCTION", help=cli._PLUGINS)
+    add("--cache", type=cli._folder, metavar="DIR", default=None, help=cli._CACHE)
+    add("--no-cache", dest="cache", action="store_false", help="build each engine anew, and keep none")
+
+
+def describe_bisect(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_bisect)
+    add = parser.add_argument
+    add("first", metavar="MODEL", help="an ONNX file, package.module:function, or a manifest with --only NAME")
+    add("--precision", required=True, help="the one in which the model is beyond its tolerance, such as fp16")
+    add("-o", "--output", type=Path, required=True, metavar="DIR", help="the folder that the precision file goes to")
+    add("--builds", type=int, default=15, metavar="N", help="how many engines may be built or evaluated (default: 15)")
+    add("--json", action="store_true", help="print what was found as JSON, for programs")
+    _describe_model(add)
 
 
 def describe_verify(parser: argparse.ArgumentParser) -> None:
@@ -99,9 +124,10 @@ def describe_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def add_commands(commands: Any) -> None:
-    """Adds both to the subparsers of ``bridge``."""
+    """Adds them to the subparsers of ``bridge``."""
     for name, words, epilog, describe in (
         ("diff", "say which stage and layer an error comes from, or compare two runs", _DIFF, describe_diff),
+        ("bisect", "find the few nodes that a low precision must leave in float32", _BISECT, describe_bisect),
         ("verify", "hold an engine to what it is to compute, where it runs", _VERIFY, describe_verify),
     ):
         style = argparse.RawDescriptionHelpFormatter
@@ -219,25 +245,30 @@ def _seen_from(report: DiffReport, folder: Path, output: Path | None) -> DiffRep
 
 
 def _convert_and_diff(arguments: argparse.Namespace) -> tuple[DiffReport, Path]:
-    from .manifest import read_sources
     from .worker import convert_options, load_model
 
     if arguments.output is None:
         raise UsageError("-o DIR: name the folder that the conversion and the reports go to")
     if arguments.module is not None:
         raise UsageError(f"--module is of a conversion's folder, and {arguments.first} is none")
-    spec = _spec(read_sources([arguments.first], cli._overrides(arguments)), arguments)
+    spec = _spec(arguments)
     sys.path.insert(0, str(Path.cwd()))
     with contextlib.redirect_stdout(sys.stderr):  # what an exporter prints is no part of the answer
         from .diff.measure import diff
 
         source, inputs = load_model(spec)
-        options = {key: value for key, value in convert_options(spec).items() if key not in ("layers", "latency")}
+        options = {
+            key: value for key, value in convert_options(spec).items() if key != "layers"
+        }  # those of a precision
         report = diff(source, inputs, workdir=arguments.output, **options, **_measuring(arguments))
     return report, arguments.output
 
 
-def _spec(specs: Sequence[ModelSpec], arguments: argparse.Namespace) -> ModelSpec:
+def _spec(arguments: argparse.Namespace) -> ModelSpec:
+    """The one model that is meant."""
+    from .manifest import read_sources
+
+    specs = read_sources([arguments.first], cli._overrides(arguments))
     chosen = cli._only(specs, [arguments.only]) if arguments.only else specs
     if len(chosen) != 1:
         raise UsageError(f"{arguments.first}: holds {len(chosen)} models; choose one with --only NAME")
@@ -270,11 +301,32 @@ def _measuring(arguments: argparse.Namespace) -> dict[str, Any]:
     from .worker import find_function
 
     names = ("samples", "metric", "stages", "layers")
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
     samples = given.get("samples")
     if samples is not None and not Path(samples).exists() and FUNCTION.fullmatch(samples):
         given["samples"] = find_function(samples)
     return given
+
+
+def _bisect(arguments: argparse.Namespace) -> int:
+    from .worker import convert_options, load_model
+
+    spec = _spec(arguments)
+    sys.path.insert(0, str(Path.cwd()))
+    with contextlib.redirect_stdout(sys.stderr):
+        from .diff.bisection import bisect
+
+        source, inputs = load_model(spec)
+        options = {key: value for key, value in convert_options(spec).items() if key not in _NOT_BISECTED}
+        samples = _measuring(arguments).get("samples")
+        found = bisect(source, inputs, workdir=arguments.output, builds=arguments.builds, samples=samples, **options)
+    if arguments.json:
+        print(found.to_json())
+    else:
+        print("\n".join([found.verdict, *(f"  {kept}" for kept in found.kept), *([found.latency] * bool(found.kept))]))
+        if found.file is not None:
+            print(f"see {found.file}")
+    return 0 if found.status in ("held", "found") else 1
 
 
 # --- verify ------------------------------------------------------------------------------------------------------

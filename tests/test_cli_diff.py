@@ -24,6 +24,22 @@ class Net(nn.Module):
     def forward(self, x):
         return {"y": self.second(torch.relu(self.first(x)))}
 
+class Norm(nn.Module):
+    def forward(self, x):
+        return x / (x * x).sum(-1, keepdim=True).sqrt()  # a sum of squares beyond float16
+
+class Overflows(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.last = nn.Linear(8, 64), Norm(), nn.Linear(64, 4)
+
+    def forward(self, x):
+        return self.last(self.norm(100 * self.first(x)))
+
+def overflows():
+    return Overflows(), (torch.randn(2, 8),)
+
 def net():
     print("noise of an exporter")
     return Net(), (torch.randn(2, 8),)
@@ -95,3 +111,17 @@ def test_a_wrong_call_is_refused_with_the_cause(
     assert cli.main(["diff", *arguments]) == 2
     assert words in capsys.readouterr().err
     assert not (here / "out").exists()
+
+
+@pytest.mark.skipif(not RTX_INSTALLED, reason="tensorrt_rtx is not installed")
+def test_a_bisection_writes_the_precision_file_that_convert_takes(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["diffnets:overflows", "--target", RTX, "--samples", "diffnets:samples", "--no-cache", "-o", "out"]
+    assert cli.main(["bisect", *model, "--precision", "fp16"]) == 0
+    out = capsys.readouterr().out
+    assert "is within its tolerance" in out and (here / "out" / "precision.yaml").is_file() == ("see out" in out)
+    assert cli.main(["bisect", *model, "--precision", "fp16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["status"] in ("held", "found")
+    assert cli.main(["bisect", *model, "--precision", "fp32"]) == 2
+    assert "fp32 has nothing that could be raised" in capsys.readouterr().err
