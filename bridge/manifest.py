@@ -107,10 +107,14 @@ def load_manifest(path: Path, overrides: Mapping[str, Any] | None = None) -> lis
         listed = "\n".join(f"  {path}:{line}: {text}" for line, text in sorted(mistakes))
         raise ManifestError(f"{path}: {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}\n{listed}")
     defaults = manifest.defaults.model_dump(exclude_unset=True) if manifest.defaults else {}
-    return [
-        ModelSpec.model_validate({**defaults, **model.model_dump(exclude_unset=True), **(overrides or {})})
-        for model in manifest.models
-    ]
+    return [_merged({**defaults, **model.model_dump(exclude_unset=True)}, overrides or {}) for model in manifest.models]
+
+
+def _merged(given: dict[str, Any], overrides: Mapping[str, Any]) -> ModelSpec:
+    """A model's options and those of the command line. A tolerance holds for the precision that it was written for."""
+    if overrides.get("precision", given.get("precision")) != given.get("precision"):
+        given.pop("tolerance", None)
+    return ModelSpec.model_validate({**given, **overrides})
 
 
 class _Lines:

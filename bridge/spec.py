@@ -217,7 +217,7 @@ class ModelSpec(Options):
 def by_precision(spec: ModelSpec) -> dict[str, ModelSpec]:
     """The model by itself for each precision, called after both; none where no list of precisions is given.
 
-    What is calibrated for nothing is left out.
+    What is calibrated for nothing is left out, and for lower precisions the tolerance: each has its own by default.
     """
     from .precision import labels
 
@@ -225,7 +225,7 @@ def by_precision(spec: ModelSpec) -> dict[str, ModelSpec]:
         return {}
     given, found = spec.model_dump(exclude_unset=True), {}
     for item, (label, precision) in zip(spec.precision, labels(spec.precision).items(), strict=True):
-        unused = {"calibration", "calibration_algorithm"} if precision.plain else set()
+        unused = {"calibration", "calibration_algorithm"} if precision.plain else {"tolerance"}
         own = {key: value for key, value in given.items() if key not in unused}
         own |= {"name": f"{spec.name}-{label}", "precision": item, "latency": True}
         found[label] = ModelSpec.model_validate(own)

@@ -165,8 +165,8 @@ def _each(
     results: dict[str, ConversionResult] = {}
     for label, precision in precisions.items():
         own = {**options, "workdir": folder / label, "precision": precision, "latency": True}
-        if not precision.plain and calibration is not None:
-            own["calibration"] = calibration
+        if not precision.plain:
+            own |= {"calibration": calibration, "tolerance": None}  # which was for the model's own precision
         results[label] = convert(source, inputs, **own)
     made = TradeOff.of(next(iter(results.values())).name, results)
     write_text(folder / TRADE_OFF, made.to_json())

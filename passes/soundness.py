@@ -73,6 +73,15 @@ SCALES = frozenset(("Div", "Exp", "Pow", "Reciprocal", "Sqrt"))
 """What computes factors that may be very large or small."""
 WIDE = frozenset(("CumProd", "CumSum", "Exp", "Pow", "ReduceL1", "ReduceProd", "ReduceSum", "ReduceSumSquare"))
 """What makes large values, which are often scaled down next."""
+FEW_DIGITS = 128
+"""Tensors whose largest value is not so many times the smallest that has all its digits lose too many of them."""
+CANCELLED = 32
+"""Terms that are so many times as large as their sum cancel five binary digits, of 8 or 11."""
+TERMS: Mapping[str, slice] = {
+    **dict.fromkeys(("Add", "Sub", "Sum"), slice(None)),
+    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), slice(2, 3)),
+}
+"""Operators that add, and which of their inputs are added."""
 MASKS = 1e30
 """A magnitude that nobody computes: it stands for infinity."""
 NEAR = 0.02
@@ -262,10 +271,34 @@ class _Analysis:
                 if abs(end) > self.limit and not mask:
                     end_of_type = f"{self.low.name} ends at {self.low.largest:.6g}"
                     self._keep(node, f"its {what} {tensor.name!r} reaches {end:.4g}; {end_of_type}")
-            if 0 < max(abs(seen.low), abs(seen.high)) < self.low.smallest:
+            if 0 < max(abs(seen.low), abs(seen.high)) < FEW_DIGITS * self.low.smallest:
                 largest = max(abs(seen.low), abs(seen.high))
-                small = f"is never above {largest:.4g}, too small for {self.low.name}"
+                small = f"is never above {largest:.4g}, where {self.low.name} has few digits"
                 self._keep(node, f"its {what} {tensor.name!r} {small}")
+        self._by_cancellation(node)
+
+    def _by_cancellation(self, node: gs.Node) -> None:
+        """Keeps a sum that is much smaller than its terms, and what makes these: their errors are the result's."""
+        places = TERMS.get(node.op) if not node.domain else None
+        result = self._largest(node.outputs[0]) if places is not None else 0.0
+        if places is None or not result:
+            return
+        for tensor in node.inputs[places]:
+            term = self._largest(tensor) if is_float32(tensor) else 0.0
+            if term <= CANCELLED * result:
+                continue
+            self._keep(node, f"a term of {term:.4g} is nearly cancelled: the result is never above {result:.4g}")
+            for item in node.inputs:
+                maker = _maker(item)
+                if maker is not None:
+                    self._keep(maker, f"{node.op} subtracts nearly all of what it makes")
+
+    def _largest(self, tensor: gs.Tensor) -> float:
+        """The largest magnitude that was seen of a tensor, or that a constant has; 0 where nothing is known."""
+        if isinstance(tensor, gs.Constant):
+            return extent(tensor).largest if is_float32(tensor) else 0.0
+        seen = self.ranges.get(tensor.name)
+        return max(abs(seen.low), abs(seen.high)) if seen is not None else 0.0
 
     def _is_mask(self, end: float) -> bool:
         return abs(end) >= MASKS or any(abs(end - mask) <= NEAR * abs(mask) for mask in self.masks)

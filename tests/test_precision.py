@@ -381,6 +381,27 @@ def test_einsum_is_said_in_products_where_the_type_has_none(tmp_path: Path) -> N
     assert assigned(model, {"precision": "bf16", "fp32": ["op:Einsum"]}).fp32 == {"a"}
 
 
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_a_sum_that_cancels_nearly_all_of_its_terms_stays_in_float32_with_what_makes_them(name: str) -> None:
+    model = parse(
+        """g (float[2,4] x) => (float[2,4] y) <float[4,4] w, float[4] b = {2000, 0, 0, 0}>
+        { a = MatMul(x, w)  c = Gemm(a, w, b)  d = MatMul(c, w)  y = Tanh(d) }"""
+    )
+    seen = {"x": Range(-6, 6), "a": Range(-2000, 6), "c": Range(-7, 7), "d": Range(-7, 7), "y": Range(-1, 1)}
+    found = assigned(model, name, seen)
+    assert found.fp32 == {"a", "c"}
+    assert found.reasons["c"] == "a term of 2000 is nearly cancelled: the result is never above 7"
+    assert found.reasons["a"] == "Gemm subtracts nearly all of what it makes"
+    assert not assigned(model, name, {**seen, "c": Range(-7, 100)}).fp32
+
+
+def test_values_of_which_float16_has_few_digits_stay_in_float32() -> None:
+    model = parse("g (float[4] x) => (float[4] y) { a = Relu(x)  b = Mul(a, a)  c = Neg(b)  y = Tanh(c) }")
+    seen = {"b": Range(0, 5e-3), "c": Range(-5e-3, 0)}
+    assert assigned(model, "fp16", seen).fp32 == {"b", "c", "y"}
+    assert not assigned(model, "bf16", seen).fp32
+
+
 def test_a_model_in_16_bits_is_assigned_nothing() -> None:
     found = assigned(parse("g (float16[2,2] x) => (float16[2,2] y) { y = MatMul(x, x) }"), "bf16")
     assert not found.nodes and "already" in found.notes[0]
