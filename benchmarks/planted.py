@@ -75,11 +75,17 @@ def named(report: DiffReport) -> Any:
     return report.layers[index] if index is not None else None
 
 
-def outcomes(folder: Path, inputs: Any, module: Any, which: str = "rewritten") -> Iterator[Outcome]:
-    """What the diff makes of a fault in each weighted node of one of a conversion's models."""
+def outcomes(
+    folder: Path, inputs: Any, module: Any, which: str = "rewritten", most: int | None = None
+) -> Iterator[Outcome]:
+    """What the diff makes of a fault in each weighted node of one of a conversion's models; ``most``: of so many,
+    spread over the model."""
     path = folder / f"{which}.onnx"
     model = onnx.load(str(path))
-    for node, weight in weighted(model):
+    faults = list(weighted(model))
+    if most is not None and len(faults) > most:
+        faults = [faults[(2 * index + 1) * len(faults) // (2 * most)] for index in range(most)]
+    for node, weight in faults:
         with tempfile.TemporaryDirectory() as name:
             copy = Path(name) / "conversion"
             shutil.copytree(folder, copy)
@@ -114,7 +120,7 @@ def main() -> None:
     parser.add_argument("models", type=Path)
     parser.add_argument("names", nargs="+")
     parser.add_argument("--in", dest="which", choices=("rewritten", "exported"), default="rewritten")
-    parser.add_argument("--most", type=int, default=10**9, help="faults of each model")
+    parser.add_argument("--most", type=int, help="faults of each model")
     arguments = parser.parse_args()
     models = load(arguments.models)
     for name in arguments.names:
@@ -126,12 +132,10 @@ def main() -> None:
                 print(f"{name}: {result.error}")
                 continue
             tried = []
-            for outcome in outcomes(Path(folder), inputs, module, arguments.which):
+            for outcome in outcomes(Path(folder), inputs, module, arguments.which, arguments.most):
                 tried.append(outcome)
                 if not outcome.found:
                     print(f"  {name}: planted in {outcome.node}, named {outcome.named}\n    {outcome.verdict}")
-                if len(tried) == arguments.most:
-                    break
             slowest = max((item.seconds for item in tried), default=0.0)
             print(
                 f"{name}: {sum(item.found for item in tried)} of {len(tried)} found, {slowest:.2f} s at most",

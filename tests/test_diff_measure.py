@@ -156,7 +156,7 @@ def test_a_fault_planted_in_the_rewritten_model_is_the_first_layer_named(name: s
     constructor, inputs = MODELS[name]
     module = constructor()
     folder = convert(module, inputs, tmp_path / "model")
-    tried = list(outcomes(folder, inputs, module))
+    tried = list(outcomes(folder, inputs, module, most=2))
     assert tried, "there is no layer with weights to plant a fault in"
     assert not [item for item in tried if not item.found], tried
 

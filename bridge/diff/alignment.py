@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 NEAR = {TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 0.1}
 """Two tensors whose distance is below this are the same one, by the exported type; for all others, 2e-3."""
+PROOF = 0.02
+"""What is nearer than this share of that distance has no fault before it: an error may shrink on its way."""
 FAULTS = 10
 """Faults of an exported model that are gone beyond."""
 
@@ -56,6 +58,8 @@ class Alignment:
         self.recognised: set[Point] = set(self.points.values())
         """Those whose values the exported model has; several may be one tensor."""
         self.right: set[str] = set()
+        self.proofs: set[str] = set()
+        """What was recognised so well that nothing can be wrong before it."""
         self._match(outputs)
 
     def inside(self, node: NodeProto, module: str) -> bool:
@@ -110,7 +114,7 @@ class Alignment:
         known = self._look(self._all_candidates(), {})
         self._take(known)
         final = self._look(sorted(self.outputs), {})
-        self.right = {name for name, seen in final.items() if self._near(name, Seen.of(outputs[name]), seen)}
+        self.right = {name for name, seen in final.items() if self._near(name, Seen.of(outputs[name]), seen, PROOF)}
         for _ in range(FAULTS):
             if len(self.right) == len(final):
                 return  # what was not recognised has no tensor of its own
@@ -126,8 +130,8 @@ class Alignment:
         names = {name for point, listed in self.candidates.items() if point not in found for name in listed}
         return sorted(names - (self.points.keys() - self.outputs), key=lambda name: self.side.place[name])
 
-    def _near(self, name: str, torchs: Seen, exported: Seen) -> bool:
-        return torchs.distance(exported) < NEAR.get(self.side.types[name], 2e-3)
+    def _near(self, name: str, torchs: Seen, exported: Seen, share: float = 1.0) -> bool:
+        return torchs.distance(exported) < share * NEAR.get(self.side.types[name], 2e-3)
 
     def _take(self, known: Mapping[str, Seen]) -> None:
         """Aligns what agrees in value: of a module's own, and of several the one whose place among its calls fits."""
@@ -147,6 +151,8 @@ class Alignment:
                 self.recognised.add(point)
                 claims.setdefault(self._in_order(point, near), []).append(point)
         for name, points in claims.items():
+            if any(self._near(name, self.seen[point], known[name], PROOF) for point in points):
+                self.proofs.add(name)
             if name not in self.points:
                 self.points[name] = max(points, key=functools.partial(self._fit, name))
 
@@ -162,13 +168,13 @@ class Alignment:
         return self.owner.get(name) == point.module, point.returned, point.module.count(".") + bool(point.module)
 
     def _guess(self) -> tuple[str, Point] | None:
-        """The first point that is nowhere, and the last tensor of its module's nodes that fits.
+        """The first point that is nowhere, and what it should be by provenance alone.
 
         A tensor from which what is right can be reached is right itself, and another one than the point's.
         """
         found = self.recognised | set(self.points.values())
         for point in self.seen:
-            if point in found or not point.returned or not point.module:
+            if point in found or not point.module:
                 continue
             name = self._likeliest(point)
             if name is not None and name not in self.points and not self._proved(name):
@@ -176,15 +182,21 @@ class Alignment:
         return None
 
     def _likeliest(self, point: Point) -> str | None:
-        """By provenance alone, what the module made last: as many calls as it had, so many parts are its nodes."""
+        """Of what a module returns, what its nodes made last (as many calls as it had, so many parts they are); of what
+        it takes, the one tensor that they read."""
         listed = self.candidates[point]
+        if not point.returned:
+            return listed[0] if len(listed) == 1 and self._calls(point.module) == 1 else None
         own = [name for name in listed if self.inside_of(name, point.module)]
         leaving = [name for name in own if self._leaves(name, point.module)] or own
         ordered = sorted(leaving, key=self.side.place.__getitem__)
-        calls = 1 + max(item.call for item in self.seen if item.module == point.module)
+        calls = self._calls(point.module)
         if len(ordered) < calls:
             return ordered[-1] if ordered else None
         return ordered[(point.call + 1) * len(ordered) // calls - 1]
+
+    def _calls(self, module: str) -> int:
+        return 1 + max(item.call for item in self.seen if item.module == module)
 
     def inside_of(self, name: str, module: str) -> bool:
         """Whether what makes the tensor is part of what the module became."""
@@ -194,11 +206,10 @@ class Alignment:
     def _proved(self, name: str) -> bool:
         """Whether something that was recognised depends on the tensor, with nothing that torch gives in between."""
         forced, seen, waiting = self.forced, {name}, [name]
-        recognised = self.points.keys() - self.outputs
         while waiting:
             for node in self.readers.get(waiting.pop(), []):
                 for output in node.output:
-                    if output in self.right or (output in recognised and output not in forced):
+                    if output in self.right or (output in self.proofs and output not in forced):
                         return True
                     if output and output not in seen and output not in forced:
                         seen.add(output)
