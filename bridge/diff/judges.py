@@ -158,6 +158,8 @@ class EngineJudge:
 
     def _run(self, engine: Path, times: list[float]) -> Outputs:
         """What the engine computes; ``times`` gets the milliseconds of its runs on the first feeds."""
+        from polygraphy.comparator.data_loader import coerce_feed_dict
+
         from passes import read
 
         from ..plugins.loading import needed_plugins
@@ -166,8 +168,9 @@ class EngineJudge:
         plugins = needed_plugins(read(self.folder / "rewritten.onnx"), self.target)
         outputs = run_stage("engine", lambda: engine_runner(engine, self.target, plugins), self.feeds)
         with engine_runner(engine, self.target, plugins) as runner:
+            given = coerce_feed_dict(dict(self.feeds[0]), runner.get_input_metadata(use_numpy_dtypes=False))
             for _ in range(ROUNDS // 5 + ROUNDS):
-                runner.infer(dict(self.feeds[0]))
+                runner.infer(given)
                 times.append(1e3 * runner.last_inference_time())
         del times[: ROUNDS // 5]
         return outputs

@@ -283,6 +283,7 @@ class Suspects:
         weighted = any(not tensor.inputs and tensor not in self.graph.inputs for tensor in node.inputs)
         if not readers and not weighted:
             readers = [item.name for tensor in node.outputs for item in tensor.outputs if item.name in self.free]
+        reason += _magnified(node, readers, magnified)
         whole = Step(tuple(dict.fromkeys((node.name, *readers))), HIGHEST, share, reason)
         if self.half and self.low is not None and self.assignment.nodes.get(node.name) not in (self.half, HIGHEST):
             most = max((influence.get(item.name, 0.0) for item in node.outputs), default=0.0)
@@ -325,6 +326,18 @@ def _inside(node: gs.Node) -> set[str]:
     from passes.ir import bodies
 
     return {name for body in bodies(node) for inner in body.nodes for name in (inner.name, *_inside(inner))}
+
+
+def _magnified(node: gs.Node, readers: Sequence[str], magnified: Gains) -> str:
+    """What a reader makes of what is wrong with the node's result, where that is much."""
+    found = [
+        (max((magnified.get(tensor.name, {}).get(item.name, 0.0) for item in reader.outputs), default=0.0), reader)
+        for tensor in node.outputs
+        for reader in tensor.outputs
+        if reader.name in readers
+    ]
+    gain, reader = max(found, key=lambda item: item[0], default=(0.0, node))
+    return f", which {reader.op} {reader.name} magnifies {gain:.0f} times" if gain >= ILL else ""
 
 
 def _words(items: Sequence[LayerError], lost: bool) -> str:
