@@ -436,6 +436,24 @@ def test_complex_bfloat16_boolean_and_empty_outputs_are_compared(
         assert [item.output for item in report.comparisons if not item.agreed] == [name]
 
 
+@needs_rtx
+def test_a_conversion_that_runs_its_engine_keeps_what_it_computed_even_where_that_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bridge.runtime import runner
+
+    fake = FakeGpu(tmp_path)
+    monkeypatch.setattr(evidence, "gpu_here", lambda: "Fake GPU")
+    monkeypatch.setattr(runner, "engine_runner", fake.runner)
+    monkeypatch.setattr(target.Target, "why_not_run", lambda self: None)
+    for wrong, status, exit_status in ((0.0, "verified", 0), (0.01, "failed", 1)):
+        fake.wrong = wrong
+        result = support.convert(Net(), (torch.randn(2, 3),), workdir=tmp_path, golden=True, cache=False)
+        assert result.status == status, result.error
+        assert cli.main(["verify", str(tmp_path), "--recorded"]) == exit_status
+        assert cli.main(["verify", str(tmp_path), "--tolerance", "0,0.1"]) == 0
+
+
 # --- what was changed, cut or mixed up ---------------------------------------------------------------------------
 
 
