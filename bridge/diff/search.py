@@ -17,7 +17,7 @@ Raised = Mapping[str, str]
 """By node, the precision that it is raised to: ``fp32`` or the 16-bit type."""
 
 HIGHEST = "fp32"
-SOONEST = 5
+SOONEST = 4
 """Trials in which the sequence grows from its first length to all steps."""
 
 
@@ -130,6 +130,8 @@ class Search:
         needed: list[Step] = []
         while True:
             while length - failed > 1:
+                if self.used == self.limit - 1:  # perhaps what did not suffice is of no use at all
+                    self.suffices(merged([*needed, *self.steps[failed:length]]))
                 middle = (failed + length) // 2
                 if self.suffices(merged([*needed, *self.steps[:middle]])):
                     length = middle
