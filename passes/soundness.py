@@ -16,76 +16,22 @@ import onnx_graphsurgeon as gs
 
 from .ir import CONTROL_FLOW, bodies, scopes
 from .low_types import Extent, LowType, Ports, extent, is_float32, ports
-
-DEFAULTS: Mapping[str, tuple[str, ...]] = {
-    "it adds up many elements": (
-        *("CumProd", "CumSum", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd"),
-        *("ReduceSum", "ReduceSumSquare", "GlobalLpPool", "LpPool", "LpNormalization", "MeanVarianceNormalization"),
-    ),
-    "its results easily leave the range of 16 bits, or vanish": (
-        *("Cosh", "Exp", "Log", "Pow", "Reciprocal", "Sinh", "Sqrt"),
-    ),
-    "it magnifies the rounding of what it is given": (*("Acos", "Acosh", "Asin", "Atanh", "Cos", "Det", "Sin", "Tan"),),
-    "it is given places in an image": ("AffineGrid", "GridSample", "MaxRoiPool", "RoiAlign"),
-    "it draws numbers": (
-        *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
-    ),
-    "it writes into a tensor of the caller's": ("TensorScatter",),
-    "it is a loss": ("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"),
-}
-"""Operators that are left in float32 by default, by the reason why."""
-
-REASONS = {operator: reason for reason, operators in DEFAULTS.items() for operator in operators}
-
-ARITHMETIC = frozenset(
-    (
-        *("Abs", "Add", "Ceil", "Clip", "Div", "Floor", "Max", "Mean", "Min", "Mod", "Mul", "Neg", "Round", "Sign"),
-        *("Sub", "Sum", "Where"),
-    )
+from .sound_tables import (
+    ABSORBING,
+    ARITHMETIC,
+    CANCELLED,
+    EXACT,
+    FEW_DIGITS,
+    MASKS,
+    MOVEMENT,
+    NEAR,
+    ONE_SIDED,
+    PASSING,
+    REASONS,
+    SCALES,
+    TERMS,
+    WIDE,
 )
-"""Operators that compute element by element, and little."""
-MOVEMENT = frozenset(
-    (
-        *("Cast", "Compress", "Concat", "DepthToSpace", "DequantizeLinear", "Dropout", "Expand", "Flatten", "Gather"),
-        *("GatherElements", "GatherND", "Identity", "Pad", "Reshape", "ReverseSequence", "ScatterElements"),
-        *("ScatterND", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Trilu", "Unsqueeze"),
-    )
-)
-"""Operators that hand values on."""
-EXACT: Mapping[str, tuple[int, ...]] = {
-    **dict.fromkeys(("Ceil", "Cos", "Floor", "NonMaxSuppression", "Round", "Sin", "Tan"), (0,)),
-    "Mod": (0, 1),
-    **dict.fromkeys(("GridSample", "MaxRoiPool", "RoiAlign"), (1,)),
-}
-"""Inputs that are places, phases or numbers to be cut off: a small relative error is a large one in the result."""
-ABSORBING = frozenset(
-    (
-        *("ArgMax", "ArgMin", "Attention", "Clip", "Equal", "Erf", "Exp", "Greater", "GreaterOrEqual", "HardSigmoid"),
-        *("Hardmax", "Less", "LessOrEqual", "Not", "Relu", "Sigmoid", "Softmax", "Tanh"),
-    )
-)
-"""Operators for which a large value is as good as an infinite one."""
-ONE_SIDED = frozenset(("Clip", "Exp", "Relu"))
-"""Those of them that large positive values go through."""
-PASSING = frozenset(("GlobalMaxPool", "LogSoftmax", "MaxPool", "ReduceMax", "ReduceMin", "TopK"))
-"""Operators that hand on some of the values that they are given."""
-SCALES = frozenset(("Div", "Exp", "Pow", "Reciprocal", "Sqrt"))
-"""What computes factors that may be very large or small."""
-WIDE = frozenset(("CumProd", "CumSum", "Exp", "Pow", "ReduceL1", "ReduceProd", "ReduceSum", "ReduceSumSquare"))
-"""What makes large values, which are often scaled down next."""
-FEW_DIGITS = 128
-"""Tensors whose largest value is not so many times the smallest that has all its digits lose too many of them."""
-CANCELLED = 32
-"""Terms that are so many times as large as their sum cancel five binary digits, of 8 or 11."""
-TERMS: Mapping[str, slice] = {
-    **dict.fromkeys(("Add", "Sub", "Sum"), slice(None)),
-    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), slice(2, 3)),
-}
-"""Operators that add, and which of their inputs are added."""
-MASKS = 1e30
-"""A magnitude that nobody computes: it stands for infinity."""
-NEAR = 0.02
-"""How much a mask may move by what it is added to."""
 
 
 class Seen(Protocol):
