@@ -166,6 +166,7 @@ def run(case: Case, blocks: int, folder: Path, target: str) -> tuple[Bisection, 
     after = None
     if found.file is not None:
         after = bridge.convert(model, (x,), precision=found.file, workdir=folder / "after", build=False, **common)
+    if found.file is not None and samples is not None:
         again = bisect(model, (x,), precision=found.file, samples=samples, builds=2, workdir=folder / "again", **common)
         assert again.status == "held", again.verdict
     return found, after, seconds

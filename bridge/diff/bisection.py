@@ -35,7 +35,7 @@ from ..target import Target, resolve
 from ..workspace import Workspace, write_text
 from .judges import EngineJudge, EvaluatorJudge, Judge, Judgement, reference_outputs
 from .search import HIGHEST, Raised, Search, Step
-from .sensitivity import Suspects, measure_steps
+from .sensitivity import Suspects, measured_steps
 
 SCHEMA = 1
 FILE, REPORT, FOLDER = "precision.yaml", "bisection.json", "bisection"
@@ -269,8 +269,7 @@ class _Bisecting:
     def run(self, samples: Any, given: Judge | None, built: Any) -> Bisection:
         evaluator = self._evaluator(samples)
         judge, by = self._judge(evaluator, given, built)
-        typed = evaluator.make(self.asked)
-        first, graph = evaluator.assignment, evaluator.graph(self.asked)
+        graph, first = evaluator.assigned(self.asked)
         self.places = _places(graph)
         self.half = self.asked.half if self.asked.scheme else ""
         self.free = self._free(first.nodes)
@@ -289,7 +288,7 @@ class _Bisecting:
             suspects = Suspects(graph, first, self.free, self.half, self._low(), evaluator.observed())
             path = self.state.result.rewritten_onnx
             assert path is not None
-            steps, _ = measure_steps(suspects, path, typed, feeds)
+            steps = measured_steps(suspects, path, evaluator.make(self.asked), feeds)
             search.steps = steps
             search.run()
         return self._summary(search, steps, evaluator, before, by)
@@ -396,8 +395,8 @@ class _Bisecting:
         )
 
     def _in_float32(self, evaluator: EvaluatorJudge, precision: Precision) -> int:
-        evaluator.make(precision)
-        return sum(evaluator.assignment.nodes.get(name, HIGHEST) == HIGHEST for name in self.places)
+        _, assignment = evaluator.assigned(precision)
+        return sum(assignment.nodes.get(name, HIGHEST) == HIGHEST for name in self.places)
 
     def _kept(self, raised: Raised, steps: list[Step]) -> list[Kept]:
         """In the order of the steps that name them first."""

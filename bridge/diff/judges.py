@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,10 +77,6 @@ class EvaluatorJudge:
     names: Sequence[str]
     """What the feeds are called."""
     reference: Outputs
-    typed: Path | None = None
-    """The model that was judged last."""
-    assignment: Assignment = field(default_factory=Assignment)
-    """The same model's."""
 
     def __call__(self, precision: Precision) -> Judgement:
         from ..evaluator import evaluate
@@ -97,14 +93,13 @@ class EvaluatorJudge:
             )
         )
 
-    def graph(self, precision: Precision) -> gs.Graph:
-        """The graph that is assigned for a precision, before its types are put into it."""
+    def assigned(self, precision: Precision) -> tuple[gs.Graph, Assignment]:
+        """The graph as it is before its types are put into it, and what its nodes are to be in."""
         from passes import read
 
         assert self.state.result.rewritten_onnx is not None
         graph = read(self.state.result.rewritten_onnx)
-        assign(graph, precision, self.ranges, self.state.settings.target)
-        return graph
+        return graph, assign(graph, precision, self.ranges, self.state.settings.target)
 
     def observed(self) -> Mapping[str, Range]:
         """What the reference's tensors hold over all that it is judged on."""
@@ -114,19 +109,15 @@ class EvaluatorJudge:
         return measure(self.state.result.rewritten_onnx, self.feeds)
 
     def make(self, precision: Precision) -> Path:
-        """Writes the typed model of a precision."""
-        from passes import read, write
+        """Writes the typed model of a precision, in place of the one before."""
+        from passes import write
 
-        state, target = self.state, self.state.settings.target
-        path = state.result.rewritten_onnx
-        assert path is not None
-        graph = read(path)
-        self.assignment = assign(graph, precision, self.ranges, target)
-        put_in_types(graph, precision, self.assignment, self.scales, quantised=target.strongly_typed)
-        partial = state.workspace.partial / "candidate.onnx"
-        write(graph, partial, beside=state.workspace.folder)
-        self.typed = partial
-        return partial
+        graph, assignment = self.assigned(precision)
+        quantised = self.state.settings.target.strongly_typed
+        put_in_types(graph, precision, assignment, self.scales, quantised=quantised)
+        path = self.state.workspace.partial / "candidate.onnx"
+        write(graph, path, beside=self.state.workspace.folder)
+        return path
 
 
 @dataclass

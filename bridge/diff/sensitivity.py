@@ -348,9 +348,6 @@ def _words(items: Sequence[LayerError], lost: bool) -> str:
     return f"it introduces a relative error of {worst:.1e}"
 
 
-def measure_steps(
-    suspects: Suspects, reference: Path, low: Path, feeds: Feeds, errors: Sequence[LayerError] | None = None
-) -> tuple[list[Step], list[LayerError]]:
-    """The ranked steps by what was measured on ``feeds``, and the error of each layer."""
-    found = layer_errors(reference, low, [feeds]) if errors is None else list(errors)
-    return suspects.steps(found, gains(reference, feeds)), found
+def measured_steps(suspects: Suspects, reference: Path, low: Path, feeds: Feeds) -> list[Step]:
+    """The steps, ranked by what is measured on ``feeds``."""
+    return suspects.steps(layer_errors(reference, low, [feeds]), gains(reference, feeds))
