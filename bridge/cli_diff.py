@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from . import cli
 from .errors import BridgeError, UsageError
+from .workspace import GOLDEN
 
 if TYPE_CHECKING:
     from .diff.model import DiffReport
+    from .diff.verification import VerifyReport
     from .result import Tolerance
     from .spec import ModelSpec
 
@@ -35,8 +38,9 @@ RUN is a folder that `bridge convert -o DIR` wrote, its summary.json, or a model
 Exit status: 0 where all agrees, or no model regressed beyond the limits; 1 where not; 2 for a wrong call.
 """
 _VERIFY = """\
-DIR is the folder of a conversion with --golden: its golden.json, golden.npz and model.engine. What the engine computes
-is kept there as engine-run.json and engine-run.npz; --tolerance then judges that anew, and runs nothing.
+DIR is the folder of a conversion with --golden (its golden.json, golden.npz and model.engine), or that of a run of
+such, which are then verified one after the other. What the engine computes is kept there as engine-run.json and
+engine-run.npz; --tolerance then judges that anew, and runs nothing.
 
 Exit status: 0 where the engine agrees; 1 where it does not, or a file was cut short or changed; 2 for a wrong call, and
 where the engine cannot run here.
@@ -333,14 +337,36 @@ def _bisect(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    """Of one conversion, or of each of a run; a damaged one costs itself."""
+    folder: Path = arguments.folder
+    inner = [] if (folder / GOLDEN).is_file() else sorted(path.parent for path in folder.glob(f"*/{GOLDEN}"))
+    if not inner:
+        report = _verified(arguments, folder)
+        sys.stdout.write(report.to_json() if arguments.json else str(report))
+        return report.exit_status
+    if arguments.engine is not None:
+        raise UsageError(f"--engine is of one conversion, and {folder} holds {len(inner)}")
+    reports, damaged = [], []
+    for one in inner:
+        try:
+            reports.append(_verified(arguments, one))
+        except UsageError:
+            raise
+        except BridgeError as error:
+            damaged.append(str(error))
+            print(f"bridge: {error}", file=sys.stderr)
+        else:
+            sys.stdout.write("" if arguments.json else str(reports[-1]))
+    if arguments.json:
+        print(
+            json.dumps({"schema": 1, "models": [report.to_dict() for report in reports], "damaged": damaged}, indent=2)
+        )
+    found = {report.exit_status for report in reports} | ({1} if damaged else set())
+    return 1 if 1 in found else max(found)
+
+
+def _verified(arguments: argparse.Namespace, folder: Path) -> VerifyReport:
     from .diff.evidence import verify
 
-    report = verify(
-        arguments.folder,
-        tolerances(arguments.tolerance),
-        engine=arguments.engine,
-        against=arguments.against,
-        run=arguments.again,
-    )
-    sys.stdout.write(report.to_json() if arguments.json else str(report))
-    return report.exit_status
+    limits, engine = tolerances(arguments.tolerance), arguments.engine
+    return verify(folder, limits, engine=engine, against=arguments.against, run=arguments.again)

@@ -477,6 +477,22 @@ def test_cut_evidence_is_refused_by_name(folder: Path, name: str, capsys: pytest
     assert f"bridge: {folder / name}: " in (err := capsys.readouterr().err) and "cut short" in err
 
 
+def test_a_run_is_verified_model_by_model_and_a_damaged_one_costs_itself(
+    folder: Path, gpu: FakeGpu, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    for name in ("a", "b"):
+        shutil.copytree(folder, run / name)
+    assert cli.main(["verify", str(run)]) == 0
+    assert capsys.readouterr().out.count("net: verified") == 2
+    (run / "a" / "golden.npz").write_bytes(b"cut")
+    assert cli.main(["verify", str(run), "--json"]) == 1
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert [model["status"] for model in found["models"]] == ["verified"] and "a/golden.npz" in found["damaged"][0]
+    assert cli.main(["verify", str(run), "--engine", str(folder / "model.engine")]) == 2
+
+
 def test_models_that_were_not_copied_are_not_missed(folder: Path, gpu: FakeGpu, tmp_path: Path) -> None:
     gpu.folder = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
     for name in ("exported.onnx", "rewritten.onnx"):
@@ -488,7 +504,7 @@ def test_models_that_were_not_copied_are_not_missed(folder: Path, gpu: FakeGpu, 
     ("arguments", "words"),
     [
         (["none"], "none: no such folder"),
-        (["."], "holds no golden.json; a conversion writes it with golden=True (--golden)"),
+        (["empty"], "holds no golden.json; a conversion writes it with golden=True (--golden)"),
         (["{there}", "--tolerance", "y=1,1"], "'y' is no output; the outputs are scores, positive, best"),
         (["{there}", "--tolerance", "1,nan"], "give two finite numbers"),
         (["{there}", "--tolerance", "1,1", "--tolerance", "1,1"], "given twice"),
@@ -506,6 +522,7 @@ def test_a_wrong_call_is_refused_with_the_cause(
     words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
     assert cli.main(["verify", *(item.format(there=folder) for item in arguments)]) == 2
     assert words in capsys.readouterr().err
 
