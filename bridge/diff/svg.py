@@ -95,7 +95,7 @@ def inline(drawn: Figure, *, key: str, title: str, description: str) -> str:
         _restyle(element)
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
-    root.attrib.update({"role": "img", "aria-labelledby": f"{key}-title {key}-text"})
+    root.attrib.update({"role": "img", "aria-labelledby": f"{key}-title", "aria-describedby": f"{key}-text"})
     for place, (tag, words) in enumerate((("title", title), ("desc", description))):
         element = ElementTree.Element(f"{{{_SVG}}}{tag}", {"id": f"{key}-{'text' if place else 'title'}"})
         element.text = words
