@@ -98,7 +98,9 @@ class _Assigning:
 
         self.graph, self.precision, self.ranges, self.target = graph, precision, ranges, target
         self.nodes = list(touched(graph))
-        self.places = {node.name: (node.name, node.op, origin(node).module) for node in self.nodes}
+        self.places = {
+            node.name: (node.name, node.op, origin(node).module, *_modules_of_weights(node)) for node in self.nodes
+        }
         found = {name: precision.rule_for(*place) for name, place in self.places.items()}
         self.rules: dict[str, Rule] = {name: rule for name, rule in found.items() if rule is not None}
 
@@ -176,6 +178,16 @@ def _why_not(node: gs.Node, scheme: str) -> str:
     if node.op in QUANTISABLE[scheme]:  # type: ignore[index]
         return f"{scheme} is for weights alone, and {node.op} multiplies no weight here"
     return f"{node.op} is not among what is quantised to {scheme}"
+
+
+def _modules_of_weights(node: gs.Node) -> list[str]:
+    """Where its parameters come from: a convolution that a batch normalisation went into is otherwise the latter's."""
+    import onnx_graphsurgeon as gs
+
+    from passes.provenance import WRAPPED
+
+    names = [tensor.name for tensor in node.inputs if isinstance(tensor, gs.Constant)]
+    return [name.removeprefix(f"{WRAPPED}.").rpartition(".")[0] for name in names if name.startswith(f"{WRAPPED}.")]
 
 
 def _is_weight(tensor: gs.Tensor) -> bool:

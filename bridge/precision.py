@@ -51,15 +51,15 @@ class Rule:
     def __str__(self) -> str:
         return f"{self.kind}:{self.pattern}" if self.kind else self.pattern
 
-    def fits(self, node: str, operator: str, module: str) -> int:
-        """How specific it is for a node with this name, operator and torch module: 0 where it does not fit.
+    def fits(self, node: str, operator: str, *modules: str) -> int:
+        """How specific it is for a node with this name, operator and torch modules: 0 where it does not fit.
 
         A module's pattern fits all that is below the module.
         """
         exact, below = _expressions(self.pattern)
         if self.kind in ("", "node") and exact.fullmatch(node):
             return 3
-        if self.kind in ("", "module") and module and below.fullmatch(module):
+        if self.kind in ("", "module") and any(below.fullmatch(module) for module in modules if module):
             return 2
         return int(self.kind == "op" and bool(exact.fullmatch(operator)))
 
@@ -139,22 +139,22 @@ class Precision:
         asked = (self.quantised, *(rule.precision for rule in self.rules))
         return next((name for name in asked if name in SCHEMES), "")
 
-    def rule_for(self, node: str, operator: str, module: str) -> Rule | None:
+    def rule_for(self, node: str, operator: str, *modules: str) -> Rule | None:
         """The rule that says what a node is computed in, if there is one."""
         best, found = 0, None
         for rule in self.rules:
-            specific = rule.fits(node, operator, module)
+            specific = rule.fits(node, operator, *modules)
             if specific and specific >= best:
                 best, found = specific, rule
         return found
 
-    def check_rules(self, nodes: Iterable[tuple[str, str, str]]) -> None:
-        """Raises UsageError where a pattern fits none of the nodes, which are given by name, operator and module."""
+    def check_rules(self, nodes: Iterable[tuple[str, ...]]) -> None:
+        """Raises UsageError where a pattern fits none of the nodes, which are given by name, operator and modules."""
         there = list(nodes)
         for rule in self.rules:
             if any(rule.fits(*node) for node in there):
                 continue
-            known = {"op": {op for _, op, _ in there}, "module": _paths(there), "node": {name for name, _, _ in there}}
+            known = {"op": {node[1] for node in there}, "module": _paths(there), "node": {node[0] for node in there}}
             kinds = (rule.kind,) if rule.kind else ("module", "node")
             names = sorted({name for kind in kinds for name in known[kind] if name})
             near = difflib.get_close_matches(rule.pattern, names, 5, 0.5) or names[:5]
@@ -253,10 +253,10 @@ def _listed() -> str:
     return ", ".join((*FLOATS, *SCHEMES))
 
 
-def _paths(nodes: Iterable[tuple[str, str, str]]) -> set[str]:
+def _paths(nodes: Iterable[tuple[str, ...]]) -> set[str]:
     """The modules that nodes come from, and those around them."""
     found: set[str] = set()
-    for _, _, module in nodes:
+    for module in (module for _, _, *modules in nodes for module in modules):
         parts = module.split(".")
         found.update(".".join(parts[:end]) for end in range(1, len(parts) + 1))
     return found

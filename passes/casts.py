@@ -233,7 +233,10 @@ class _Caster:
             constant = values if isinstance(values, gs.Constant) else Constant("value", np.asarray(values))
             node.attrs["value"] = self._rounded(constant, node.name, self.low.mask)
         elif node.op == "DequantizeLinear" and is_float32(node.inputs[1]):
-            node.attrs["output_dtype"] = self.low.number
+            if node.attrs.get("block_size"):  # TensorRT-RTX's builder takes no other type than its scales'
+                node.inputs[1] = self._as_low(node.inputs[1])
+            else:
+                node.attrs["output_dtype"] = self.low.number
 
     # tensors in the other type
 

@@ -43,11 +43,14 @@ def lower(state: State, graph: gs.Graph) -> None:
             state.plan = plan_build(settings, graph, of_torch)
             result.notes.extend(state.plan.notes)
         return
+    from passes.casts import computes_in_half
+
     own = settings.target.strongly_typed  # the model says it all, and TensorRT calibrates nothing
     with state.clock("precision"):
         calibration = calibration_of(state)
         samples: Callable[[], Iterable[Feeds]] = (lambda: state.feeds) if calibration is None else calibration.samples
-        assignment = assign(graph, settings.precision, ranges_of(state, samples()), settings.target)
+        ranges = {} if computes_in_half(graph) else ranges_of(state, samples())
+        assignment = assign(graph, settings.precision, ranges, settings.target)
         result.notes.extend(assignment.notes)
         for node, reason in assignment.reasons.items():
             result.kept.setdefault(reason, []).append(node)
