@@ -127,7 +127,10 @@ class Pair(nn.Module):
 
 def encoder() -> nn.Module:
     layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
-    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    made = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    for weight in made.parameters():
+        nn.init.uniform_(weight, -0.3, 0.3)  # else the layers are copies, whose weights the exporter has once
+    return made
 
 
 def separable() -> nn.Module:

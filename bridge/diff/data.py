@@ -144,7 +144,7 @@ def plotted(
     found = compare_arrays(reference, candidate, stages=stages, inputs=sample, output=output, tolerance=None)
     flat_a, flat_b = a.reshape(-1), b.reshape(-1)
     finite = np.flatnonzero(np.isfinite(flat_a) & np.isfinite(flat_b))
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         error = np.abs(b - a)
     places = (
         finite[np.linspace(0, finite.size - 1, min(finite.size, POINTS)).astype(np.int64)] if finite.size else finite
