@@ -43,23 +43,22 @@
     return columns[column][i] === 0 ? null : ranks[columns[column][i]];  // text 0 is empty
   }
   const size = (i) => text("shape", i) === "" ? 1 : text("shape", i).split(" × ").reduce((all, dim) => all * dim, 1);
-  // What is no longer finite is the largest error; of a reference of zeros, whatever is not zero comes next.
-  const error = (name) => (i) => {
-    const level = levels[name][i], value = figures[name][i];
-    return level === "." ? null : level === "x" ? 1e300 * (1 + (figures[`${name}_lost`][i] || 1)) : value === null ? (level === "0" ? 0 : 1e299) : value;
-  };
+  // What is no longer finite is the worst; then, of a reference of zeros, whatever is not zero; then the figure.
+  const error = (name) => [
+    (i) => levels[name][i] === "." ? null : figures[`${name}_lost`][i] || 0,
+    (i) => figures[name][i] ?? (levels[name][i] === "0" ? 0 : Infinity),
+  ];
   const place = new Map(data.ranking.map((i, at) => [i, at]));
-  const introduced = error("introduced");
   const keys = {
-    blame: [[(i) => place.has(i) ? -place.get(i) : -1e9, introduced], true],
+    blame: [[(i) => place.has(i) ? -place.get(i) : -1e9, ...error("introduced")], true],
     index: [[(i) => i], false],
     name: [[(i) => rank("name", i)], false],
     operator: [[(i) => rank("operator", i)], false],
     module: [[(i) => rank("module", i), (i) => rank("source", i)], false],
     pair: [[(i) => pairIndex[i]], false],
     precision: [[(i) => rank("precision", i), size], false],
-    introduced: [[introduced], true],
-    carried: [[error("carried")], true],
+    introduced: [error("introduced"), true],
+    carried: [error("carried"), true],
     largest: [[(i) => figures.largest[i]], true],
   };
   let key = "blame", falling = true, rows = [], drawn = 0;
