@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from bridge.errors import Refusal
+from bridge.layers import LayerError, TensorError
 from bridge.report import render_index, render_report
+from bridge.report.stages import stage_picture
 from bridge.report.view import badness, closeness, tolerance_ratio
 from bridge.result import (
     Comparison,
@@ -25,6 +27,7 @@ from bridge.result import (
     TensorInfo,
     Tolerance,
 )
+from bridge.trade_off import TradeOff
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
@@ -445,3 +448,51 @@ def test_importing_the_reports_does_not_import_jinja2() -> None:
 
     code = "import sys, bridge.report; sys.exit('jinja2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def lowered(**changes: Any) -> ConversionResult:
+    errors = TensorError(0.25, 1.0, 0), TensorError(0.1, 1.0, 2)
+    layer = LayerError("y", HOSTILE, "Conv", "stem", "net.py:7", "float16", 3.0, *errors)
+    values: dict[str, Any] = {
+        "precision": "int8+fp16",
+        "comparisons": [compared("exported", "rewritten"), compared("rewritten", "typed", error=1e-3)],
+        "precisions": {"int8": 0.9, "fp16": 0.0995, "fp32": 0.0005},
+        "not_as_asked": [
+            {"name": "l", "node": "n", "kind": "CONVOLUTION", "precision": "fp32", "asked": "fp16", "share": 0.0005}
+        ],
+        "kept": {"by default: it adds up": ["node_mean", HOSTILE]},
+        "layers": [layer],
+    }
+    return built(**(values | changes))
+
+
+def test_a_lowered_precision_is_told_with_what_was_kept_and_the_error_by_layer() -> None:
+    page = Page(render_report(lowered()))
+    for words in ("int8 90.0 %", "under 0.1 %", "By default: it adds up 2 nodes", "2 values not finite", "net.py:7"):
+        assert words in page.text, words
+    assert not page.all("img"), "a node's name is text, whatever it is"
+    assert "2 nodes kept out of what was asked" in page.text
+
+
+def test_the_picture_has_the_typed_model_where_there_is_one() -> None:
+    assert [column.stage for column in picture_of(lowered())] == ["exported", "rewritten", "typed", "engine"]
+    plain = built(comparisons=[compared("torch", "exported")])
+    assert "typed" not in [column.stage for column in picture_of(plain)]
+    assert "precision.html" not in render_report(plain) and "Not in the low precision" not in render_report(plain)
+
+
+def picture_of(result: ConversionResult) -> list[Any]:
+    picture = stage_picture(result)
+    assert picture is not None
+    return picture.columns
+
+
+def test_a_failure_of_the_precision_has_a_sentence() -> None:
+    failed = ConversionResult("m", status="failed", stage="precision", error="int4 was asked for")
+    assert "cannot be computed in the precision" in Page(render_report(failed)).text
+
+
+def test_the_index_sets_the_precisions_of_a_model_side_by_side() -> None:
+    results = {"fp32": built("m-fp32"), "fp16": built("m-fp16", precisions={"fp16": 1.0})}
+    page = Page(render_index(list(results.values()), links={}, trade_offs=[TradeOff.of("m", results)]))
+    assert "2 precisions" in page.text and "not run fp16 100%" in page.text
