@@ -25,6 +25,7 @@ def measure_latency(result: ConversionResult, feeds: Mapping[str, Array]) -> Lat
     names = module.input_names or list(feeds)
     module._calling = Calling((), None, None, tuple(names))  # by the engine's inputs, whatever the source takes
     given = [to_torch(feeds[name]).cuda() for name in names]
+    torch.cuda.synchronize()  # the calls are on a stream of their own, that does not wait for the copies
     with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
         return _timed(module, given)
 
