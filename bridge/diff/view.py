@@ -236,7 +236,9 @@ def _remedies(layer: LayerDiff, report: DiffReport) -> list[Step]:
                 Code(f"fp32: {rule}"),
                 ", and give that as ",
                 Code("--precision"),
-                "; a bisection finds a smallest set of such nodes.",
+                "; ",
+                Code("bridge bisect"),
+                " finds a smallest set of such nodes and writes that file.",
             )
         ]
     if layer.candidate == "engine" and report.precision == "fp32":
