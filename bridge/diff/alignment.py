@@ -58,8 +58,8 @@ class Alignment:
         self.recognised: set[Point] = set(self.points.values())
         """Those whose values the exported model has; several may be one tensor."""
         self.right: set[str] = set()
-        self.proofs: set[str] = set()
-        """What was recognised so well that nothing can be wrong before it."""
+        self.sound: set[str] = set()
+        """What something was made of that was recognised so well that nothing can be wrong before it."""
         self._match(outputs)
 
     def inside(self, node: NodeProto, module: str) -> bool:
@@ -115,6 +115,8 @@ class Alignment:
         self._take(known)
         final = self._look(sorted(self.outputs), {})
         self.right = {name for name, seen in final.items() if self._near(name, Seen.of(outputs[name]), seen, PROOF)}
+        for name in self.right:
+            self._prove(name)
         for _ in range(FAULTS):
             if len(self.right) == len(final):
                 return  # what was not recognised has no tensor of its own
@@ -152,7 +154,7 @@ class Alignment:
                 claims.setdefault(self._in_order(point, near), []).append(point)
         for name, points in claims.items():
             if any(self._near(name, self.seen[point], known[name], PROOF) for point in points):
-                self.proofs.add(name)
+                self._prove(name)
             if name not in self.points:
                 self.points[name] = max(points, key=functools.partial(self._fit, name))
 
@@ -177,7 +179,7 @@ class Alignment:
             if point in found or not point.module:
                 continue
             name = self._likeliest(point)
-            if name is not None and name not in self.points and not self._proved(name):
+            if name is not None and name not in self.points and name not in self.sound:
                 return name, point
         return None
 
@@ -203,18 +205,16 @@ class Alignment:
         owner = self.owner.get(name, "")
         return owner == module or owner.startswith(f"{module}.")
 
-    def _proved(self, name: str) -> bool:
-        """Whether something that was recognised depends on the tensor, with nothing that torch gives in between."""
-        forced, seen, waiting = self.forced, {name}, [name]
+    def _prove(self, name: str) -> None:
+        """Marks what the tensor was made of, back to what had torch's values then: it is right as it is."""
+        waiting = [name]
         while waiting:
-            for node in self.readers.get(waiting.pop(), []):
-                for output in node.output:
-                    if output in self.right or (output in self.proofs and output not in forced):
-                        return True
-                    if output and output not in seen and output not in forced:
-                        seen.add(output)
-                        waiting.append(output)
-        return False
+            one = waiting.pop()
+            maker = self.side.maker(one)
+            if one in self.sound or maker is None or (one in self.forced and one != name):
+                continue
+            self.sound.add(one)
+            waiting.extend(captured([maker]))
 
     # running
 
