@@ -234,14 +234,19 @@ def qlinear_softmax_in_float(node: gs.Node, g: Builder) -> Replacement:
     """Only ONNX Runtime has QLinearSoftmax; it is a Softmax between DequantizeLinear and QuantizeLinear."""
     x, x_scale, scale = node.inputs[0], node.inputs[1], node.inputs[3]
     floats = dequantised(g, x, x_scale, g.input(node, 2), 1)
-    axis, rank = int(node.attrs.get("axis", -1)), len(g.shape(x))
-    if int(node.attrs["opset"]) >= 13 or axis % rank == rank - 1:
-        y = g.op.Softmax(floats, axis=axis if g.opset >= 13 else axis % rank)
-    elif g.opset < 13:
+    rank = len(g.shape(x))
+    axis = int(node.attrs.get("axis", -1)) % rank
+    over_the_rest = int(node.attrs["opset"]) < 13 and axis != rank - 1  # all axes from this one on are one
+    if over_the_rest and g.opset < 13:
         y = g.op.Softmax(floats, axis=axis)
-    else:  # then all axes from this one on are one
-        flat = g.op.Softmax(g.op.Flatten(floats, axis=axis % rank), axis=-1)
-        y = g.op.Reshape(flat, g.op.Shape(floats))
+    elif over_the_rest:
+        axes = list(range(axis, rank))
+        powers = g.op.Exp(g.op.Sub(floats, g.reduce("ReduceMax", floats, axes, True)))
+        y = g.op.Div(powers, g.reduce("ReduceSum", powers, axes, True))
+    elif g.opset < 13:
+        y = g.moveaxis(g.op.Softmax(g.moveaxis(floats, axis, rank - 1), axis=rank - 1), rank - 1, axis)
+    else:
+        y = g.op.Softmax(floats, axis=axis)
     return _on_grid_of(g, y, scale, g.input(node, 4), x)
 
 

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from passes.framework import Builder
 from passes.rules.quantised_operators import foreign
 
-from . import Case, Sketch, Tensors, strategy
+from . import Arrays, Case, Sketch, Tensors, strategy
 
 KINDS = ("uint8", "int8")
 
@@ -20,6 +20,12 @@ def _grid(s: Sketch, name: str, kind: Any, count: int | None = None, zero: int |
     shape = [] if count is None else [count]
     s.operand(f"{name}_scale", s.random.uniform(0.05, 0.2, shape).astype(np.float32))
     s.operand(f"{name}_zero", np.full(shape, zero, kind) if zero is not None else s.random.integers(0, 99, shape, kind))
+
+
+def _as_constant(s: Sketch, name: str) -> None:
+    if name in s.inputs:
+        del s.inputs[name]
+        s.constants[name] = s.feeds.pop(name)
 
 
 def _bytes(s: Sketch, kind: Any, sizes: list[int]) -> np.ndarray:
@@ -114,6 +120,49 @@ def onnx_runtimes(s: Sketch) -> Case:
     return s.model(build)
 
 
+@strategy("qlinear_softmax_in_float")
+def shares(s: Sketch) -> Case:
+    kind, sizes, opset = s.pick(*KINDS), s.sizes(1, 4), s.pick(11, 13, 18)
+    s.input("x", kind, _bytes(s, kind, sizes))
+    _grid(s, "x", kind)
+    _grid(s, "y", kind)
+    attrs = {"opset": s.pick(11, 18)} | ({"axis": s.axis(len(sizes))} if s.flag() else {})
+
+    def build(g: Builder, t: Tensors) -> gs.Tensor:
+        given = [t["x"], t["x_scale"], t["x_zero"], t["y_scale"], t["y_zero"]]
+        return foreign(g, "QLinearSoftmax", given, kind, list(sizes), **attrs)
+
+    def reference(feeds: Arrays) -> list[np.ndarray]:
+        """What its definition says: ONNX Runtime's kernel takes a share of 1 for 0, and other shares short."""
+        t = feeds | s.constants
+        x = (t["x"].astype(np.float64) - t["x_zero"]) * t["x_scale"]
+        axis = attrs.get("axis", -1) % len(sizes)
+        axes = (axis,) if attrs["opset"] >= 13 else tuple(range(axis, len(sizes)))
+        powers = np.exp(x - x.max(axes, keepdims=True))
+        steps = np.round(powers / powers.sum(axes, keepdims=True) / t["y_scale"]) + t["y_zero"]
+        return [np.clip(steps, np.iinfo(kind).min, np.iinfo(kind).max).astype(kind)]
+
+    return s.model(build, opset=opset, reference=reference)
+
+
+@strategy("qlinear_where_in_float")
+def choices(s: Sketch) -> Case:
+    kind, sizes = s.pick(*KINDS), s.sizes(1, 4)
+    s.input("condition", "bool", [s.pick(1, size) for size in sizes])
+    for name in ("x", "z"):
+        s.input(name, kind, _bytes(s, kind, sizes))
+    for name in ("x", "z", "y"):  # ONNX Runtime asks for constants
+        _grid(s, name, kind)
+        for part in (f"{name}_scale", f"{name}_zero"):
+            _as_constant(s, part)
+
+    def build(g: Builder, t: Tensors) -> gs.Tensor:
+        names = ["condition", "x", "x_scale", "x_zero", "z", "z_scale", "z_zero", "y_scale", "y_zero"]
+        return foreign(g, "QLinearWhere", [t[name] for name in names], kind, list(sizes))
+
+    return s.model(build)
+
+
 @strategy("qlinear_concat_in_float")
 def joined(s: Sketch) -> Case:
     kind, sizes = s.pick(*KINDS), s.sizes(1, 4)
@@ -123,8 +172,7 @@ def joined(s: Sketch) -> Case:
         _grid(s, name, kind)
     for name in ("x", "z"):  # ONNX Runtime asks for constants
         for part in (f"{name}_scale", f"{name}_zero"):
-            s.constants.setdefault(part, s.feeds.pop(part, np.zeros(0)))
-            s.inputs.pop(part, None)
+            _as_constant(s, part)
     shape = [size * 2 if i == axis else size for i, size in enumerate(sizes)]
 
     def build(g: Builder, t: Tensors) -> gs.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from passes.framework import Builder
@@ -59,3 +60,24 @@ def dequantised(s: Sketch) -> Case:
     s.input("x", kind, s.integers(kind, sizes))
     attrs = _grid(s, kind, sizes, real, opset)
     return s.model(lambda g, t: g.node("DequantizeLinear", [t["x"], t["scale"], t.get("zero")], attrs), opset=opset)
+
+
+@strategy("zero_point_in_words")
+def around_zero(s: Sketch) -> Case:
+    """int8 around a zero point that is left out, which is 0 then."""
+    opset = s.pick(13, 19, 21, 23)
+    real = s.pick("float32", "float32", "float16") if opset >= 19 else "float32"
+    sizes = s.sizes(0, 4)
+    stored = opset < 21 or s.flag()  # before, a QuantizeLinear with no zero point gives uint8
+    s.input("x", "int8" if stored else real, s.integers("int8", sizes) if stored else s.values(real, sizes))
+    axis = s.axis(len(sizes)) if sizes and s.flag() else None
+    shape = [] if axis is None else [sizes[axis]]
+    s.operand("scale", s.random.uniform(0.01, 1, shape).astype(real))
+    attrs = {} if axis is None else {"axis": axis}
+
+    def build(g: Builder, t: Tensors) -> gs.Tensor:
+        if stored:
+            return g.node("DequantizeLinear", [t["x"], t["scale"]], attrs)
+        return g.node("QuantizeLinear", [t["x"], t["scale"]], {**attrs, "output_dtype": onnx.TensorProto.INT8})
+
+    return s.model(build, opset=opset)
