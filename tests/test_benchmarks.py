@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -19,10 +17,10 @@ from torch import nn
 from benchmarks import changes, compiled, latency, leak, modules, timing
 from benchmarks.latency_table import table
 from benchmarks.models import CASES, MODELS, Case, Model
-from benchmarks.workers import Pool, Say, Work
+from benchmarks.workers import Pool
 from bridge.errors import RunError
 
-from . import fake_gpu
+from . import fake_gpu, sample_work
 from .fake_gpu import fake_gpu as fake_gpu_fixture  # noqa: F401 (a fixture)
 
 
@@ -88,21 +86,9 @@ def test_a_way_that_fails_on_the_way_is_given_up_and_named() -> None:
     assert list(blocks.rows()) == ["one"] and blocks.rows()["one"]["host_us"]["samples"] == 20
 
 
-def make_work(setting: Any) -> Work:
-    def work(task: Any, say: Say) -> dict[str, Any]:
-        say(f"step of {task}")
-        if task == "crash":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        if task == "hang":
-            time.sleep(100)
-        return {"status": "ok", "pid": os.getpid(), "replace_worker": task == "spoilt"}
-
-    return work
-
-
 def test_a_worker_that_crashes_or_hangs_costs_its_task_alone(tmp_path: Path) -> None:
     rows: dict[str, Any] = {}
-    pool = Pool(make_work, None, jobs=1, seconds=1.5, logs=tmp_path)
+    pool = Pool(sample_work.make, None, jobs=1, seconds=1.5, logs=tmp_path)
     left = pool.run(["a", "crash", "b", "spoilt", "c", "hang", "d"], time.monotonic() + 60, rows.__setitem__)
     assert left == [] and {key: row["status"] for key, row in rows.items()} == {
         **dict.fromkeys("abcd", "ok"),
@@ -115,17 +101,13 @@ def test_a_worker_that_crashes_or_hangs_costs_its_task_alone(tmp_path: Path) -> 
 
 
 def test_what_is_not_reached_in_time_is_named(tmp_path: Path) -> None:
-    pool = Pool(make_work, None, jobs=1, seconds=60, logs=tmp_path)
+    pool = Pool(sample_work.make, None, jobs=1, seconds=60, logs=tmp_path)
     rows: dict[str, Any] = {}
     assert pool.run(["hang", "a", "b"], time.monotonic() + 2, rows.__setitem__) == ["hang", "a", "b"] and not rows
 
 
-def broken(setting: Any) -> Work:
-    raise RuntimeError("no GPU")
-
-
 def test_workers_that_do_not_start_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pool = Pool(broken, None, jobs=1, seconds=60, logs=tmp_path)
+    pool = Pool(sample_work.broken, None, jobs=1, seconds=60, logs=tmp_path)
     assert pool.run(["a"], time.monotonic() + 60, lambda task, row: None) == ["a"]
     assert "no GPU" in capsys.readouterr().err
 
