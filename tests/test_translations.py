@@ -305,6 +305,7 @@ family(
         function(plane(x))
         for function in (torch.exp, torch.log, torch.sqrt, torch.sin, torch.cos, torch.tanh, torch.sgn, torch.square)
     ],
+    roots=lambda x, y: torch.sqrt(torch.complex(1e4 * x, y)),
     parts=lambda x, y: [plane(x).abs(), plane(x).angle(), plane(x).real, plane(x).conj().imag, torch.polar(x, y)],
     shapes=lambda x, y: [
         torch.cat([plane(x), plane(y)], 1).reshape(-1, 2, 3).transpose(1, 2),

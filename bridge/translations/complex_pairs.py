@@ -17,7 +17,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch.export.graph_signature import TensorArgument
 
-from .registry import Untranslatable, overload
+from .registry import ON_PAIRS, Untranslatable, overload
 
 
 class Real:
@@ -45,6 +45,15 @@ class Real:
 class Pair(NamedTuple):
     re: Real
     im: Real
+
+
+def parts(value: Any) -> tuple[Any, Any]:
+    """Both parts of an operand; None for the imaginary one of what is real."""
+    if isinstance(value, Pair):
+        return value.re, value.im
+    if isinstance(value, complex):
+        return value.real, value.imag
+    return value, None
 
 
 class Writer:
@@ -178,9 +187,7 @@ class _Lowering:
             self.pairs[node] = many[node.args[1]]
             return
         args, kwargs = (mapped(item, self._operand) for item in (node.args, node.kwargs))
-        from .complex_ops import OPERATORS
-
-        handler = OPERATORS.get(node.target)
+        handler = ON_PAIRS.get(node.target)
         if handler is not None:
             made = handler(self.writer, *args, **kwargs)
         elif not any(item in self.pairs for item in node.all_input_nodes):  # a transform of what is real

@@ -21,6 +21,10 @@ AT_CAPTURE: dict[OpOverload, Callable[..., Any]] = {}
 """Composite operators that are computed so while the module is traced: torch's own way would make axes constant."""
 
 
+ON_PAIRS: dict[Any, Callable[..., Any]] = {}
+"""By operator, a function of a Writer and the operator's arguments with a Pair for each complex one (complex_pairs)."""
+
+
 class Untranslatable(RuntimeError):
     """What an operator is asked for cannot be written in ONNX; the message says what, and up to where it can."""
 
@@ -55,7 +59,12 @@ def replaces(*names: str) -> Callable[[Function], Function]:
     return register
 
 
-def _register(table: dict[OpOverload, Callable[..., Any]], names: tuple[str, ...]) -> Callable[[Function], Function]:
+def on_pairs(*names: str) -> Callable[[Function], Function]:
+    """Registers what the operators so called do to complex tensors in two parts."""
+    return _register(ON_PAIRS, names)
+
+
+def _register(table: dict[Any, Callable[..., Any]], names: tuple[str, ...]) -> Callable[[Function], Function]:
     def register(function: Function) -> Function:
         for name in names:
             found = overload(name)
