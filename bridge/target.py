@@ -9,15 +9,14 @@ import importlib.metadata
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from .errors import UsageError
 from .result import TargetInfo
+from .target_tables import NOT_IN, QUANTISATIONS, RESTRICTED, RTX_PLUGIN_ONLY, SETTINGS
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -101,7 +100,7 @@ class Target:
 
     def only_by_plugin(self, operator: str) -> bool:
         """Whether its parser knows ``operator`` and looks for a plugin of that name to do it."""
-        return self.flavour == "tensorrt-rtx" and operator in _RTX_PLUGIN_ONLY
+        return self.flavour == "tensorrt-rtx" and operator in RTX_PLUGIN_ONLY
 
     def has_plugin(self, name: str, version: str | None = None) -> bool:
         """Whether its registry has a plugin of this name, or one that is known to the passes loads into it."""
@@ -124,12 +123,12 @@ class Target:
         """Whether the parser is known to refuse this very node: the operator, or this form of it."""
         if not self.takes(node.op):
             return True
-        restricted = _RESTRICTED.get(node.op)
+        restricted = RESTRICTED.get(node.op)
         return restricted is not None and restricted(node)
 
     def computes_in(self, node: gs.Node, dtype: str) -> bool:
         """Whether it computes ``node`` in ``dtype`` (a name as in ``types``), where it takes the node in float32."""
-        refused = _NOT_IN.get(node.op)
+        refused = NOT_IN.get(node.op)
         return dtype in self.types and (refused is None or not refused(node, dtype))
 
     def advice(self, operator: str, domain: str = "") -> str:
@@ -140,7 +139,7 @@ class Target:
 
     def lacks_setting(self, name: str) -> str:
         """Why the builder setting ``name`` does nothing here, and what helps; empty where it does something."""
-        known = _SETTINGS.get(name)
+        known = SETTINGS.get(name)
         if known is None:
             return ""
         if self.flavour == "tensorrt-rtx":
@@ -168,7 +167,7 @@ class Target:
 
         ``capabilities``: of the GPUs that the engine is for, by default of the first one here.
         """
-        kind, needed = _QUANTISATIONS[scheme]
+        kind, needed = QUANTISATIONS[scheme]
         if kind not in self.types:
             return f"has no {scheme} ({kind}); TensorRT 10 is the first; take int8, or a newer target"
         if capabilities is None:
@@ -220,101 +219,6 @@ class Target:
             major, minor = capabilities[0]
             return f"the GPU here (compute capability {major}.{minor}) is not one that TensorRT-RTX supports"
         return None
-
-
-_RTX_PLUGIN_ONLY = ("NonZero", "NonMaxSuppression", "LinearAttention", "CausalConvWithState", "RoiAlign")
-
-
-_QUANTISATIONS: Mapping[str, tuple[str, tuple[int, int]]] = {
-    "int8": ("int8", (0, 0)),
-    "fp8": ("float8_e4m3fn", (8, 9)),
-    "int4": ("int4", (8, 0)),
-}
-"""The type of each, and the first compute capability that has kernels for it; TensorRT-RTX 1.7.1's builder refuses fp8
-for 7.5, 8.0 and 8.6, and int4 for 7.5 (measured)."""
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """Which TensorRT have a setting of the builder."""
-
-    since: tuple[int, ...] = ()
-    """The first TensorRT that has it."""
-    strongly_typed: bool = False
-    """Whether it is for strongly typed networks alone."""
-    rtx: str = ""
-    """What TensorRT-RTX makes of it, where that is nothing."""
-    rtx_needs_gpu: bool = False
-
-
-_NO_TIMING = "builds the same engine whatever this is: it times no kernels"
-_NO_DLA = "builds for GPUs alone"
-_SETTINGS: Mapping[str, _Setting] = {
-    "optimization_level": _Setting((8, 6), rtx="builds the same engine at every level"),
-    "sparsity": _Setting(rtx="builds the same engine with and without"),
-    "version_compatible": _Setting((8, 6), rtx="has no lean runtime, which such engines need"),
-    "hardware_compatibility": _Setting((8, 6), rtx="has compute_capabilities for this"),
-    "refittable": _Setting(rtx_needs_gpu=True),
-    "strip_weights": _Setting((10,), rtx_needs_gpu=True),
-    "weight_streaming": _Setting((10,), strongly_typed=True),
-    "max_aux_streams": _Setting((8, 6)),
-    "avg_timing_iterations": _Setting(rtx=_NO_TIMING),
-    "default_device": _Setting(rtx=_NO_DLA),
-    "dla_core": _Setting(rtx=_NO_DLA),
-    "gpu_fallback": _Setting(rtx=_NO_DLA),
-    "device_types": _Setting(rtx=_NO_DLA),
-}
-"""Of TensorRT-RTX as measured of 1.7.1, by the engines that came out; what is not here every TensorRT has."""
-
-
-def _extra_outputs(node: gs.Node) -> bool:
-    return any(tensor.name for tensor in node.outputs[1:])
-
-
-def _reads_16_bit(node: gs.Node) -> bool:
-    """Whether it computes in float16 or bfloat16."""
-    return any(tensor.dtype is not None and np.dtype(tensor.dtype).itemsize == 2 for tensor in node.inputs)
-
-
-def _reads_bfloat16(node: gs.Node) -> bool:
-    return any(tensor.dtype is not None and np.dtype(tensor.dtype).name == "bfloat16" for tensor in node.inputs)
-
-
-_RESTRICTED: dict[str, Callable[[gs.Node], bool]] = {
-    "Attention": lambda node: True,  # few forms build, and equal Q, K and V crash the builder
-    "Celu": _reads_16_bit,
-    "GroupNormalization": _extra_outputs,
-    "HardSwish": _reads_bfloat16,
-    "LayerNormalization": _extra_outputs,
-    "Mish": _reads_bfloat16,
-    "RMSNormalization": _extra_outputs,
-}
-"""Forms of operators with a function body that every parser measured refuses."""
-
-
-def _in_16_bits(node: gs.Node, dtype: str) -> bool:
-    return dtype in ("float16", "bfloat16")
-
-
-def _in_bfloat16(node: gs.Node, dtype: str) -> bool:
-    return dtype == "bfloat16"
-
-
-def _of_lengths(node: gs.Node, dtype: str) -> bool:
-    """Whether it is a recurrent network that is given the lengths of its sequences, in 16 bits."""
-    return _in_16_bits(node, dtype) and len(node.inputs) > 4 and not node.inputs[4].is_empty()
-
-
-_NOT_IN: Mapping[str, Callable[[gs.Node, str], bool]] = {
-    **dict.fromkeys(("Celu", "MeanVarianceNormalization"), _in_16_bits),
-    **dict.fromkeys(("ConvTranspose", "GlobalLpPool", "HardSwish", "LpNormalization", "LpPool", "Mish"), _in_bfloat16),
-    "GRU": lambda node, dtype: _in_bfloat16(node, dtype) or _of_lengths(node, dtype),
-    "LSTM": _of_lengths,
-    "RNN": _of_lengths,
-    "Shrink": _in_bfloat16,
-}
-"""Operators that are refused in a type, though not in float32; measured of TensorRT-RTX 1.7.1, and assumed of others.
-Its builder refuses ConvTranspose in bfloat16, its parser all else."""
 
 
 def resolve(name: str = "auto") -> Target:
