@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out/demo
-JOBS ?= 2
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() or 1))')
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 

@@ -311,7 +311,7 @@ def test_an_output_that_is_no_longer_finite_is_infinitely_wrong() -> None:
 def test_an_overflow_in_a_transformer_is_named_with_its_torch_line_within_the_bars(tmp_path: Path) -> None:
     from benchmarks import bisection
 
-    found, after, _ = bisection.run(bisection.CASES["overflow"], 12, tmp_path, RTX)
+    found, after, _ = bisection.run(bisection.CASES["overflow"], 6, tmp_path, RTX)
     assert bisection.missed(found, after) == []
     line = Path(bisection.__file__).read_text().splitlines()[int(found.kept[0].source.rpartition(":")[2]) - 1]
     assert "energy = torch.einsum" in line
