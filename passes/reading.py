@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,8 @@ class _Reader:
     folder: Path | None
     imports: list[onnx.OperatorSetIdProto]
     opset: int | None
+    files: dict[str, tuple[Path, int]] = field(default_factory=dict)
+    """Where external data lies, by what the tensors say, and how large the files are: many tensors share one."""
 
     def graph(
         self, proto: onnx.GraphProto, outer: Mapping[str, gs.Tensor], functions: Sequence[gs.Function] = ()
@@ -215,18 +217,10 @@ class _Reader:
         location = entries.get("location", "")
         if self.folder is None:
             raise ModelError(f"tensor {proto.name!r}: has external data ({location!r}), and the model has no folder")
-        file = (self.folder / location).resolve()
-        if not location or not file.is_relative_to(self.folder.resolve()):
-            raise ModelError(
-                f"tensor {proto.name!r}: its external data {location!r} lies outside of the model's folder "
-                f"{self.folder}. Put the data file beside the model and save the model again."
-            )
-        if not file.is_file():
-            raise ModelError(
-                f"tensor {proto.name!r}: its external data file {location!r} is missing in {self.folder}. "
-                "Copy it there, beside the .onnx file."
-            )
-        size, there = tensor_bytes(proto.data_type, tuple(proto.dims)), file.stat().st_size
+        if location not in self.files:
+            self.files[location] = _data_file(location, proto.name, self.folder)
+        file, there = self.files[location]
+        size = tensor_bytes(proto.data_type, tuple(proto.dims))
         try:
             offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
         except ValueError as error:
@@ -237,6 +231,22 @@ class _Reader:
                 f"which has {there}: the file is cut short or belongs to another model."
             )
         return StoredValues(proto, file, offset)
+
+
+def _data_file(location: str, reader: str, folder: Path) -> tuple[Path, int]:
+    """A file of external data, which the tensor ``reader`` has its values in, and its size. Raises ModelError."""
+    file = (folder / location).resolve()
+    if not location or not file.is_relative_to(folder.resolve()):
+        raise ModelError(
+            f"tensor {reader!r}: its external data {location!r} lies outside of the model's folder "
+            f"{folder}. Put the data file beside the model and save the model again."
+        )
+    if not file.is_file():
+        raise ModelError(
+            f"tensor {reader!r}: its external data file {location!r} is missing in {folder}. "
+            "Copy it there, beside the .onnx file."
+        )
+    return file, file.stat().st_size
 
 
 def _called(node: onnx.NodeProto) -> str:
