@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import onnx_graphsurgeon as gs
 
 from . import rules as _rules
-from .boundary import boundary_to_wider_types
+from .boundary import boundary_to_wider_types, int64_boundary_to_int32
 from .clean import infer_types, pin_inputs, refine_types, remove_unused, sanitise
 from .engine import run_rules
 from .expand import expand_functions
@@ -22,7 +22,7 @@ from .framework import RULES, Log, PassError, Rule
 from .ir import ModelError, collector_paused
 from .lower import lower
 from .matches import Recorder
-from .narrow import bfloat16_to_float32, check_int64_range, float64_to_float32, int64_boundary_to_int32
+from .narrow import bfloat16_to_float32, check_int64_range, float64_to_float32
 from .plugins import PLUGINS, Plugin, drop_uncalled
 from .reading import read
 from .unroll import unroll_loops

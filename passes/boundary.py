@@ -1,23 +1,25 @@
-"""Inputs and outputs of types that no engine has become ones of a wider type, with a Cast inside; the user is told.
+"""Inputs and outputs of types that the engine cannot have become ones of others, with a Cast inside; the user is told.
 
-What the wider type holds is the same: an output in float8 is one in float32 that has float8's values.
+What a wider type holds is the same: an output in float8 is one in float32 that has float8's values. int64 alone becomes
+a narrower one.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from .framework import Log
 from .ir import Names, Node, onnx_dtype
+from .matches import Part, part
+from .provenance import describe
 from .rules.integers import CARRIERS, carrier
 
 if TYPE_CHECKING:
     from bridge.target import Target
-
-NAME = "boundary_to_wider_types"
 
 _QUANTISED = ("int8", "float8_e4m3fn", "int4")
 """Types that a target may have, and then only between QuantizeLinear and DequantizeLinear.
@@ -27,39 +29,77 @@ Of int8, only where the target chooses types by itself: it takes other int8 for 
 
 def boundary_to_wider_types(graph: gs.Graph, target: Target, log: Log) -> bool:
     """Gives inputs and outputs of types that the target lacks the type that carries theirs."""
+    casts = _cast_inside(
+        graph,
+        target,
+        log,
+        lambda tensor, kind: carrier(tensor.dtype) if _lacking(tensor, kind, target) else None,
+    )
+    if casts:
+        log.add("boundary_to_wider_types", f"{target} has no inputs and outputs of this type.", _names(casts))
+    return bool(casts)
+
+
+def int64_boundary_to_int32(graph: gs.Graph, target: Target, log: Log) -> bool:
+    """Makes int64 inputs and outputs int32 where the target has no int64, with a Cast inside.
+
+    Between them the target's parser narrows by itself, and so the graph stays one that ONNX Runtime runs. What an int32
+    does not hold is lost, and so each Cast is a match, to be proved.
+    """
+    if "int64" in target.types:
+        return False
+    int32 = np.dtype(np.int32)
+    casts = _cast_inside(graph, target, log, lambda tensor, kind: int32 if tensor.dtype == np.int64 else None)
+    if not casts:
+        return False
+    name = "int64_boundary_to_int32"
+    log.add(name, f"{target} has no int64: inputs and outputs are int32.", _names(casts))
+    if log.recorder is not None:
+        for cast in casts:
+            before, after = Part(graph.opset), part([cast], graph.opset)
+            made = {tensor.name: tensor.name for tensor in cast.outputs}
+            log.matches.append(log.recorder.match(name, describe(cast), graph, before, after, made))
+    return True
+
+
+def _cast_inside(
+    graph: gs.Graph, target: Target, log: Log, wanted: Callable[[gs.Variable, str], np.dtype[Any] | None]
+) -> list[gs.Node]:
+    """Gives inputs and outputs the types that ``wanted`` says of them as ``input`` or ``output``; returns the Casts."""
     names: Names | None = None
     outer: dict[int, gs.Variable] = {}
     before: list[gs.Node] = []
     after: list[gs.Node] = []
     for kind, tensors in (("input", graph.inputs), ("output", graph.outputs)):
         for index, tensor in enumerate(tensors):
-            if tensor.dtype is None or not _lacking(tensor, kind, target):
+            other = wanted(tensor, kind) if tensor.dtype is not None else None
+            if other is None:
                 continue
+            own = np.dtype(tensor.dtype)
             if id(tensor) not in outer:  # else an input that is an output too
                 names = names or Names(graph)
-                narrow, wide = np.dtype(tensor.dtype), carrier(tensor.dtype)
                 shape = list(tensor.shape) if tensor.shape is not None else None
-                wider = outer[id(tensor)] = gs.Variable(tensor.name, wide, shape)
-                tensor.name = names.new(f"{tensor.name}_{narrow.name}")
+                shown = outer[id(tensor)] = gs.Variable(tensor.name, other, shape)
+                tensor.name = names.new(f"{tensor.name}_{own.name}")
                 if log.recorder is not None:
-                    log.recorder.renamed[tensor.name] = wider.name
-                if kind == "input":
-                    cast = Node("Cast", names.new("input_cast"), {"to": onnx_dtype(narrow)}, [wider], [tensor])
-                    before.append(cast)
-                else:
-                    cast = Node("Cast", names.new("output_cast"), {"to": onnx_dtype(wide)}, [tensor], [wider])
-                    after.append(cast)
-                cast.domain = ""
-                log.notes.append(
-                    f"{kind} {wider.name!r} is {narrow.name} in the source; {target} has no such {kind}: "
-                    f"it is {wide.name}"
-                )
+                    log.recorder.renamed[tensor.name] = shown.name
+                way = (before, own, shown, tensor) if kind == "input" else (after, other, tensor, shown)
+                way[0].append(_cast(names.new(f"{kind}_cast"), *way[1:]))
             tensors[index] = outer[id(tensor)]
-    if not outer:
-        return False
+            log.notes.append(
+                f"{kind} {tensors[index].name!r} is {own.name} in the source; {target} has no such {kind}: "
+                f"it is {other.name}"
+            )
     graph.nodes = [*before, *graph.nodes, *after]
-    log.add(NAME, f"{target} has no inputs and outputs of this type.", [node.name for node in (*before, *after)])
-    return True
+    return [*before, *after]
+
+
+def _cast(name: str, to: np.dtype[Any], x: gs.Variable, y: gs.Variable) -> gs.Node:
+    return Node("Cast", name, {"to": onnx_dtype(to)}, [x], [y], domain="")
+
+
+def _names(nodes: list[gs.Node]) -> list[str]:
+    return [node.name for node in nodes]
 
 
 def _lacking(tensor: gs.Variable, kind: str, target: Target) -> bool:

@@ -15,8 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto
 
 from .framework import Log
-from .ir import Names, Node, calls, function_key, numpy_dtype, onnx_dtype, scopes
-from .matches import Part, part
+from .ir import calls, function_key, numpy_dtype, onnx_dtype, scopes
 from .provenance import describe
 
 if TYPE_CHECKING:
@@ -153,49 +152,6 @@ def _swap_in_proto(proto: onnx.TypeProto, swap: _Swap) -> bool:
     if kind in ("sequence_type", "optional_type"):
         return _swap_in_proto(getattr(proto, kind).elem_type, swap)
     return kind == "map_type" and _swap_in_proto(proto.map_type.value_type, swap)
-
-
-def int64_boundary_to_int32(graph: gs.Graph, target: Target, log: Log) -> bool:
-    """Makes int64 inputs and outputs int32 where the target has no int64, with a Cast inside.
-
-    Between them the target's parser narrows by itself, and so the graph stays one that ONNX Runtime runs.
-    """
-    if "int64" in target.types:
-        return False
-    names = Names(graph)
-    outer: dict[int, gs.Variable] = {}
-    casts: list[gs.Node] = []
-    for kind, tensors in (("input", graph.inputs), ("output", graph.outputs)):
-        for index, tensor in enumerate(tensors):
-            if tensor.dtype != np.int64:
-                continue
-            if id(tensor) not in outer:  # else an input that is an output too
-                shape = list(tensor.shape) if tensor.shape is not None else None
-                narrow = outer[id(tensor)] = gs.Variable(tensor.name, np.dtype(np.int32), shape)
-                tensor.name = names.new(f"{tensor.name}_int64")
-                if log.recorder is not None:
-                    log.recorder.renamed[tensor.name] = narrow.name
-                way = [narrow], [tensor], onnx.TensorProto.INT64
-                if kind == "output":
-                    way = [tensor], [narrow], onnx.TensorProto.INT32
-                casts.append(Node("Cast", names.new(f"{kind}_cast"), {"to": way[2]}, *way[:2], domain=""))
-            tensors[index] = outer[id(tensor)]
-            log.notes.append(
-                f"{kind} {tensors[index].name!r} is int64 in the source; {target} has no int64: it is int32"
-            )
-    if not casts:
-        return False
-    inner = graph.nodes
-    graph.nodes = [node for node in casts if node.attrs["to"] == onnx.TensorProto.INT64]
-    graph.nodes += [*inner, *(node for node in casts if node.attrs["to"] == onnx.TensorProto.INT32)]
-    name = "int64_boundary_to_int32"
-    log.add(name, f"{target} has no int64: inputs and outputs are int32.", [node.name for node in casts])
-    if log.recorder is not None:
-        for cast in casts:
-            before, after = Part(graph.opset), part([cast], graph.opset)
-            made = {tensor.name: tensor.name for tensor in cast.outputs}
-            log.matches.append(log.recorder.match(name, describe(cast), graph, before, after, made))
-    return True
 
 
 # --- int64 that the parser narrows by itself -------------------------------------------------------------------------
