@@ -20,7 +20,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from .errors import RunError, UsageError
 from .layers import LayerError, Total
-from .pairs import APART, Pair, Pairs
+from .pairs import APART, FLOATS, Pair, Pairs
 from .rounded import LOW_TYPES, Rounded, captured, make, plain, rounded
 from .walk import Piece, Walk
 
@@ -248,8 +248,10 @@ def _is_float(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" or "float" in dtype.name
 
 
-def layer_errors(reference: Path, low: Path, samples: Iterable[Feeds]) -> list[LayerError]:
-    """The error of each floating-point tensor that nodes of the main graphs of both models make, in the graph's order.
+def layer_errors(
+    reference: Path, low: Path, samples: Iterable[Feeds], kinds: frozenset[int] = FLOATS
+) -> list[LayerError]:
+    """The error of each tensor of ``kinds`` that nodes of the main graphs of both models make, in the graph's order.
 
     Nodes of the two models belong together by what their outputs are called or, where these differ, by their names;
     what stands between them in ``low`` (casts, quantisation) counts with the node that reads it. What happens inside
@@ -259,7 +261,7 @@ def layer_errors(reference: Path, low: Path, samples: Iterable[Feeds]) -> list[L
     feeds = list(samples)
     if not feeds:
         raise UsageError("samples: there are none; errors are measured with at least one.")
-    pairs = Pairs(load(reference), load(low))
+    pairs = Pairs(load(reference), load(low), kinds)
     exact = Evaluator(pairs.reference.model, reference.parent, reference.name)
     whole = Evaluator(pairs.low.model, low.parent, low.name)
     totals = {pair.tensor: (Total(), Total()) for pair in pairs.found}

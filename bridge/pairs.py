@@ -18,6 +18,13 @@ from .rounded import LOW_TYPES, captured
 APART = "/by itself"
 """Behind the name of a tensor that a node makes of what it is given, and no other node reads."""
 FLOATS = frozenset((TensorProto.FLOAT, TensorProto.DOUBLE)) | LOW_TYPES
+COUNTS = frozenset(
+    (
+        *(TensorProto.BOOL, TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64),
+        *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
+    )
+)
+"""Integers and booleans: of indices and masks that are wrong, only what they choose is seen in floating point."""
 MOST = 1000
 """Pairs in a chunk: what ONNX Runtime takes to load a model grows with the square of its outputs."""
 HELD = 4
@@ -130,8 +137,9 @@ class Parts:
 class Pairs:
     """Two models, and what belongs together in them."""
 
-    def __init__(self, reference: ModelProto, low: ModelProto) -> None:
-        self.reference, self.low = Side(reference), Side(low)
+    def __init__(self, reference: ModelProto, low: ModelProto, kinds: frozenset[int] = FLOATS) -> None:
+        """``kinds``: the types of the tensors that are compared."""
+        self.reference, self.low, self.kinds = Side(reference), Side(low), kinds
         self.same: dict[str, str] = {}
         """By the name of a tensor in the low model: its name in the reference."""
         self.found: list[Pair] = []
@@ -158,9 +166,11 @@ class Pairs:
         self.same.update((name, tensor) for tensor, _, name, _ in made)
         listed: set[str] = set()
         for tensor, twin, name, node in made:
-            if tensor not in listed and reference.types.get(tensor) in FLOATS and low.types.get(name) in FLOATS:
+            kind = low.types.get(name)
+            if kind in self.kinds and reference.types.get(tensor) in self.kinds and tensor not in listed:
                 listed.add(tensor)
-                self.found.append(Pair(tensor, twin, name, node, self._precision(node), _largest(low.types[name])))
+                precision = _type_name(kind) if kind in COUNTS else self._precision(node)
+                self.found.append(Pair(tensor, twin, name, node, precision, _largest(kind)))
 
     def _precision(self, node: NodeProto) -> str:
         """What the node computes in: quantised where it reads dequantised values, else the low type that it has."""
@@ -239,7 +249,10 @@ def _dtype(kind: int) -> np.dtype[np.generic]:
 
 
 def _largest(kind: int) -> float:
-    return float(finfo(_dtype(kind)).max)  # type: ignore[no-untyped-call]
+    dtype = _dtype(kind)
+    if kind in COUNTS:
+        return float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
+    return float(finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 
 def _type_name(kind: int) -> str:

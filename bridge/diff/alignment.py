@@ -54,7 +54,8 @@ class Alignment:
         named = torch_run.output_points(outputs)
         self.points: dict[str, Point] = {name: named[name] for name in named if name in self.side.place}
         self.candidates = {point: self._candidates(point) for point in self.seen}
-        self.outputs = set(self.points)
+        self.outputs = {name for name in self.points if name in self.shapes}
+        """Those in floating point: that indices are right says little of what chose them."""
         self.recognised: set[Point] = set(self.points.values())
         """Those whose values the exported model has; several may be one tensor."""
         self.right: set[str] = set()
@@ -113,12 +114,12 @@ class Alignment:
     def _match(self, outputs: Mapping[str, Array]) -> None:
         known = self._look(self._all_candidates(), {})
         self._take(known)
-        final = self._look(sorted(self.outputs), {})
+        final = self._look([name for name in self.points if self.points[name].module == ""], {})
         self.right = {name for name, seen in final.items() if self._near(name, Seen.of(outputs[name]), seen, PROOF)}
-        for name in self.right:
+        for name in self.right & self.outputs:
             self._prove(name)
         for _ in range(FAULTS):
-            if len(self.right) == len(final):
+            if self.outputs and len(self.right) == len(final):
                 return  # what was not recognised has no tensor of its own
             guess = self._guess()
             if guess is None:
@@ -236,7 +237,7 @@ class Alignment:
         some: list[str] = []
         total = 0
         for name in names:
-            size = 4 * math.prod(self.shapes[name])
+            size = 4 * math.prod(self.shapes[name] if name in self.shapes else self.seen[self.points[name]].shape)
             if some and (len(some) == MOST or total + size > CHUNK_BYTES):
                 yield some
                 some, total = [], 0

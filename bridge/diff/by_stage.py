@@ -32,6 +32,8 @@ class Stages:
     tolerance: Tolerances
     why: dict[StageName, str] = field(default_factory=dict)
     """Of stages that are not run, the reason."""
+    failed: set[StageName] = field(default_factory=set)
+    """Of these, the ones that could have run, and do not."""
 
     def __post_init__(self) -> None:
         if "engine" in self.names and self.conversion.why_no_engine:
@@ -55,7 +57,8 @@ class Stages:
             except (RunError, ExportError, CompareError) as error:
                 if not found:
                     raise
-                self.why[stage] = f"does not run: {error}"
+                self.why[stage] = str(error)
+                self.failed.add(stage)
         return found
 
     def tallies(self, stage: StageName, before: StageName, outputs: Iterable[str]) -> dict[str, Tally]:
@@ -148,7 +151,7 @@ class OverSamples:
             for output in self.outputs:
                 carried, added = self.carried.get((stage, output)), self.added.get((stage, output))
                 if note or carried is None or added is None:
-                    rows.append(StageError(stage, output, what, note=note))
+                    rows.append(StageError(stage, output, what, note=note, failed=stage in self.stages.failed))
                     continue
                 figures = carried.error(), added.error()
                 rows.append(StageError(stage, output, what, self.before[stage], *figures, added.tolerance))
@@ -219,7 +222,7 @@ def over_shapes(stages: Stages, cases: Sequence[tuple[str, Feeds]]) -> tuple[lis
             continue
         order = list(found)
         for stage, why in own.why.items():
-            rows.append(ShapeError(case, shapes, stage, "", note=why))
+            rows.append(ShapeError(case, shapes, stage, "", note=why, failed=stage in own.failed))
         for before, stage in itertools.pairwise(order):
             for output, made in found[stage][0].items():
                 if output not in found[order[0]][0]:
@@ -237,8 +240,12 @@ def _shapes(shapes: dict[str, list[int]]) -> str:
 
 
 def depends_on_shape(rows: Sequence[ShapeError]) -> list[str]:
-    """Stages and outputs that agree at some shapes and not at others, in words."""
-    found: list[str] = []
+    """Stages that do not run at some shapes, and outputs that agree at some and not at others, in words."""
+    found = [
+        f"{row.note.splitlines()[0][:200].rstrip('.,:; ')}, at the {row.case} shapes ({_shapes(row.shapes)})"
+        for row in rows
+        if row.failed
+    ]
     for stage, output in dict.fromkeys((row.stage, row.output) for row in rows):
         added = [
             (row, row.added) for row in rows if (row.stage, row.output) == (stage, output) and row.added is not None

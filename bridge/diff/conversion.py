@@ -62,7 +62,7 @@ class Conversion:
             return f"no engine was built{f': {why}' if why else ''}"
         reason = self.target.why_not_run()
         if reason is not None:
-            return f"not run: {reason}"
+            return reason
         return "its weights are stripped; refit it first" if self.result.builder.get("strip_weights") else ""
 
     def stages(self, wanted: Sequence[str] | None) -> list[StageName]:

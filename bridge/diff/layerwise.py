@@ -14,7 +14,7 @@ from passes.provenance import origin_of
 from ..compare import Array, Feeds, Tolerances
 from ..evaluator import CHUNK_BYTES, Evaluator, layer_errors
 from ..layers import LayerError
-from ..pairs import APART, HELD
+from ..pairs import APART, COUNTS, FLOATS, HELD
 from ..result import Tolerance
 from . import torch_run
 from .alignment import Alignment, Pieces
@@ -27,11 +27,15 @@ if TYPE_CHECKING:
 LIMITS = {"float32": 1e-3, "float64": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 """What a layer may introduce, relative to its output's norm, by what it computes in; a tolerance goes before."""
 QUANTISED_LIMIT = 0.2
+EXACT = frozenset(("bool", "int16", "int32", "int64", "uint16", "uint32", "uint64"))
+"""Types of indices, counts and masks, of which a layer may change none."""
 RANKED = 100
 
 
 def limit(precision: str, tolerance: Tolerances) -> float:
     """What a layer may introduce, relative to its output's norm."""
+    if precision in EXACT:
+        return 0.0
     given = tolerance if isinstance(tolerance, Tolerance) else (tolerance or {}).get("")
     if given is not None and given.rtol > 0:
         return given.rtol
@@ -57,7 +61,7 @@ def onnx_layers(
     stages: tuple[StageName, StageName], paths: tuple[Path, Path], feeds: Sequence[Feeds], tolerance: Tolerances
 ) -> list[LayerDiff]:
     """The layers of two ONNX models. Raises RunError where one of them does not run."""
-    errors = layer_errors(*paths, feeds)
+    errors = layer_errors(*paths, feeds, FLOATS | COUNTS)
     names = [item.tensor for item in errors]
     shapes = Evaluator.of(paths[0]).open(names, shapes=True)(feeds[0]) if names else {}
     return [_of_error(stages, item, shapes[item.tensor], tolerance) for item in errors]
@@ -78,11 +82,13 @@ def _of_error(stages: tuple[StageName, StageName], found: LayerError, shape: Arr
         introduced,
         of_layer(found.carried),
         diverges(introduced, found.precision, tolerance),
-        _why_not(found.introduced is None, found.carried is None),
+        _why_not(found.introduced is None, found.carried is None, not math.prod(map(int, shape))),
     )
 
 
-def _why_not(alone: bool, shapes: bool) -> str:
+def _why_not(alone: bool, shapes: bool, empty: bool) -> str:
+    if empty:
+        return "it has no elements"
     if shapes:
         return "the shapes differ, or nothing is finite"
     return "cannot be run by itself, or is given nothing that is finite" if alone else ""
@@ -144,9 +150,12 @@ def _of_point(
     introduced = apart(reference, alone) if alone is not None else None
     precision = str(reference.dtype)
     finite = reference[np.isfinite(reference)]
+    own = point.returned and point.module == module and bool(point.kind)
     others = sorted({alignment.side.graph.node[place].op_type for place in pieces.inner.get(name, ())} - {"Constant"})
-    notes = [f"with {', '.join(others)} before it"] if others else []
-    if alone is None:
+    notes = [f"with {', '.join(others)} {'in' if own else 'before'} it"] if others else []
+    if not reference.size:
+        notes.append("it has no elements")
+    elif alone is None:
         notes.append("cannot be run by itself")
     elif alone.shape != reference.shape:
         notes.append(f"the shapes differ: {list(reference.shape)} in torch, {list(alone.shape)} in the {stage} model")
@@ -155,7 +164,7 @@ def _of_point(
         stage,
         name,
         node.name,
-        point.kind if point.returned and point.module == module and point.kind else node.op_type,
+        point.kind if own else node.op_type,
         module,
         origin_of(node.name, {item.key: item.value for item in node.metadata_props}).source,
         precision,

@@ -124,8 +124,7 @@ def _stage_rows(outputs: Sequence[view.OutputStages]) -> Iterator[list[str]]:
             held = row.added or row.carried
             stage = view.STAGE_TITLES[row.stage]
             if held is None:
-                note = row.note or ("the reference" if row.before is None else "not measured")
-                yield [code(output.output), stage, text(note), *["–"] * 4]
+                yield [code(output.output), stage, text(view.why_not(row)), *["–"] * 4]
                 continue
             figures = [_figure(row.added), _largest(row.added), _figure(row.carried), view.share(held.tolerance_used)]
             yield [code(output.output), stage, _agreement(held), *figures]
@@ -166,7 +165,7 @@ def _shapes(report: DiffReport) -> Iterator[str]:
             ", ".join(f"{code(name)} {dims(shape)}" for name, shape in case.shapes.items()),
             row.stage,
             code(row.output),
-            _agreement(row.added or row.carried) if row.added or row.carried else text(row.note) or "–",
+            _agreement(row.added or row.carried) if row.added or row.carried else text(view.why_not(row)),
             _figure(row.added),
             _figure(row.carried),
         ]

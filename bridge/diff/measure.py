@@ -187,7 +187,7 @@ def _report(
     said = depends_on_shape(shapes)
     return DiffReport(
         result.name,
-        verdict(result.name, rows, shapes, said, layers, first, ranked),
+        verdict(result.name, rows, shapes, said, layers, first, ranked, over.errors),
         agrees(rows, shapes),
         result.target,
         result.precision,

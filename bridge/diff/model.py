@@ -69,6 +69,8 @@ class StageError:
     """What ``added`` was held to."""
     note: str = ""
     """Why there are no figures: ``no GPU here can run the engine``."""
+    failed: bool = False
+    """Whether the stage could have run, and does not."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,12 @@ class LayerDiff:
         """The module and line, as far as they are known."""
         return ", ".join(filter(None, (self.module, self.source)))
 
+    @property
+    def before(self) -> str:
+        """Operators that torch shows no tensor of, ``with Resize before it``; empty where there are none."""
+        words = self.note.partition(";")[0]
+        return words if words.startswith("with ") and words.endswith(" before it") else ""
+
     def __str__(self) -> str:
         return f"{self.operator} {self.node or self.tensor}" + (f" ({self.where})" if self.where else "")
 
@@ -130,6 +138,8 @@ class ShapeError:
     carried: Error | None = None
     added: Error | None = None
     note: str = ""
+    failed: bool = False
+    """Whether the stage could have run, and does not."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +222,7 @@ class DiffReport:
     verdict: str
     """One sentence."""
     ok: bool
-    """Whether every output that was compared agrees."""
+    """Whether every output that was compared agrees, and no stage failed to run."""
     target: TargetInfo | None = None
     precision: str = "fp32"
     stages: list[StageError] = field(default_factory=list)

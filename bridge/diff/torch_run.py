@@ -79,12 +79,8 @@ def look(source: Source, feeds: Feeds) -> tuple[dict[Point, Seen], dict[str, Arr
 
 
 def output_points(outputs: Mapping[str, Array]) -> dict[str, Point]:
-    """The points of the model's own floating-point outputs, by their names."""
-    return {
-        name: Point("", "", 0, True, name)
-        for name, array in outputs.items()
-        if array.dtype.kind == "f" or "float" in array.dtype.name
-    }
+    """The points of the model's own outputs, by their names; complex ones are other tensors in ONNX."""
+    return {name: Point("", "", 0, True, name) for name, array in outputs.items() if array.dtype.kind != "c"}
 
 
 def values(source: Source, feeds: Feeds, wanted: set[Point]) -> dict[Point, Array]:

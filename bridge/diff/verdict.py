@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .model import Error, LayerDiff, ShapeError, StageError, StageName
+from ..result import Tolerance
+from .layerwise import EXACT
+from .model import Error, LayerDiff, SampleError, ShapeError, StageError, StageName
 
 
 def first_diverging(layers: Sequence[LayerDiff]) -> int | None:
@@ -13,9 +15,11 @@ def first_diverging(layers: Sequence[LayerDiff]) -> int | None:
 
 
 def agrees(rows: Sequence[StageError], shapes: Sequence[ShapeError]) -> bool:
-    found = [error for row in rows for error in (row.carried, row.added)]
-    found += [error for case in shapes for error in (case.carried, case.added)]
-    return all(error.agreed is not False for error in found if error is not None)
+    """Whether nothing disagrees, and nothing that could have run did not."""
+    found = [error for row in (*rows, *shapes) for error in (row.carried, row.added)]
+    return all(error is None or error.agreed is not False for error in found) and not any(
+        row.failed for row in (*rows, *shapes)
+    )
 
 
 def verdict(
@@ -26,41 +30,56 @@ def verdict(
     layers: Sequence[LayerDiff],
     first: int | None,
     ranking: Sequence[int],
+    samples: Sequence[SampleError] = (),
 ) -> str:
     """In one sentence: whether the stages agree, else which stage is off by how much, and the layer to look at."""
-    left_out = {row.stage: row.note for row in rows if row.note}
-    not_run = "".join(f"; the {stage} stage was not run ({_short(why)})" for stage, why in left_out.items())
+    left_out = {row.stage: row for row in rows if row.note}
+    failed = "".join(f"; {_short(row.note)}" for row in left_out.values() if row.failed)
+    not_run = failed + "".join(
+        f"; the {row.stage} stage was not run ({_short(row.note)})" for row in left_out.values() if not row.failed
+    )
     worst = _worst(rows)
-    if worst is None and agrees(rows, shapes):
+    if worst is None and (failed or agrees(rows, shapes)):
         compared = list(dict.fromkeys(row.stage for row in rows if not row.note))
         if len(compared) < 2:
             return f"{name}: nothing could be compared{not_run}."
         there = layers[first] if first is not None else None
-        but = f", though {there} introduces {_figure(there.introduced)} by itself" if there is not None else ""
-        return f"{name}: {_list(compared)} agree on {rows[0].inputs}{but}{not_run}."
+        but = f", though {there} introduces {_introduced(there)} by itself" if there is not None else ""
+        agree = f"{_list(compared)} agree on {rows[0].inputs}{but}"
+        # What does not run is the news, and leads.
+        return f"{name}: {not_run.removeprefix('; ')}; {agree}." if failed else f"{name}: {agree}{not_run}."
     if worst is not None:
-        stage, output, error, reference = worst
-        what = f"the output {output!r} of the {stage} model is off by {_figure(error)} from {reference}"
+        row, error, reference = worst
+        off = _figure(error, exact=row.tolerance == Tolerance(0.0, 0.0))
+        what = f"the output {row.output!r} of the {row.stage} model is off by {off} from {reference}"
+        what += _share(row.stage, samples)
     else:
         what = shape_notes[0] if shape_notes else "outputs disagree at some of the shapes"
     return f"{name}: {what}; {_blame(layers, first, ranking)}{not_run}."
+
+
+def _share(stage: StageName, samples: Sequence[SampleError]) -> str:
+    """On how many of several samples the stage is off, where it is not on all."""
+    own = [item for item in samples if item.stage == stage]
+    off = sum(not item.agreed for item in own)
+    return f" on {off} of {len(own)} samples" if 0 < off < len(own) else ""
 
 
 def _blame(layers: Sequence[LayerDiff], first: int | None, ranking: Sequence[int]) -> str:
     if first is not None:
         layer = layers[first]
         return (
-            f"the first layer that diverges is {layer}, which introduces {_figure(layer.introduced)} between "
-            f"{layer.reference} and {layer.candidate}"
+            f"the first layer that diverges is {layer}{layer.before and f', {layer.before}'}, which introduces "
+            f"{_introduced(layer)} between {layer.reference} and {layer.candidate}"
         )
     if ranking:
         layer = layers[ranking[0]]
-        return f"no single layer diverges, and {layer} introduces most, {_figure(layer.introduced)}"
+        return f"no single layer diverges, and {layer} introduces most, {_introduced(layer)}"
     return "no layer introduces an error that could be measured"
 
 
-def _worst(rows: Sequence[StageError]) -> tuple[StageName, str, Error, StageName] | None:
-    """The first stage that adds more than it may, or carries more, with its worst output."""
+def _worst(rows: Sequence[StageError]) -> tuple[StageError, Error, StageName] | None:
+    """The first stage that adds more than it may, or carries more: its worst output, and what that is off from."""
     for figure in ("added", "carried"):
         for stage in dict.fromkeys(row.stage for row in rows):
             wrong = [
@@ -70,23 +89,27 @@ def _worst(rows: Sequence[StageError]) -> tuple[StageName, str, Error, StageName
             ]
             if wrong:
                 row, error = max(wrong, key=lambda pair: (pair[1].non_finite, pair[1].relative or 0.0))
-                reference = row.before if figure == "added" and row.before is not None else rows[0].stage
-                return row.stage, row.output, error, reference
+                return row, error, row.before if figure == "added" and row.before is not None else rows[0].stage
     return None
 
 
-def _figure(error: Error | None) -> str:
+def _introduced(layer: LayerDiff) -> str:
+    return _figure(layer.introduced, exact=layer.precision in EXACT)
+
+
+def _figure(error: Error | None, exact: bool = False) -> str:
+    """``exact``: of integers and booleans, whose norm says nothing."""
     if error is None:
         return "an error without a figure"
     if error.non_finite:
         return f"{error.non_finite} values that are not finite"
-    if error.relative is not None:
+    if error.relative is not None and not exact:
         return f"{error.relative:.2g} of its norm"
-    return f"{error.max_abs:.2g}" if error.max_abs is not None else "another shape"
+    return f"up to {error.max_abs:.6g}" if error.max_abs is not None else "another shape"
 
 
 def _short(words: str) -> str:
-    return words.splitlines()[0].rstrip(".")[:200] if words else ""
+    return words.splitlines()[0][:200].rstrip(".,:; ") if words else ""
 
 
 def _list(names: Sequence[str]) -> str:

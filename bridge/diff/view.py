@@ -142,6 +142,13 @@ def summaries(report: DiffReport) -> list[StageSummary]:
     return found
 
 
+def why_not(row: StageError | ShapeError) -> str:
+    """In place of figures that there are not."""
+    if isinstance(row, StageError) and not row.note:
+        return "the reference" if row.before is None else "not measured"
+    return row.note if row.failed else f"not run: {row.note}" if row.note else "not measured"
+
+
 # --- first of all ------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +214,7 @@ def steps(report: DiffReport) -> list[Step]:
         found.append((file, " holds the worst sample: with ", Code(f"--samples {file}"), " it alone is measured."))
     missing = [item for item in report.stages if item.stage == "engine" and not _figures(item)]
     if missing:
-        why = f" ({missing[0].note.removeprefix('not run: ')})" if missing[0].note else ""
+        why = f" ({missing[0].note})" if missing[0].note else ""
         take = ", take the folder to a machine whose GPU can run the engine, and ask there: "
         found.append((f"The engine was not run{why}. Convert with ", Code("--golden"), take, Code("bridge verify DIR")))
     if not found and status(report).look == "verified":
@@ -219,7 +226,8 @@ def _about(layer: LayerDiff, report: DiffReport) -> list[Step]:
     name = Code(layer.node or layer.tensor)
     where: Step = (", made by ", Code(layer.where)) if layer.where else ()
     kind = f"Look at {layer.operator} " if layer.operator else "Look at "
-    between = f": the first layer that diverges, from {layer.reference} to {layer.candidate}."
+    before = f", {layer.before}" if layer.before else ""
+    between = f"{before}: the first layer that diverges, from {layer.reference} to {layer.candidate}."
     return [(kind, name, *where, between), *_remedies(layer, report)]
 
 

@@ -1,0 +1,243 @@
+"""Faults of other kinds than a weight: integers, stages that do not run, samples, control flow, nothing to compare."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+
+import bridge
+from bridge.diff.measure import diff
+from bridge.diff.model import DiffReport
+
+from .support import RTX
+
+HERE = Path(__file__)
+
+
+class Chosen(nn.Module):
+    """Indices that are computed with, of which only what they choose is in floating point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Linear(8, 32)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = self.scores(x)
+        places = scores.topk(5, -1).indices
+        return torch.gather(scores, -1, places - places % 2), places > 7
+
+
+class Classes(nn.Module):
+    """The outputs are integers alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.second = nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.act(self.first(x))).argmax(-1)
+
+
+class Clamped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).clamp(-50, 50))
+
+
+X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+
+
+def finished(module: nn.Module, folder: Path, **options: Any) -> nn.Module:
+    result = bridge.convert(module.eval(), (X,), workdir=folder, target=RTX, build=False, **options)
+    assert result.ok, result.error
+    return module
+
+
+def edited(folder: Path, edit: Callable[[onnx.GraphProto], Any], *names: str) -> None:
+    """Changes models of a conversion behind its back."""
+    for name in names or ("rewritten",):
+        model = onnx.load(str(folder / f"{name}.onnx"))
+        edit(model.graph)
+        onnx.save(model, str(folder / f"{name}.onnx"))
+
+
+def turned(operator: str, other: str) -> Callable[[onnx.GraphProto], None]:
+    """An edit: the first node with that operator gets another one."""
+
+    def edit(graph: onnx.GraphProto) -> None:
+        next(node for node in graph.node if node.op_type == operator).op_type = other
+
+    return edit
+
+
+def first(report: DiffReport) -> Any:
+    assert report.first_diverging is not None, report.verdict
+    return report.layers[report.first_diverging]
+
+
+@pytest.mark.parametrize(
+    ("operator", "other", "off"),
+    [("Sub", "Add", "'output.0' of the rewritten model is off by 0."), ("Greater", "Less", "off by up to 1 from")],
+)
+def test_a_layer_of_integers_or_booleans_is_named(operator: str, other: str, off: str, tmp_path: Path) -> None:
+    module = finished(Chosen(), tmp_path / "m")
+    edited(tmp_path / "m", turned(operator, other))
+    report = diff(tmp_path / "m", (X,), module=module)
+    layer = first(report)
+    assert layer.operator == operator and layer.source.startswith(str(HERE)), report.verdict
+    assert layer.precision in ("bool", "int32", "int64") and "which introduces up to " in report.verdict
+    assert off in report.verdict and not report.ok, report.verdict
+
+
+def test_of_a_model_whose_outputs_are_integers_an_exporters_fault_is_named(tmp_path: Path) -> None:
+    module = finished(Classes(), tmp_path / "m")
+    sound = diff(tmp_path / "m", (X,), module=module)
+    assert sound.ok and sound.first_diverging is None, sound.verdict
+
+    weight = "bridge_module.first.weight"
+
+    def edit(graph: onnx.GraphProto) -> None:
+        item = next(item for item in graph.initializer if item.name == weight)
+        item.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(item) * np.float32(0.5), weight))
+
+    edited(tmp_path / "m", edit, "exported", "rewritten")
+    report = diff(tmp_path / "m", (X,), module=module)
+    assert (first(report).module, first(report).candidate) == ("first", "exported"), report.verdict
+
+    shutil.rmtree(tmp_path / "m")
+    finished(module, tmp_path / "m")
+    edited(tmp_path / "m", turned("ArgMax", "ArgMin"), "exported", "rewritten")
+    report = diff(tmp_path / "m", (X,), module=module)
+    assert first(report).operator == "ArgMin" and not report.ok, report.verdict
+
+
+def test_a_stage_that_does_not_run_is_no_agreement(tmp_path: Path) -> None:
+    module = finished(Clamped(), tmp_path / "m")
+    edited(tmp_path / "m", turned("Clip", "Concat"))
+    report = diff(tmp_path / "m", (X,), module=module)
+    assert not report.ok, report.verdict
+    assert report.verdict.startswith("Clamped: the rewritten model does not run: "), report.verdict
+    assert "torch and exported agree on 1 sample." in report.verdict
+    row = next(row for row in report.stages if row.stage == "rewritten")
+    assert row.failed and row.added is None and row.note.count("does not run") == 1, row
+
+
+def test_shapes_at_which_a_stage_does_not_run_are_named(tmp_path: Path) -> None:
+    module = finished(Clamped(), tmp_path / "m", profiles={"x": ((1, 8), (4, 8), (6, 8))})
+
+    def edit(graph: onnx.GraphProto) -> None:
+        """Four rows, whatever comes in."""
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array([4, 8]), "four"))
+        last = graph.node[-1]
+        graph.node.append(helper.make_node("Reshape", ["unshaped", "four"], [last.output[0]]))
+        last.output[0] = "unshaped"
+
+    edited(tmp_path / "m", edit)
+    report = diff(tmp_path / "m", (X,), module=module)
+    assert not report.ok
+    assert "the rewritten model does not run: " in report.verdict and "at the min shapes (x 1x8)" in report.verdict
+    assert {row.case for row in report.shapes if row.failed} >= {"min", "max"}
+
+
+def test_the_verdict_says_on_how_many_samples_a_stage_is_off(tmp_path: Path) -> None:
+    module = finished(Clamped(), tmp_path / "m")
+
+    def edit(graph: onnx.GraphProto) -> None:
+        clip = next(node for node in graph.node if node.op_type == "Clip")
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array(20, np.float32), "lower"))
+        clip.input[2] = "lower"
+
+    edited(tmp_path / "m", edit)
+    report = diff(tmp_path / "m", (X,), module=module, samples=[(X,), (300 * X,), (X / 2,)])
+    assert "of its norm from exported on 1 of 3 samples; " in report.verdict, report.verdict
+    assert first(report).operator == "Clip" and report.samples is not None and report.samples.worst == "item 1"
+
+
+def control_flow() -> onnx.ModelProto:
+    """An If whose branches multiply, and a Loop that adds, with no word of where they come from."""
+    many = []
+    for name, factor in (("then", 2.0), ("else", 3.0)):
+        constant = onnx.numpy_helper.from_array(np.array(factor, np.float32), f"{name}_factor")
+        node = helper.make_node("Mul", ["x", f"{name}_factor"], [f"{name}_y"])
+        info = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)
+        many.append(helper.make_graph([node], name, [], [info], [constant]))
+    scalar = [helper.make_tensor_value_info(name, kind, []) for name, kind in (("i", 7), ("go", 9))]
+    state = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("before", "after")]
+    steps = [
+        helper.make_node("Add", ["before", "one"], ["after"]),
+        helper.make_node("Identity", ["go"], ["goes"]),
+    ]
+    goes = helper.make_tensor_value_info("goes", TensorProto.BOOL, [])
+    body = helper.make_graph(steps, "body", [*scalar, state[0]], [goes, state[1]])
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0, name="sum"),
+        helper.make_node("Greater", ["sum", "zero"], ["positive"], name="positive"),
+        helper.make_node("If", ["positive"], ["y"], then_branch=many[0], else_branch=many[1], name="choice"),
+        helper.make_node("Loop", ["count", "", "y"], ["z"], body=body, name="steps"),
+        helper.make_node("Tanh", ["z"], ["out"], name="last"),
+    ]
+    constants = {"zero": np.array(0, np.float32), "one": np.array(1, np.float32)}
+    graph = helper.make_graph(
+        nodes,
+        "flow",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 8]),
+            helper.make_tensor_value_info("count", TensorProto.INT64, []),
+        ],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [4, 8])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("operator", ["If", "Loop"])
+def test_a_fault_inside_of_a_body_is_named_by_the_node_that_has_the_body(operator: str, tmp_path: Path) -> None:
+    onnx.save(control_flow(), str(tmp_path / "flow.onnx"))
+    inputs = {"x": X / 9, "count": torch.tensor(3)}
+    result = bridge.convert(tmp_path / "flow.onnx", inputs, workdir=tmp_path / "m", target=RTX, build=False)
+    assert result.ok, result.error
+
+    def edit(graph: onnx.GraphProto) -> None:
+        node = next(node for node in graph.node if node.op_type == operator)
+        for body in (item.g for item in node.attribute if item.HasField("g")):
+            for inner in body.node:
+                inner.op_type = {"Mul": "Add", "Add": "Sub"}.get(inner.op_type, inner.op_type)
+
+    edited(tmp_path / "m", edit)
+    report = diff(tmp_path / "m", inputs)
+    assert first(report).operator == operator and not report.ok, report.verdict
+
+
+class Odd(nn.Module):
+    """An output with NaN in it by right, and one of no elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.first(x)
+        return torch.log(y), y[:, :0]
+
+
+def test_nan_by_right_and_outputs_of_no_elements_agree_and_other_nan_does_not(tmp_path: Path) -> None:
+    module = finished(Odd(), tmp_path / "m")
+    report = diff(tmp_path / "m", (X,), module=module)
+    assert report.ok and report.first_diverging is None, report.verdict
+    empty = next(row for row in report.layers if 0 in row.shape and row.candidate == "rewritten")
+    assert empty.note == "it has no elements", empty
+    edited(tmp_path / "m", turned("Log", "Acosh"))
+    wrong = diff(tmp_path / "m", (X,), module=module)
+    assert first(wrong).operator == "Log" and "values that are not finite" in wrong.verdict, wrong.verdict
