@@ -75,6 +75,14 @@ def test_an_input_that_is_not_contiguous_is_read_as_it_looks(gpu: fake_trt.Gpu) 
     assert torch.equal(module()(x), 2 * x)
 
 
+def test_what_was_kept_in_inference_mode_serves_outside_of_it_and_the_other_way_round(gpu: fake_trt.Gpu) -> None:
+    made, turned = module(), torch.rand(3, 4, requires_grad=True).T
+    for first, second in ((torch.inference_mode, torch.no_grad), (torch.enable_grad, torch.inference_mode)):
+        for mode in (first, second, first):
+            with mode():
+                assert torch.equal(made(turned), 2 * turned)
+
+
 @pytest.mark.parametrize(
     ("x", "words"),
     [
@@ -83,6 +91,7 @@ def test_an_input_that_is_not_contiguous_is_read_as_it_looks(gpu: fake_trt.Gpu) 
         (torch.zeros(9, 3), r"input 'x': has the shape \[9, 3\], and the engine takes \[1, 3\] to \[8, 3\]"),
         (torch.zeros(2, 4), r"input 'x': has the shape \[2, 4\]"),
         (torch.zeros(2, 3, device="meta"), "input 'x': is on meta, and the engine on cpu"),
+        (torch.ones(2, 3).to_sparse(), r"input 'x': is of layout sparse_coo, .*x\.to_dense\(\)"),
     ],
 )
 def test_an_input_that_the_engine_does_not_take_is_named_with_the_reason(

@@ -164,7 +164,7 @@ class Context:
                 return False
             if tensor.dtype is slot.dtype and tensor.is_contiguous():
                 address = tensor.data_ptr() or self._address_of_nothing
-            elif slot.buffer is not None and tensor.dtype in slot.dtypes and not _capturing():
+            elif slot.buffer is not None and tensor.dtype in slot.dtypes and _is_dense(tensor) and not _capturing():
                 slot.buffer.copy_(tensor.detach(), non_blocking=True)
                 address = slot.buffer.data_ptr() or self._address_of_nothing
             else:
@@ -212,6 +212,11 @@ class Context:
         if tensor.dtype is not spec.dtype and tensor.dtype is not spec.source_dtype:
             takes = " or ".join(dict.fromkeys(map(_name, (spec.source_dtype, spec.dtype))))
             raise RunError(f"input {spec.name!r}: is {_name(tensor.dtype)}, and the engine takes {takes}.")
+        if not _is_dense(tensor):
+            kind = str(tensor.layout).removeprefix("torch.")
+            raise RunError(
+                f"input {spec.name!r}: is of layout {kind}, and the engine takes dense tensors: x.to_dense()."
+            )
         if spec.on_host:
             return tensor.to("cpu", spec.dtype).contiguous()
         if tensor.device != self.device:
@@ -220,7 +225,8 @@ class Context:
                 f"input {spec.name!r}: is on {where}, and the engine on {self.device}. Move the one or the other: "
                 f"x.to({str(self.device)!r}), or module.to(…) for another GPU."
             )
-        return tensor.to(spec.dtype).contiguous()
+        with torch.inference_mode(False):  # a buffer of later calls, which may be made outside of that mode
+            return tensor.detach().to(spec.dtype).contiguous()
 
     # shapes
 
@@ -294,6 +300,10 @@ def current_handle() -> Callable[[int], int]:
     """What gives the current stream of a GPU by its number, as CUDA knows it; torch's public way takes longer."""
     quick: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
     return quick or (lambda index: torch.cuda.current_stream(index).cuda_stream)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided
 
 
 def _name(dtype: torch.dtype) -> str:

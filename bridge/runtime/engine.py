@@ -195,8 +195,9 @@ class Engine:
 
     def serialize(self) -> bytes:
         """The plan, with the weights that it has now."""
-        if self._plan is not None:
-            return self._plan
+        plan = self._plan  # which another thread that loads it lets go of
+        if plan is not None:
+            return plan
         engine = self.trt_engine
         if engine.refittable and hasattr(engine, "create_serialization_config"):
             flags, config = self.target.module().SerializationFlag, engine.create_serialization_config()
