@@ -9,6 +9,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .as_torch2trt import torch2trt
     from .build_settings import BuildSettings
+    from .diff.bisection import bisect
+    from .diff.evidence import verify
+    from .diff.runs import compare_runs
     from .errors import BridgeError, BuildError, CompareError, ExportError, RewriteError, RunError, UsageError
     from .explanation import Explanation, explain
     from .pipeline import convert
@@ -42,10 +45,13 @@ _HOME = {
     "Tolerance": "result",
     "TradeOff": "trade_off",
     "UsageError": "errors",
+    "bisect": "diff.bisection",
+    "compare_runs": "diff.runs",
     "convert": "pipeline",
     "explain": "explanation",
     "register_plugin": "plugins.register",
     "torch2trt": "as_torch2trt",
+    "verify": "diff.evidence",
 }
 
 __all__ = [
@@ -69,10 +75,13 @@ __all__ = [
     "Tolerance",
     "TradeOff",
     "UsageError",
+    "bisect",
+    "compare_runs",
     "convert",
     "explain",
     "register_plugin",
     "torch2trt",
+    "verify",
 ]
 
 

@@ -261,10 +261,8 @@ def _convert_and_diff(arguments: argparse.Namespace) -> tuple[DiffReport, Path]:
         from .diff.measure import diff
 
         source, inputs = load_model(spec)
-        options = {
-            key: value for key, value in convert_options(spec).items() if key != "layers"
-        }  # those of a precision
-        report = diff(source, inputs, workdir=arguments.output, **options, **_measuring(arguments))
+        options = {**convert_options(spec), **_measuring(arguments)}
+        report = diff(source, inputs, workdir=arguments.output, **options)
     return report, arguments.output
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -249,10 +250,10 @@ def _dtype(kind: int) -> np.dtype[np.generic]:
 
 
 def _largest(kind: int) -> float:
-    dtype = _dtype(kind)
-    if kind in COUNTS:
-        return float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
-    return float(finfo(dtype).max)  # type: ignore[no-untyped-call]
+    if kind == TensorProto.BOOL:
+        return 1.0
+    dtype: np.dtype[Any] = _dtype(kind)
+    return float(np.iinfo(dtype).max if kind in COUNTS else finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 
 def _type_name(kind: int) -> str:

@@ -237,6 +237,8 @@ class ConversionResult:
     """Of what was computed in the asked precision; None where nothing of it ran."""
     latency: Latency | None = None
     """At the example's shapes, with ``latency=True``; None where no GPU here runs the engine."""
+    gpu: str = ""
+    """Name and compute capability of the GPU that ran the engine, ``NVIDIA H200 9.0``; empty where none did."""
     task_check: TaskCheck | None = None
     notes: list[str] = field(default_factory=list)
     """What the user should know: an exporter that was fallen back on, a type that was changed, …"""

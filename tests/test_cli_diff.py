@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import bridge.diff
 from bridge import cli, target
 
 from .support import RTX, RTX_INSTALLED
@@ -85,6 +88,24 @@ def test_a_model_is_converted_measured_reported_and_looked_at_again(
     assert cli.main(["diff", "out", "--tolerance", "0,1e-30", "-o", "strict/one"]) == 1
     strict = json.loads((here / "strict" / "one" / "diff.json").read_text())
     assert strict["ok"] is False and (here / "strict" / "one" / strict["samples"]["worst_file"]).is_file()
+
+
+def test_a_manifest_that_wants_no_layers_gets_none(here: Path) -> None:
+    (here / "models.yaml").write_text("models:\n  - {name: a, source: diffnets:net, precision: fp16, layers: false}\n")
+    assert cli.main(["diff", "models.yaml", "-o", "out", "--target", RTX, "--no-build"]) == 0
+    assert json.loads((here / "out" / "diff.json").read_text())["layers"] == []
+    assert json.loads((here / "out" / "result.json").read_text())["layers"] == []
+
+
+def test_what_is_called_from_python_is_found_without_knowing_its_file() -> None:
+    lazy = "import bridge, bridge.diff, sys; assert not {'torch', 'onnx', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", lazy], check=True)
+    for name in bridge.diff.__all__:
+        assert callable(getattr(bridge.diff, name)), name
+    assert bridge.verify is bridge.diff.verify and bridge.bisect is bridge.diff.bisect
+    assert bridge.compare_runs is bridge.diff.compare_runs
+    with pytest.raises(AttributeError, match="no attribute 'dif'"):
+        bridge.diff.__getattr__("dif")
 
 
 @pytest.mark.parametrize(

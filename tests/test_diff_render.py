@@ -212,9 +212,7 @@ def test_green_is_for_an_engine_that_ran_and_agrees_alone(changes: dict[str, Any
 
 
 def test_a_stage_that_was_not_run_says_why() -> None:
-    report = small(
-        stages=[*small().stages, StageError("engine", "y", "3 samples", "exported", note="no GPU here")]
-    )
+    report = small(stages=[*small().stages, StageError("engine", "y", "3 samples", "exported", note="no GPU here")])
     text = Page(without_scripts(render_html(report))).text
     assert "engine not run: no GPU here" in text
     assert "The engine was not run (no GPU here). Convert with" in text

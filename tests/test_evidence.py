@@ -23,6 +23,7 @@ from bridge.diff.evidence import verify, write_golden
 from bridge.errors import RunError, UsageError
 from bridge.inputs import Case
 from bridge.result import ConversionResult, TensorInfo, Tolerance
+from bridge.stages import engine
 from bridge.target import gpu_compute_capabilities, installed
 
 from . import support
@@ -443,13 +444,15 @@ def test_a_conversion_that_runs_its_engine_keeps_what_it_computed_even_where_tha
     from bridge.runtime import runner
 
     fake = FakeGpu(tmp_path)
-    monkeypatch.setattr(evidence, "gpu_here", lambda: "Fake GPU")
+    for module in (evidence, engine):
+        monkeypatch.setattr(module, "gpu_here", lambda: "Fake GPU")
     monkeypatch.setattr(runner, "engine_runner", fake.runner)
     monkeypatch.setattr(target.Target, "why_not_run", lambda self: None)
     for wrong, status, exit_status in ((0.0, "verified", 0), (0.01, "failed", 1)):
         fake.wrong = wrong
         result = support.convert(Net(), (torch.randn(2, 3),), workdir=tmp_path, golden=True, cache=False)
         assert result.status == status, result.error
+        assert result.gpu == "Fake GPU" == json.loads((tmp_path / "result.json").read_text())["gpu"]
         assert cli.main(["verify", str(tmp_path), "--recorded"]) == exit_status
         assert cli.main(["verify", str(tmp_path), "--tolerance", "0,0.1"]) == 0
 

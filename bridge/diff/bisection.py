@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..assignment import rules_for
 from ..build_settings import BuildSettings
 from ..calibration_sources import Samples, check_source
 from ..clock import Clock
@@ -28,7 +29,7 @@ from ..precision import FLOATS, Precision, Rule
 from ..result import ConversionResult
 from ..settings import Settings, check_kept, read_capabilities, source_path
 from ..stages.export import from_file, from_torch
-from ..stages.precision import COMPARED, calibration_of, ranges_of, scales_of
+from ..stages.precision import COMPARED, calibration_of, measured_model, ranges_of, scales_of
 from ..stages.rewrite import check_rewritten, rewrite
 from ..stages.state import State
 from ..target import Target, resolve
@@ -271,6 +272,7 @@ class _Bisecting:
         judge, by = self._judge(evaluator, given, built)
         graph, first = evaluator.assigned(self.asked)
         self.places = _places(graph)
+        self.ruled = set(rules_for(graph, self.asked))
         self.half = self.asked.half if self.asked.scheme else ""
         self.free = self._free(first.nodes)
         self.quantised = {name for name, kind in first.nodes.items() if kind not in FLOATS}
@@ -302,7 +304,8 @@ class _Bisecting:
         state = self.state
         calibration = calibration_of(state)
         calibrating = (lambda: state.feeds) if calibration is None else calibration.samples
-        ranges, scales = ranges_of(state, calibrating()), scales_of(state, calibrating())
+        measured = measured_model(state)
+        ranges, scales = ranges_of(state, calibrating(), measured), scales_of(state, calibrating(), measured)
         named = [(case.name, case.feeds) for case in state.cases]
         if calibration is not None:
             some = itertools.islice(calibration.samples(), COMPARED)
@@ -341,17 +344,16 @@ class _Bisecting:
 
     def _free(self, nodes: Mapping[str, str]) -> dict[str, str]:
         """By node that is low and may be raised: its precision."""
-        fixed = {name for name, place in self.places.items() if self.asked.rule_for(*place[:3]) is not None}
         low = {name: kind for name, kind in nodes.items() if kind != HIGHEST}
         if not self.fixed:
             return low
-        stuck = sorted(fixed & low.keys())
+        stuck = sorted(self.ruled & low.keys())
         if stuck:
             self.notes.append(
                 f"rules of the given precision keep {len(stuck)} nodes low ({', '.join(stuck[:3])}"
                 f"{', …' * (len(stuck) > 3)}), which were not raised; fixed_rules=False allows it"
             )
-        return {name: kind for name, kind in low.items() if name not in fixed}
+        return {name: kind for name, kind in low.items() if name not in self.ruled}
 
     def _with(self, raised: Raised) -> Precision:
         """What was asked for, with rules for the nodes that are raised."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..compare import Feeds, Tolerances
 from ..errors import RunError, UsageError
+from ..gpu import gpu_here
 from ..precision import Precision
 from ..target import Target
 from .by_stage import OverSamples, Stages, depends_on_shape, over_shapes, shape_cases
@@ -60,7 +61,7 @@ def diff(
         tolerance: as for ``convert``.
         stages: which to compare, two at least, of torch, exported, rewritten, typed and engine; by default all.
         module: for a folder, the torch module that was converted; without it the diff begins with the exported model.
-        layers: False leaves out the diff by layer.
+        layers: False leaves out the diff by layer, that of the conversion too.
         seed: of generated inputs and sampled shapes.
         convert_options: all else goes to ``convert``.
 
@@ -74,6 +75,8 @@ def diff(
     function = read_metric(metric)
     clock = _Clock()
     options = {**convert_options, "seed": seed, "profiles": profiles}
+    if not layers:
+        options["layers"] = False
     with clock("conversion"):
         conversion = _conversion(source, inputs, workdir, target, precision, tolerance, module, options)
     folder = Path(workdir) if workdir is not None else conversion.folder
@@ -83,6 +86,8 @@ def diff(
         over.measure(read_samples(conversion, samples))
     with clock("shapes"):
         shapes, notes = over_shapes(compared, shape_cases(conversion, seed))
+    if "engine" in compared.running:
+        notes.append(f"the engine ran on {gpu_here() or 'a GPU'}")
     where, feeds = _telling(over, shapes, conversion, seed)
     found: list[LayerDiff] = []
     if layers:
@@ -121,7 +126,7 @@ def _conversion(
         for name, given, default in (("target", target, "auto"), ("precision", precision, "fp32")):
             if given != default:
                 raise UsageError(f"{name}: {source} is a finished conversion, and has its own; leave it out.")
-        known = ("seed", "profiles", "input_names", "output_names", "int_range")
+        known = ("seed", "profiles", "input_names", "output_names", "int_range", "layers")
         wrong = [name for name in options if name not in known]
         if wrong:
             raise UsageError(f"{wrong[0]}: {source} is a finished conversion, which nothing is changed of.")

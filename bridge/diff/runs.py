@@ -256,6 +256,7 @@ def _compare(name: str, a: ConversionResult | None, b: ConversionResult | None, 
         ("target", _target(a), _target(b)),
         ("precision", a.precision, b.precision),
         ("exporter", a.exporter, b.exporter),
+        ("GPU", a.gpu, b.gpu),
     ):
         if old != new and old and new:
             notes.append(f"{what}: {old} → {new}")

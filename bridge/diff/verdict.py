@@ -16,10 +16,9 @@ def first_diverging(layers: Sequence[LayerDiff]) -> int | None:
 
 def agrees(rows: Sequence[StageError], shapes: Sequence[ShapeError]) -> bool:
     """Whether nothing disagrees, and nothing that could have run did not."""
-    found = [error for row in (*rows, *shapes) for error in (row.carried, row.added)]
-    return all(error is None or error.agreed is not False for error in found) and not any(
-        row.failed for row in (*rows, *shapes)
-    )
+    every: list[StageError | ShapeError] = [*rows, *shapes]
+    found = [error for row in every for error in (row.carried, row.added) if error is not None]
+    return all(error.agreed is not False for error in found) and not any(row.failed for row in every)
 
 
 def verdict(

@@ -10,6 +10,7 @@ import numpy as np
 from ..build_plan import publish_calibration
 from ..compare import disagreement, onnx_runner, run_stage
 from ..errors import CompareError
+from ..gpu import gpu_here
 from ..inputs import Array
 from ..result import TaskCheck
 from ..workspace import BUILD_LOG, CALIBRATION, ENGINE, SIDECAR
@@ -64,6 +65,7 @@ def run_engine(state: State, engine: Path) -> None:
             lambda: engine_runner(engine, state.settings.target, state.plugins),
             state.feeds,
         )
+    state.result.gpu = gpu_here()
     keep_engine_run(state, outputs)
     comparisons = state.compare(("rewritten", "engine"), state.rewritten, outputs, state.settings.precision.name)
     state.hold_to_source("engine", outputs)
