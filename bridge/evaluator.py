@@ -20,7 +20,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from .errors import RunError, UsageError
 from .layers import LayerError, Total
-from .pairs import APART, FLOATS, Pair, Pairs
+from .pairs import APART, FLOATS, MOST, Pair, Pairs
 from .rounded import LOW_TYPES, Rounded, captured, make, plain, rounded
 from .walk import Piece, Walk
 
@@ -265,12 +265,12 @@ def layer_errors(
     exact = Evaluator(pairs.reference.model, reference.parent, reference.name)
     whole = Evaluator(pairs.low.model, low.parent, low.name)
     totals = {pair.tensor: (Total(), Total()) for pair in pairs.found}
-    chunks = list(pairs.chunks(sizes_of(exact, pairs.tensors, feeds), CHUNK_BYTES))
+    parts = list(pairs.chunks(sizes_of(exact, pairs.tensors, feeds), CHUNK_BYTES))
     for start in range(0, len(feeds), TOGETHER):
         some = feeds[start : start + TOGETHER]
-        known = Walk(exact, [pairs.known(chunk) for chunk in chunks], some)
-        end_to_end = Walk(whole, [[pair.low_tensor for pair in chunk] for chunk in chunks], some, wide=True)
-        for chunk in chunks:
+        known = Walk(exact, [pairs.known(chunk) for chunk in parts], some)
+        end_to_end = Walk(whole, [[pair.low_tensor for pair in chunk] for chunk in parts], some, wide=True)
+        for chunk in parts:
             _measure(pairs, chunk, (reference, low), (known.next(), end_to_end.next()), len(some), totals)
     return [pair.error(*totals[pair.tensor]) for pair in pairs.found]
 
@@ -311,6 +311,21 @@ def _measure(
 def _through(array: Array, dtype: np.dtype[Any]) -> Array:
     """The values, rounded to a low type."""
     return array.astype(dtype).astype(array.dtype)
+
+
+def chunks(names: Iterable[str], size: Callable[[str], int], most: int = MOST) -> Iterator[list[str]]:
+    """The names in their order, so many at a time that what has these sizes is no more than CHUNK_BYTES."""
+    chunk: list[str] = []
+    total = 0
+    for name in names:
+        more = size(name)
+        if chunk and (len(chunk) == most or total + more > CHUNK_BYTES):
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(name)
+        total += more
+    if chunk:
+        yield chunk
 
 
 def sizes_of(model: Evaluator, names: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, int]:

@@ -28,7 +28,7 @@ class Chosen(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scores = nn.Linear(8, 32)
+        self.scores = nn.Linear(8, 33)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scores = self.scores(x)
@@ -57,6 +57,11 @@ class Clamped(nn.Module):
 
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
 
 
 def finished(module: nn.Module, folder: Path, **options: Any) -> nn.Module:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from onnx import NodeProto, TensorProto
 from passes.provenance import origin_of
 
 from ..compare import Array, Feeds
-from ..evaluator import CHUNK_BYTES, Evaluator, load
+from ..evaluator import Evaluator, chunks, load
 from ..pairs import APART, FLOATS, MOST, Side
 from ..rounded import captured
 from . import torch_run
@@ -228,23 +228,12 @@ class Alignment:
         """What the exported model makes of these tensors, where those ``given`` have torch's values."""
         self.forced = frozenset(given)
         found: dict[str, Seen] = {}
-        for some in self._some(names):
+        for some in chunks(names, self._bytes):
             found.update({name: Seen.of(array) for name, array in self.run(some, given).items()})
         return found
 
-    def _some(self, names: Iterable[str]) -> Iterator[list[str]]:
-        """So many at a time that they take no more memory than they may."""
-        some: list[str] = []
-        total = 0
-        for name in names:
-            size = 4 * math.prod(self.shapes[name] if name in self.shapes else self.seen[self.points[name]].shape)
-            if some and (len(some) == MOST or total + size > CHUNK_BYTES):
-                yield some
-                some, total = [], 0
-            some.append(name)
-            total += size
-        if some:
-            yield some
+    def _bytes(self, name: str) -> int:
+        return 4 * math.prod(self.shapes[name] if name in self.shapes else self.seen[self.points[name]].shape)
 
     def run(self, names: list[str], given: Mapping[str, Array]) -> dict[str, Array]:
         """The tensors, each made by itself of those ``given`` and of the model's inputs."""

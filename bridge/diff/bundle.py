@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ import numpy as np
 from ..digests import sha256
 from ..errors import BridgeError, Stage, UsageError
 from ..inputs import Array
-from ..workspace import write_text
+from ..workspace import replacing, write_text
 
 SCHEMA = 1
 
@@ -70,22 +68,12 @@ def write_bundle(
             group: {key: _store(stored, array) for key, array in members.items()} for group, members in groups.items()
         }
         described.append({"name": name, "tensors": tensors})
-    handle, temporary = tempfile.mkstemp(prefix=f".{arrays.name}.", suffix=".npz", dir=arrays.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **stored)  # type: ignore[arg-type]  # mypy takes the arrays for allow_pickle
+    with replacing(arrays) as temporary:
+        np.savez(temporary, **stored)  # type: ignore[arg-type]  # mypy takes the arrays for allow_pickle
         content: dict[str, Any] = {"schema": SCHEMA, "kind": kind, **facts}
-        content |= {"arrays": {"file": arrays.name, "sha256": sha256(Path(temporary))}, "cases": described}
+        content |= {"arrays": {"file": arrays.name, "sha256": sha256(temporary)}, "cases": described}
         text = json.dumps({**content, "sha256": _digest(content)}, indent=1, allow_nan=False) + "\n"
         manifest.unlink(missing_ok=True)  # it would not fit the new arrays
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(arrays)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(arrays)) from error
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
     write_text(manifest, text)
 
 

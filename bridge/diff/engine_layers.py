@@ -24,7 +24,7 @@ from ..build_plan import BuildPlan
 from ..build_settings import BuildSettings
 from ..compare import Array, Feeds, Tolerances, run_stage
 from ..errors import BuildError, RunError
-from ..evaluator import CHUNK_BYTES, Evaluator, load
+from ..evaluator import Evaluator, chunks, load
 from ..inputs import Profile, Profiles
 from ..pairs import APART, FLOATS, Side
 from ..precision import Precision
@@ -103,17 +103,7 @@ class _Engines:
 
     def chunks(self, feeds: Feeds) -> Iterator[list[str]]:
         shapes = self.reference.open(self.tensors, shapes=True)(feeds)
-        chunk: list[str] = []
-        total = 0
-        for name in self.tensors:
-            size = 16 * math.prod(int(size) for size in shapes[name])
-            if chunk and (len(chunk) == MARKED or total + size > CHUNK_BYTES):
-                yield chunk
-                chunk, total = [], 0
-            chunk.append(name)
-            total += size
-        if chunk:
-            yield chunk
+        return chunks(self.tensors, lambda name: 16 * math.prod(int(size) for size in shapes[name]), MARKED)
 
     def marked(self, names: Sequence[str], feeds: Feeds) -> tuple[dict[str, Array], str]:
         """The tensors of an engine that has them as outputs; why there is none, if so."""

@@ -12,7 +12,7 @@ import numpy as np
 from passes.provenance import origin_of
 
 from ..compare import Array, Feeds, Tolerances
-from ..evaluator import CHUNK_BYTES, Evaluator, layer_errors
+from ..evaluator import Evaluator, chunks, layer_errors
 from ..layers import LayerError
 from ..pairs import APART, COUNTS, FLOATS, HELD
 from ..result import Tolerance
@@ -122,17 +122,8 @@ def torch_layers(
 
 def _chunks(alignment: Alignment) -> Iterator[list[str]]:
     """The aligned tensors in the graph's order, so many at a time that they take no more memory than they may."""
-    chunk: list[str] = []
-    total = 0
-    for name in sorted(alignment.points, key=alignment.side.place.__getitem__):
-        size = 4 * HELD * math.prod(alignment.seen[alignment.points[name]].shape)
-        if chunk and total + size > CHUNK_BYTES:
-            yield chunk
-            chunk, total = [], 0
-        chunk.append(name)
-        total += size
-    if chunk:
-        yield chunk
+    names = sorted(alignment.points, key=alignment.side.place.__getitem__)
+    return chunks(names, lambda name: 4 * HELD * math.prod(alignment.seen[alignment.points[name]].shape))
 
 
 def _of_point(

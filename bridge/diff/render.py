@@ -101,27 +101,15 @@ def _policy() -> Any:
 
 @cache
 def _templates() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from jinja2.loaders import ChoiceLoader
+    from jinja2 import PackageLoader
     from markupsafe import Markup
 
-    from bridge import __version__
     from bridge.report import view
+    from bridge.report.templates import environment
 
     from .view import Code
 
-    environment = Environment(
-        # The other reports' base and style sheet: all are one family.
-        loader=ChoiceLoader([PackageLoader("bridge.diff"), PackageLoader("bridge.report", ".")]),
-        # Always, not by file name: names of models, nodes and outputs are other people's text.
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(version=__version__)
-    environment.tests.update(code=lambda part: isinstance(part, Code))
-    environment.filters.update(
-        breakable=_breakable, drawn=Markup, number=view.number, seconds=view.seconds, shape=view.shape
-    )
-    return environment
+    made = environment(PackageLoader("bridge.diff"))
+    made.tests.update(code=lambda part: isinstance(part, Code))
+    made.filters.update(breakable=_breakable, drawn=Markup, number=view.number, seconds=view.seconds, shape=view.shape)
+    return made

@@ -184,19 +184,13 @@ def _improved(report: RunsReport, check: str) -> int:
 
 @cache
 def _templates() -> Environment:
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+    from jinja2 import PackageLoader
 
-    from .. import __version__
+    from bridge.report.templates import environment
 
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("bridge.diff"), PackageLoader("bridge.report", ".")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(version=__version__, changed_versions=changed_versions, others=_others)
-    environment.filters.update(
+    made = environment(PackageLoader("bridge.diff"))
+    made.globals.update(changed_versions=changed_versions, others=_others)
+    made.filters.update(
         change=change_words, describe=describe, limits=limits_words, versions=versions_words, figure=figure
     )
-    return environment
+    return made

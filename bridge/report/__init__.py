@@ -62,22 +62,13 @@ def render_index(
 
 @cache
 def _templates() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    from bridge import __version__
     from bridge.trade_off import figures
 
     from . import histogram, view
+    from .templates import environment
 
-    environment = Environment(
-        loader=PackageLoader(__name__, "."),
-        # Always, not by file name: names of models, nodes and outputs are other people's text.
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(
+    made = environment()
+    made.globals.update(
         change=view.change,
         figures=figures,
         closeness=view.closeness,
@@ -85,7 +76,6 @@ def _templates() -> Environment:
         histograms=histogram.histogram_pictures,
         psnr=view.psnr,
         verdict_of=view.verdict,
-        version=__version__,
     )
-    environment.filters.update(capital=view.capital, number=view.number, seconds=view.seconds, shape=view.shape)
-    return environment
+    made.filters.update(capital=view.capital, number=view.number, seconds=view.seconds, shape=view.shape)
+    return made
