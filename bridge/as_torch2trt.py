@@ -20,6 +20,7 @@ from .build_settings import BuildSettings
 from .errors import RunError, UsageError
 from .pipeline import convert
 from .result import ConversionResult
+from .runtime.calling import Calling
 from .runtime.dataset import Dataset
 from .runtime.module import TRTModule
 from .workspace import BUILD_LOG, write_text
@@ -36,6 +37,13 @@ ALGORITHMS = {
     "MINMAX_CALIBRATION": "minmax",
 }
 """TensorRT's algorithms, likewise, and what ``convert`` calls them."""
+
+_GONE = {
+    "int8_calib_batch_size": "each item of int8_calib_dataset is calibrated with as it is",
+    "ignore_inputs": "inputs that the module does not use may stay in the call",
+    "qat_mode": "a module that quantises by itself is converted with the scales that it has",
+}
+"""What older versions of torch2trt had, or took without a word, and why it can be left out."""
 
 _OWN = ("source", "inputs", "input_names", "output_names", "opset", "check")
 """Parameters of ``convert`` that have another name here, or none."""
@@ -145,6 +153,8 @@ def _check_options(options: Mapping[str, Any]) -> None:
             known = [*inspect.signature(torch2trt).parameters, *others, "bf16_mode"]
             near = difflib.get_close_matches(name, known, 1)
             hint = f". Did you mean {near[0]!r}?" if near else ""
+            if name in _GONE:
+                hint = f". Leave it out: {_GONE[name]}"
             raise TypeError(f"torch2trt() got an unexpected keyword argument {name!r}{hint}")
 
 
@@ -207,6 +217,8 @@ def _devices(
     module: Any, default: Any, dla_core: int, gpu_fallback: bool, device_types: Mapping[Any, Any]
 ) -> dict[str, Any]:
     """The settings for devices; those of a DLA only where one is used, since torch2trt has defaults for them."""
+    if not isinstance(device_types, Mapping):
+        raise UsageError(f"device_types: a {type(device_types).__name__}; give a dict from submodules to GPU or DLA.")
     paths = {item: path for path, item in module.named_modules()} if isinstance(module, torch.nn.Module) else {}
     found: dict[str, Any] = {}
     for key, device in device_types.items():
@@ -224,7 +236,7 @@ def _devices(
 
 def _builder(given: Any, **asked: Any) -> BuildSettings | None:
     """``builder`` with what torch2trt's parameters ask for; None where nothing is."""
-    asked = {name: value for name, value in asked.items() if value not in (None, False, {})}
+    asked = {name: value for name, value in asked.items() if value is not None and value is not False and value != {}}
     settings = BuildSettings.of(given)
     for name in asked:
         if name in settings.given():
@@ -245,10 +257,10 @@ class _Names:
             raise UsageError(f"module: a {type(module).__name__}; an ONNX file is converted by bridge.convert.")
         self.bare = isinstance(inputs, torch.Tensor)
         self.inputs = inputs
-        count = len(make_source(module, inputs, None, None).call.tensors)
-        self.input_names = list(input_names) if input_names else [f"input_{index}" for index in range(count)]
+        count = len(make_source(module, inputs, None, output_names).call.tensors)
+        self.input_names = input_names or [f"input_{index}" for index in range(count)]
         made = make_source(module, inputs, self.input_names, None)
-        self.structure = made.call.structure
+        self.calling = Calling.of(made.module.forward, made.call.structure, None, self.input_names)
         self.shapes = [tuple(tensor.shape) for tensor in made.call.tensors.values()]
         self.output_names = list(output_names or ())
         if not self.output_names:
@@ -269,6 +281,7 @@ def _profiles(
     opt = _flat_shapes("opt_shapes", given["opt_shapes"], names) or opt
     high = _flat_shapes("max_shapes", given["max_shapes"], names) or high
     if max_batch_size is not None:
+        _check_batch(max_batch_size, opt)
         low = [(1, *shape[1:]) if shape else shape for shape in low]
         high = [(max_batch_size, *shape[1:]) if shape else shape for shape in high]
     return {
@@ -276,17 +289,27 @@ def _profiles(
     }
 
 
+def _check_batch(most: Any, shapes: Shapes) -> None:
+    if type(most) is not int or most < 1:
+        raise UsageError(f"max_batch_size: {most!r} is no whole number of at least 1.")
+    for shape in shapes:
+        if shape and shape[0] > most:
+            raise UsageError(f"max_batch_size: is {most}, and the inputs have {shape[0]} along their first axis.")
+
+
 def _flat_shapes(what: str, given: Any, names: _Names) -> Shapes | None:
     if given is None:
         return None
+    if not isinstance(given, (tuple, list, Mapping)):
+        raise UsageError(f"{what}: a {type(given).__name__}; give shapes, nested like the inputs.")
     if names.bare and given and all(isinstance(size, int) for size in given):
         given = (given,)
-    if isinstance(given, list):
-        given = tuple(given)
+    args, kwargs = ((), given) if isinstance(given, Mapping) else (given, {})
     try:
-        flat = names.structure.flatten(given)
+        flat = names.calling.flatten(tuple(args), kwargs, shapes=True)
     except RunError as error:
-        raise UsageError(f"{what}: {error} The shapes are nested like the inputs.") from error
+        own = ", ".join(map(str, names.shapes))
+        raise UsageError(f"{what}: {error} The shapes are nested like the inputs, which have {own}.") from error
     if any(isinstance(item, torch.Tensor) for item in flat):
         raise UsageError(f"{what}: holds a tensor; give shapes, nested like the inputs.")
     return [tuple(shape) for shape in flat]

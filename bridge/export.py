@@ -146,12 +146,11 @@ def make_source(
     from .inputs import take_apart
 
     program = source if isinstance(source, torch.export.ExportedProgram) else None
-    if isinstance(source, torch.jit.ScriptModule):
-        raise UsageError(
-            f"{type(source).__name__} {getattr(source, 'original_name', '')!r}: torch.onnx exports no ScriptModule. "
-            "Give the nn.Module that it was scripted or traced from, or an ONNX file."
-        )
+    for what, given in (("input_names", input_names), ("output_names", output_names)):
+        if isinstance(given, str):
+            raise UsageError(f"{what}: is the word {given!r}; give a list of names.")
     module = program.module() if program is not None else source
+    _check_module(module)
     positional = None
     if program is not None and program.example_inputs is not None:
         args, kwargs = program.example_inputs
@@ -165,6 +164,23 @@ def make_source(
     if output_names is not None:
         made.output_names = list(output_names)
     return made
+
+
+def _check_module(module: torch.nn.Module) -> None:
+    """Raises UsageError where it cannot be exported, whatever its inputs are."""
+    import torch
+
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError(
+            f"{type(module).__name__} {getattr(module, 'original_name', '')!r}: torch.onnx exports no ScriptModule. "
+            "Give the nn.Module that it was scripted or traced from, or an ONNX file."
+        )
+    empty = [name for name, value in (*module.named_parameters(), *module.named_buffers()) if value.is_meta]
+    if empty:
+        raise UsageError(
+            f"{type(module).__name__}: {', '.join(empty[:3])}{', …' * (len(empty) > 3)} are on the meta device, and "
+            "have no values. Load them first: module.to_empty(device='cpu'), then load_state_dict."
+        )
 
 
 def check_static_axes(source: Source, profiles: Mapping[str, Profile]) -> None:

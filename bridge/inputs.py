@@ -16,6 +16,8 @@ from .errors import UsageError
 from .tensors import named_leaves, to_torch
 
 if TYPE_CHECKING:
+    import torch
+
     from .runtime.flattener import Flattener
 
 Array = npt.NDArray[Any]
@@ -117,10 +119,7 @@ def take_apart(
     for path, leaf in named_leaves(arguments):
         name = _dotted(path, parameters)
         if isinstance(leaf, (torch.Tensor, np.ndarray)):
-            if str(leaf.dtype).removeprefix("torch.") not in DTYPES:
-                raise UsageError(
-                    f"input {name!r}: is {leaf.dtype}, which TensorRT has not; it takes {', '.join(DTYPES)}."
-                )
+            _check_tensor(name, leaf)
             found.append(name)
             values.append(to_torch(leaf) if isinstance(leaf, np.ndarray) else leaf)
         elif not isinstance(leaf, CONSTANTS):
@@ -137,6 +136,21 @@ def take_apart(
             raise UsageError(f"inputs: two of them come to be called {name!r}; give input_names.")
     tensors = dict(zip(names or found, values, strict=True))
     return Call(tensors, Flattener.from_value(arguments), positional or 0)
+
+
+def _check_tensor(name: str, tensor: torch.Tensor | Array) -> None:
+    """Raises UsageError for what no engine takes, or has no values to compute with."""
+    import torch
+
+    if str(tensor.dtype).removeprefix("torch.") not in DTYPES:
+        raise UsageError(f"input {name!r}: is {tensor.dtype}, which TensorRT has not; it takes {', '.join(DTYPES)}.")
+    if isinstance(tensor, np.ndarray):
+        return
+    if tensor.layout is not torch.strided:
+        kind = str(tensor.layout).removeprefix("torch.")
+        raise UsageError(f"input {name!r}: is of layout {kind}, and engines take dense tensors: x.to_dense().")
+    if tensor.is_meta:
+        raise UsageError(f"input {name!r}: is on the meta device, and has no values; give a tensor that has.")
 
 
 def check_names(what: str, names: Sequence[str], own: Sequence[str]) -> None:

@@ -61,6 +61,8 @@ class Settings:
         for one in self.tolerance.values() if isinstance(self.tolerance, Mapping) else (self.tolerance,):
             if one is not None and not isinstance(one, Tolerance):
                 raise UsageError(f"tolerance: {one!r} is not a bridge.Tolerance(rtol, atol).")
+        if self.opset is not None and (type(self.opset) is not int or self.opset < 1):
+            raise UsageError(f"opset: {self.opset!r} is no whole number of at least 1.")
         if self.int_range[0] > self.int_range[1]:
             raise UsageError(f"int_range: {self.int_range[0]} is above {self.int_range[1]}.")
 

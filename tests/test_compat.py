@@ -110,6 +110,16 @@ def test_types_are_translated_both_ways() -> None:
         torch_dtype_to_trt(torch.complex64)
 
 
+def test_tensorrt_is_imported_from_where_torch2trts_users_import_it() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    from bridge.compat import torch2trt as names
+    from bridge.compat.torch2trt import trt as first
+    from bridge.compat.torch2trt.torch2trt import trt as second
+
+    assert first in (trt, sys.modules.get("tensorrt")) and second is first
+    assert not hasattr(names, "nothing")
+
+
 def test_versions_are_compared_as_numbers() -> None:
     from bridge.compat.torch2trt.version_utils import Version, torch_version
 

@@ -6,13 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import nn
 
-from bridge import Dataset, FolderDataset, ListDataset, RunError, TensorBatchDataset, UsageError
+from bridge import Dataset, FolderDataset, ListDataset, TensorBatchDataset, UsageError
 
 Make = Callable[[], Dataset]
 
@@ -20,6 +20,11 @@ Make = Callable[[], Dataset]
 @pytest.fixture(params=["list", "folder"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     return ListDataset if request.param == "list" else lambda: FolderDataset(tmp_path / "set")
+
+
+class Pair(NamedTuple):
+    left: torch.Tensor
+    right: torch.Tensor
 
 
 class InPlace(nn.Module):
@@ -32,7 +37,7 @@ def test_shapes_are_those_of_the_items(make: Make) -> None:
     dataset = make()
     for batch in (4, 1, 2):
         dataset.insert((torch.zeros(batch, 3), {"h": torch.zeros(batch)}))
-    assert len(dataset) == 3 and dataset.num_inputs == 2
+    assert len(dataset) == 3 and dataset.num_inputs() == 2
     assert dataset.flattener.schema == (0, {"h": 1})
     assert dataset.shapes() == ([(4, 3), (1, 3), (2, 3)], {"h": [(4,), (1,), (2,)]})
     assert dataset.shapes_for_index(1) == ((1, 3), {"h": (1,)})
@@ -65,7 +70,7 @@ def test_keyword_arguments_are_recorded_by_name(make: Make) -> None:
     dataset, module = make(), InPlace()
     with dataset.record(module):
         module(torch.zeros(2), mask=torch.ones(2))
-    assert list(dataset[0]) == ["x", "mask"] and dataset.num_inputs == 2
+    assert list(dataset[0]) == ["x", "mask"] and dataset.num_inputs() == 2
 
 
 class Variadic(nn.Module):
@@ -101,6 +106,33 @@ for index in range(20):
 """
 
 
+def test_whatever_a_folder_has_of_torch_files_is_an_item(tmp_path: Path) -> None:
+    dataset = FolderDataset(tmp_path)
+    torch.save([torch.ones(5)], tmp_path / "kitchen.pth")
+    dataset.insert((torch.ones(2),))
+    assert [path.name for path in dataset.file_paths()] == ["input_0.pth", "kitchen.pth"]
+    assert dataset.max_shapes() == ((5,),) and dataset[1][0].shape == (5,)
+
+
+def test_a_file_that_torch_does_not_load_is_named_with_the_way_out(tmp_path: Path) -> None:
+    dataset = FolderDataset(tmp_path)
+    (tmp_path / "input_0.pth").write_bytes(b"junk")
+    with pytest.raises(UsageError, match=r"input_0\.pth: is damaged"):
+        dataset[0]
+    dataset.insert((Pair(torch.ones(2), torch.ones(3)),))
+    with pytest.raises(UsageError, match=r"input_1\.pth: holds a .*\.Pair, .*add_safe_globals\(\[.*\.Pair\]\)"):
+        dataset[1]
+    with torch.serialization.safe_globals([Pair]):
+        assert dataset[1][0].right.shape == (3,)
+
+
+def test_shapes_are_torchs_own(make: Make) -> None:
+    dataset = make()
+    dataset.insert((torch.zeros(4, 3),))
+    for shapes in (dataset.shapes_for_index(0), dataset.min_shapes(), dataset.median_numel_shapes()):
+        assert isinstance(shapes[0], torch.Size) and shapes[0].numel() == 12
+
+
 def test_processes_may_insert_at_the_same_time(tmp_path: Path) -> None:
     started = [subprocess.Popen([sys.executable, "-c", INSERT, str(tmp_path), base]) for base in ("0", "100", "200")]
     assert [process.wait(120) for process in started] == [0, 0, 0]
@@ -111,7 +143,7 @@ def test_processes_may_insert_at_the_same_time(tmp_path: Path) -> None:
 def test_a_batch_is_a_set_of_its_rows() -> None:
     dataset = TensorBatchDataset([torch.arange(6.0).reshape(3, 2), torch.arange(3)])
     dataset.insert((torch.full((1, 2), 9.0), torch.tensor([9])))
-    assert len(dataset) == 4 and dataset.num_inputs == 2
+    assert len(dataset) == 4 and dataset.num_inputs() == 2
     assert torch.equal(dataset[1][0], torch.tensor([[2.0, 3.0]])) and dataset[-1][1].tolist() == [9]
     assert [item[1].item() for item in dataset] == [0, 1, 2, 9]
     with pytest.raises(IndexError):
@@ -129,13 +161,15 @@ def test_rows_that_do_not_go_together_are_refused() -> None:
 @pytest.mark.parametrize("item", [3, "x", (object(),)])
 def test_what_is_no_call_is_not_inserted(make: Make, item: Any) -> None:
     dataset = make()
-    with pytest.raises(UsageError, match="insert: "):
+    with pytest.raises(UsageError, match=r"item.*(a tuple or a dict|neither a tensor nor a constant)"):
         dataset.insert(item)
     assert len(dataset) == 0
 
 
 def test_items_of_another_structure_or_rank_are_named() -> None:
-    with pytest.raises(RunError, match="has 2 elements, and had 1"):
+    with pytest.raises(
+        UsageError, match=r"ListDataset: item 1 is not as item 0, .* has 2 elements, and the example has 1"
+    ):
         ListDataset([(torch.ones(1),), (torch.ones(1), torch.ones(1))]).min_shapes()
     with pytest.raises(UsageError, match="item 1 has the shapes"):
         ListDataset([(torch.ones(1),), (torch.ones(1, 1),)]).max_shapes()
@@ -144,6 +178,18 @@ def test_items_of_another_structure_or_rank_are_named() -> None:
 def test_an_empty_set_has_no_shapes(make: Make) -> None:
     with pytest.raises(UsageError, match="is empty; insert or record"):
         make().min_shapes()
+
+
+def test_items_of_a_users_own_set_may_be_lists_tuples_and_single_tensors() -> None:
+    class Mine(Dataset):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> Any:
+            row = torch.ones(index + 1)
+            return ([row], (row,), row)[index]
+
+    assert Mine().shapes(flat=True) == [[(1,), (2,), (3,)]] and Mine().max_shapes() == ((3,),)
 
 
 def test_a_single_tensor_is_the_only_argument() -> None:

@@ -393,6 +393,14 @@ def test_a_script_module_is_refused_with_the_way_out(tmp_path: Path, make: Any) 
         bridge.convert(make(nn.Linear(3, 2)), (X,), workdir=tmp_path, target=RTX)
 
 
+def test_a_module_without_values_is_refused_with_the_way_to_load_them(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to("meta")
+    with pytest.raises(
+        UsageError, match=r"Sequential: 0\.weight, 0\.bias, 1\.weight, … are on the meta device.*to_empty"
+    ):
+        bridge.convert(module, (X,), workdir=tmp_path, target=RTX)
+
+
 @pytest.mark.parametrize("result", [None, 3, {"a": "text"}, ()])
 def test_a_module_without_tensors_in_its_result_is_refused(tmp_path: Path, result: Any) -> None:
     assert "returns no tensor" in failure(Calls(lambda x: result), (X,), tmp_path)

@@ -130,11 +130,11 @@ def test_a_numpy_array_of_the_example_is_a_tensor_of_the_call() -> None:
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "too short": ((X,), "the value: has 1 elements, and had 2 at conversion"),
-    "a missing key": ((X, {"h": Y}), r"value\[1\]: 'scale' missing; at conversion it had 'h', 'scale'"),
+    "too short": ((X,), "the value: has 1 elements, and the example has 2"),
+    "a missing key": ((X, {"h": Y}), r"value\[1\]: 'scale' missing; the example has 'h', 'scale'"),
     "an unknown key": ((X, {"h": Y, "scale": 2.0, "c": X}), r"value\[1\]: 'c' not expected"),
-    "another container": ([X, {"h": Y, "scale": 2.0}], "the value: is a list, where a tuple was"),
-    "a tensor for a container": ((X, X), r"value\[1\]: is a Tensor, where a dict was"),
+    "another container": ([X, {"h": Y, "scale": 2.0}], "the value: is a list, where the example has a tuple"),
+    "a tensor for a container": ((X, X), r"value\[1\]: is a Tensor, where the example has a dict"),
     "no tensor": ((X, {"h": 1.5, "scale": 2.0}), r"value\[1\]\['h'\]: is 1.5, where a tensor belongs"),
     "another constant": (
         (X, {"h": Y, "scale": 3.0}),

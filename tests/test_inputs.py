@@ -75,6 +75,8 @@ def test_the_call_is_put_together_again_as_it_was_with_other_tensors_in_it() -> 
         (lambda x: 0, (torch.zeros(1, dtype=torch.complex64),), ["input 'x'", "torch.complex64", "float32"]),
         (lambda x: 0, ([torch.zeros(1, dtype=torch.complex128)],), ["input 'x.0'", "torch.complex128", "int32"]),
         (lambda x: 0, (np.zeros(1, np.complex64),), ["input 'x'", "complex64", "int32"]),
+        (lambda x: 0, (torch.ones(2).to_sparse(),), ["input 'x'", "sparse_coo", "x.to_dense()"]),
+        (lambda x: 0, (torch.ones(2, device="meta"),), ["input 'x'", "meta device", "give a tensor"]),
         (lambda x, y: 0, (A, object()), ["input 'y'", "object", "register_dataclass"]),
         (lambda x: 0, (3,), ["no tensor"]),
         (lambda x: 0, 5, ["inputs", "int", "tuple"]),

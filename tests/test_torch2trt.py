@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -121,7 +122,7 @@ def test_a_failed_conversion_raises_and_leaves_no_files(tmp_path: Path, monkeypa
 
     with pytest.raises(ExportError, match="no such thing"):
         torch2trt(Broken(), [X], target=RTX)
-    with pytest.raises(UsageError, match="axis 0"):
+    with pytest.raises(UsageError, match="max_batch_size: is 1, and the inputs have 2"):
         torch2trt(net(), [X], max_batch_size=1, target=RTX)
     assert not list(tmp_path.glob("torch2trt-*"))
 
@@ -195,8 +196,11 @@ def test_shapes_are_nested_like_the_inputs(asked: dict[str, Any]) -> None:
     x = torch.randn(2, 4)
     ask(Nested(), (x, {"h": x}, x > 0), max_shapes=((5, 4), {"h": (5, 4)}, (5, 4)))
     assert {name: shapes[2] for name, shapes in asked["profiles"].items()} == dict.fromkeys(asked["profiles"], (5, 4))
-    with pytest.raises(UsageError, match=r"max_shapes: value\[1\]: 'h' missing.*nested like the inputs"):
+    with pytest.raises(UsageError, match=r"max_shapes: state: 'h' missing.*nested like the inputs, .*\(2, 4\)"):
         torch2trt(Nested(), (x, {"h": x}, x > 0), max_shapes=((5, 4), {}, (5, 4)))
+    for module, inputs in ((net(), X), (torch.export.export(net(), (X,)), [X])):
+        ask(module, inputs, max_shapes=[(np.int64(4), 3, 8, 8)])
+        assert asked["profiles"]["input_0"][2] == (4, 3, 8, 8)
     ask(net(), X, max_shapes=(4, 3, 8, 8))
     assert asked["profiles"]["input_0"][2] == (4, 3, 8, 8)
 
@@ -204,6 +208,8 @@ def test_shapes_are_nested_like_the_inputs(asked: dict[str, Any]) -> None:
 def test_an_unknown_keyword_is_named_with_the_nearest() -> None:
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'fp16_mod'\. Did you mean 'fp16_mode'\?"):
         torch2trt(net(), [X], fp16_mod=True)
+    with pytest.raises(TypeError, match=r"'int8_calib_batch_size'\. Leave it out: each item of int8_calib_dataset"):
+        torch2trt(net(), [X], int8_calib_batch_size=32)
     for name in ("check", "opset", "source"):
         with pytest.raises(TypeError, match=name):
             torch2trt(**{"module": net(), "inputs": [X], name: 1})
@@ -222,6 +228,17 @@ def test_an_unknown_keyword_is_named_with_the_nearest() -> None:
             "builder: workspace: torch2trt's parameters say it too",
         ),
         ({"int8_mode": True, "calibration": [], "int8_calib_dataset": []}, "are the same; give one"),
+        ({"max_workspace_size": 0}, "builder: workspace: 0 is no whole number of at least 1"),
+        ({"avg_timing_iterations": 0}, "builder: avg_timing_iterations: 0 is no whole number"),
+        ({"device_types": [nn.ReLU()]}, "device_types: a list; give a dict"),
+        ({"max_batch_size": 0}, "max_batch_size: 0 is no whole number"),
+        ({"max_batch_size": "16"}, "max_batch_size: '16' is no whole number"),
+        ({"max_shapes": (4, 3, 8, 8)}, r"max_shapes: forward\(\) takes 1 .*like the inputs, which have \(2, 3, 8, 8\)"),
+        ({"max_shapes": [(4.0, 3, 8, 8)]}, "max_shapes: input: is a tuple, where a tensor or a shape of whole numbers"),
+        ({"max_shapes": 4}, "max_shapes: a int; give shapes"),
+        ({"input_names": "x"}, "input_names: is the word 'x'; give a list"),
+        ({"output_names": "y"}, "output_names: is the word 'y'; give a list"),
+        ({"onnx_opset": "17"}, "opset: '17' is no whole number"),
     ],
 )
 def test_what_cannot_be_meant_is_an_error(options: dict[str, Any], words: str) -> None:

@@ -7,22 +7,24 @@ a set have the structure of the first.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import pickle
 import re
+import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
 
-from ..errors import UsageError
+from ..errors import RunError, UsageError
 from .calling import Parameters, parameters_of
 from .flattener import Flattener
 
-Shapes = list[tuple[int, ...]]
+Shapes = list[torch.Size]
 
 
 class DatasetRecorder(contextlib.AbstractContextManager["DatasetRecorder"]):
@@ -33,11 +35,14 @@ class DatasetRecorder(contextlib.AbstractContextManager["DatasetRecorder"]):
         self._handle: Any = None
 
     def __enter__(self) -> DatasetRecorder:
+        if self._handle is not None:
+            raise UsageError("record: this recorder is entered already; dataset.record(module) makes another one.")
         self._handle = self.module.register_forward_pre_hook(self._record, with_kwargs=True)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._handle.remove()
+        self._handle = None
 
     def _record(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not kwargs:
@@ -79,20 +84,19 @@ class Dataset:
     def flattener(self) -> Flattener:
         """The structure of an item."""
         self._check_any()
-        return Flattener.from_value(self[0])
+        return Flattener.from_value(_arguments(self[0]))
 
-    @property
     def num_inputs(self) -> int:
         """How many tensors an item has, nested ones included."""
         return len(self.flattener)
 
     def getitem_flat(self, index: int) -> list[torch.Tensor]:
-        """The tensors of an item. Raises RunError where it has another structure than the first."""
-        return self.flattener.flatten(self[index])
+        """The tensors of an item. Raises UsageError where it has another structure than the first."""
+        return self._flat_item(index, self.flattener)
 
     def shapes_for_index(self, index: int, flat: bool = False) -> Any:
         """The shapes of an item's tensors: nested as the item is, or ``flat``."""
-        return self._nested([tuple(tensor.shape) for tensor in self.getitem_flat(index)], flat)
+        return self._nested([tensor.shape for tensor in self.getitem_flat(index)], flat)
 
     def shapes(self, flat: bool = False) -> Any:
         """Of each input the shapes that it has in the items, in their order."""
@@ -112,7 +116,7 @@ class Dataset:
 
     def median_numel_shapes(self, flat: bool = False) -> Any:
         """The shapes of the item that stands in the middle of all by its number of elements."""
-        sizes = [sum(map(prod, shapes)) for shapes in self._all_shapes()]
+        sizes = [sum(map(math.prod, shapes)) for shapes in self._all_shapes()]
         order = sorted(range(len(sizes)), key=sizes.__getitem__)
         return self.shapes_for_index(order[len(order) // 2], flat)
 
@@ -125,23 +129,33 @@ class Dataset:
         if len(self) == 0:
             raise UsageError(f"{type(self).__name__}: is empty; insert or record at least one example.")
 
+    def _flat_item(self, index: int, flattener: Flattener) -> list[torch.Tensor]:
+        try:
+            return flattener.flatten(_arguments(self[index]))
+        except RunError as error:
+            raise UsageError(f"{type(self).__name__}: item {index} is not as item 0, the example: {error}") from error
+
     def _all_shapes(self) -> list[Shapes]:
         flattener = self.flattener
-        found = [[tuple(tensor.shape) for tensor in flattener.flatten(item)] for item in self]
+        found = [[tensor.shape for tensor in self._flat_item(index, flattener)] for index in range(len(self))]
         for index, shapes in enumerate(found):
             if list(map(len, shapes)) != list(map(len, found[0])):
                 raise UsageError(
-                    f"{type(self).__name__}: item {index} has the shapes {shapes}, of other ranks than those of "
-                    f"item 0, {found[0]}; an engine's inputs keep their rank."
+                    f"{type(self).__name__}: item {index} has the shapes {_words(shapes)}, of other ranks than those "
+                    f"of item 0, {_words(found[0])}; an engine's inputs keep their rank."
                 )
         return found
 
     def _along(self, choose: Callable[..., int], flat: bool) -> Any:
         inputs = zip(*self._all_shapes(), strict=True)
-        return self._nested([tuple(choose(axis) for axis in zip(*each, strict=True)) for each in inputs], flat)
+        return self._nested([torch.Size(map(choose, zip(*each, strict=True))) for each in inputs], flat)
 
     def _nested(self, values: list[Any], flat: bool) -> Any:
         return values if flat else self.flattener.unflatten(values)
+
+
+def _words(shapes: Shapes) -> str:
+    return ", ".join(str(list(shape)) for shape in shapes)
 
 
 def dynamic_axes(low: Sequence[int], high: Sequence[int]) -> list[int]:
@@ -149,13 +163,20 @@ def dynamic_axes(low: Sequence[int], high: Sequence[int]) -> list[int]:
     return [axis for axis, (a, b) in enumerate(zip(low, high, strict=True)) if a != b]
 
 
+def _arguments(item: Any) -> Any:
+    """The arguments of a call, as a tuple or a dict."""
+    if isinstance(item, torch.Tensor):
+        return (item,)
+    if not isinstance(item, (tuple, list, Mapping)):
+        raise UsageError(
+            f"a data set's item: a {type(item).__name__}; give the arguments of a call: a tuple or a dict."
+        )
+    return dict(item) if isinstance(item, Mapping) else tuple(item)
+
+
 def _copied(item: Any) -> Any:
     """The arguments of a call, with tensors of their own: a module may overwrite its inputs."""
-    if isinstance(item, torch.Tensor):
-        item = (item,)
-    if not isinstance(item, (tuple, list, Mapping)):
-        raise UsageError(f"insert: a {type(item).__name__}; give the arguments of a call, as a tuple or a dict.")
-    arguments = dict(item) if isinstance(item, Mapping) else tuple(item)
+    arguments = _arguments(item)
     flattener = Flattener.from_value(arguments, torch.is_tensor)
     if lost := flattener.lost("item"):
         raise UsageError(f"insert: {lost[0]} is neither a tensor nor a constant, and cannot be kept.")
@@ -206,7 +227,7 @@ class TensorBatchDataset(Dataset):
         structure = Flattener.from_value(item)
         flat = structure.flatten(item) if self.tensors is None else self._structure.flatten(item)
         if not flat or any(tensor.dim() == 0 for tensor in flat) or len({tensor.shape[0] for tensor in flat}) > 1:
-            shapes = [tuple(tensor.shape) for tensor in flat]
+            shapes = _words([tensor.shape for tensor in flat])
             raise UsageError(f"TensorBatchDataset: tensors of the shapes {shapes} have no first axis in common.")
         if self.tensors is None:
             self._structure, self.tensors = structure, item
@@ -227,27 +248,43 @@ class TensorBatchDataset(Dataset):
 _ITEM = re.compile(r"input_(\d+)\.pth")
 
 
+def _number(path: Path) -> float:
+    """Of an item's file; infinity where it has none."""
+    match = _ITEM.fullmatch(path.name)
+    return int(match[1]) if match else math.inf
+
+
 class FolderDataset(Dataset):
-    """Example inputs as files of a folder: ``input_0.pth``, ``input_1.pth``, … Several processes may insert at once."""
+    """Example inputs as files of a folder: ``input_0.pth``, ``input_1.pth``, … and whatever else ends in ``.pth``.
+
+    Several processes may insert at once.
+    """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         """``folder`` is made where it is not there."""
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def _numbers(self) -> list[int]:
-        return sorted(int(match[1]) for path in self.folder.iterdir() if (match := _ITEM.fullmatch(path.name)))
-
     def file_paths(self) -> list[Path]:
-        """The files in the order of their numbers."""
-        return [self.folder / f"input_{number}.pth" for number in self._numbers()]
+        """The files in the order of their numbers, and behind them those of other names."""
+        return sorted(self.folder.glob("[!.]*.pth"), key=lambda path: (_number(path), path.name))
 
     def __len__(self) -> int:
-        return len(self._numbers())
+        return len(self.file_paths())
 
     def __getitem__(self, index: int) -> Any:
+        """Raises UsageError for a file that torch does not load, or only where a class in it is allowed."""
         path = self.file_paths()[index]
-        return torch.load(path, weights_only=True, map_location=None if torch.cuda.is_available() else "cpu")
+        try:
+            return torch.load(path, weights_only=True, map_location=None if torch.cuda.is_available() else "cpu")
+        except (pickle.UnpicklingError, struct.error, EOFError, RuntimeError) as error:
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            raise UsageError(
+                f"{path}: holds a {found[1]}, which torch loads where it is allowed alone: "
+                f"torch.serialization.add_safe_globals([{found[1]}])."
+                if found
+                else f"{path}: is damaged, or was not written by torch.save ({type(error).__name__}: {error})."
+            ) from error
 
     def insert(self, item: Any) -> None:
         """Writes a file that is there whole or not at all, under the next number that is free."""
@@ -258,7 +295,7 @@ class FolderDataset(Dataset):
             with os.fdopen(handle, "wb") as file:
                 torch.save(item, file)
             with FileLock(self.folder / ".lock"):
-                number = max(self._numbers(), default=-1) + 1
+                number = max([-1, *(found for path in self.file_paths() if (found := _number(path)) < math.inf)]) + 1
                 partial.replace(self.folder / f"input_{number}.pth")
         finally:
             partial.unlink(missing_ok=True)

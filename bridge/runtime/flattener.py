@@ -199,7 +199,7 @@ def _first_names(root: Node, names: Sequence[str]) -> Mapping[Any, str]:
 
 
 def _is_shape(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and all(type(size) is int for size in value)
+    return isinstance(value, (tuple, list)) and all(type(size) is int or isinstance(size, np.integer) for size in value)
 
 
 def _short(value: Any) -> str:
@@ -235,7 +235,8 @@ class _Reader:
         tensor = self.condition(value) if self.condition is not None else isinstance(value, torch.Tensor)
         if not tensor and not (self.take_shapes and _is_shape(value)):
             more = "; make a tensor of it" if isinstance(value, np.ndarray) else ""
-            raise _Misfit(path, lambda place: f"{place}: is {_short(value)}, where a tensor belongs{more}.")
+            shape = " or a shape of whole numbers" if self.take_shapes and isinstance(value, (tuple, list)) else ""
+            raise _Misfit(path, lambda place: f"{place}: is {_short(value)}, where a tensor{shape} belongs{more}.")
         self.tensors += tensor
         self.shapes += not tensor
         self.out[node.index] = value
@@ -247,7 +248,7 @@ class _Reader:
         sequences = node.kind in (tuple, list) and type(value) in (tuple, list)
         if type(value) is not node.kind and not (sequences and self.loose):
             given, kind = _short(value), node.kind.__name__
-            what = (path, lambda place: f"{place}: is {given}, where a {kind} was at conversion.")
+            what = (path, lambda place: f"{place}: is {given}, where the example has a {kind}.")
             if not sequences:
                 raise _Misfit(*what)
             self._forgive(*what)
@@ -258,7 +259,7 @@ class _Reader:
         keys, children, context = parts
         if len(children) != len(node.children) and node.kind in (tuple, list):
             here, before = len(children), len(node.children)
-            raise _Misfit(path, lambda place: f"{place}: has {here} elements, and had {before} at conversion.")
+            raise _Misfit(path, lambda place: f"{place}: has {here} elements, and the example has {before}.")
         found = self._same_keys(node, dict(zip(keys, children, strict=True)), path)
         if node.kind not in (tuple, list) and context != node.context:
             raise _Misfit(
@@ -274,5 +275,5 @@ class _Reader:
         words = [f"{', '.join(map(repr, keys))} {what}" for keys, what in named if keys]
         if words:
             has = ", ".join(map(repr, node.keys)) or "nothing"
-            raise _Misfit(path, lambda place: f"{place}: {' and '.join(words)}; at conversion it had {has}.")
+            raise _Misfit(path, lambda place: f"{place}: {' and '.join(words)}; the example has {has}.")
         return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from bridge import Dataset, Flattener, ListDataset, TRTModule, torch2trt
 
 from .dataset_calibrator import DEFAULT_CALIBRATION_ALGORITHM, DatasetCalibrator
@@ -11,6 +9,7 @@ from .gone import CONVERTERS as _NO_CONVERTERS
 from .gone import PLUGINS as _NO_PLUGINS
 from .gone import gone as _gone
 from .misc_utils import torch_device_from_trt, torch_device_to_trt, torch_dtype_from_trt, torch_dtype_to_trt
+from .version_utils import module_of_tensorrt as _module_of_tensorrt
 from .version_utils import torch_version, trt_version
 
 ConversionContext = _gone("ConversionContext", _NO_CONVERTERS)
@@ -75,10 +74,4 @@ def default_output_names(num_outputs: int) -> list[str]:
     return [f"output_{index}" for index in range(num_outputs)]
 
 
-def __getattr__(name: str) -> Any:
-    """``torch2trt.torch2trt.trt`` is TensorRT, imported when it is asked for."""
-    if name != "trt":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .version_utils import tensorrt
-
-    return tensorrt()
+__getattr__ = _module_of_tensorrt  # for ``from torch2trt.torch2trt import trt``

@@ -47,3 +47,10 @@ def trt_version() -> Version:
 
 def torch_version() -> Version:
     return Version(torch.__version__)
+
+
+def module_of_tensorrt(name: str) -> Any:
+    """A module's ``__getattr__``: ``trt`` is TensorRT, imported when it is asked for and not before."""
+    if name != "trt":
+        raise AttributeError(f"torch2trt has no attribute {name!r}")
+    return tensorrt()
