@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
-from .precision import FLOATS, SCHEMES, Precision, Rule
+from .precision import DTYPES, FLOATS, SCHEMES, Place, Precision, Rule
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -29,7 +29,10 @@ class Assignment:
     """What each node of a model is computed in."""
 
     nodes: dict[str, str] = field(default_factory=dict)
-    """By name, ``fp32``, ``fp16``, ``bf16``, ``int8``, ``fp8`` or ``int4``; others than of float32 are not here."""
+    """By name, ``fp32``, ``fp16``, ``bf16``, ``int8``, ``fp8`` or ``int4``, of those with floating-point numbers; none
+    where a model keeps the types that it has."""
+    floats: dict[str, str] = field(default_factory=dict)
+    """The same, had nothing been quantised."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Of nodes that are not in the precision asked for, why."""
     saturated: frozenset[str] = frozenset()
@@ -49,26 +52,23 @@ class Assignment:
 def assign(graph: gs.Graph, precision: Precision, ranges: Mapping[str, Range] | None, target: Target) -> Assignment:
     """The assignment for ``graph``, bodies included. ``ranges`` are what its tensors were seen to hold.
 
-    Where precisions are casts, the graph is made one that can be cast on the way: local functions are inlined, and what
-    the low type needs a newer opset, or other operators, for is said so. Raises UsageError where a rule's pattern fits
-    no node, and where the target lacks a type.
+    The graph is ``made_ready`` for it and, where precisions are casts, brought to the opset that the low type needs. Of
+    a model in 16 bits nothing is assigned but what is to be quantised, and its types stay. Raises UsageError where a
+    rule's pattern fits no node, and where the target lacks a type.
     """
-    from passes.casts import computes_in_half, prepare
+    from passes.casts import computes_in_half
     from passes.low_types import low_type
     from passes.raising import NEWEST, needed_opset, raise_for
 
     lacking = target.lacks_type(precision.half_dtype) if precision.half else ""
     if lacking:
         raise UsageError(f"precision {precision.name!r}: {target} {lacking}.")
-    if computes_in_half(graph):
-        return Assignment(notes=("the model computes in 16 bits already: its types are left as they are",))
-    prepare(graph)
+    make_ready(graph, precision, target)
     assigning = _Assigning(graph, precision, ranges or {}, target)
-    precision.check_rules(assigning.places.values())
+    if computes_in_half(graph):
+        return assigning.in_half()
     notes = []
     if precision.half and target.strongly_typed:
-        if precision.half == "bf16" and _without_einsum(graph, assigning.asked_for_float32, target):
-            assigning = _Assigning(graph, precision, ranges or {}, target)
         low = low_type(precision.half_dtype)
         if needed_opset(graph, low) is not None:
             notes = raise_for(graph, low, assigning.run(NEWEST).fp32)
@@ -76,41 +76,65 @@ def assign(graph: gs.Graph, precision: Precision, ranges: Mapping[str, Range] | 
     return replace(assigning.run(None if target.strongly_typed else NEWEST), notes=tuple(notes))
 
 
-def _without_einsum(graph: gs.Graph, kept: Callable[[gs.Node], bool], target: Target) -> bool:
-    """Makes products of Einsum nodes but those ``kept``: ONNX has none in bfloat16; True if there were any."""
+def make_ready(graph: gs.Graph, precision: Precision, target: Target) -> bool:
+    """Makes the graph one whose nodes can be given their precisions, in place; True where its tensors are others then.
+
+    It loses its local functions and, where precisions are its own types, each Einsum that has to be products. Raises
+    UsageError where a rule's pattern fits no node.
+    """
+    from passes.casts import prepare
+    from passes.soundness import touched
+
+    functions = bool(graph.functions)
+    prepare(graph)
+    precision.check_rules(map(place_of, touched(graph)))
+    assigning = _Assigning(graph, precision, {}, target)
+    return (target.strongly_typed and _without_einsum(graph, assigning.needs_products, target)) or functions
+
+
+def _without_einsum(graph: gs.Graph, wanted: Callable[[gs.Node], bool], target: Target) -> bool:
+    """Makes products of the Einsum nodes that are ``wanted`` so; True if there were any."""
     from passes.engine import run_rules
     from passes.framework import Builder, Log, Replacement, always
-    from passes.low_types import is_float32
     from passes.rules.einsum import einsum_as_products
 
     @functools.wraps(einsum_as_products.function)
     def products(node: gs.Node, g: Builder) -> Replacement:
-        left = kept(node) or not is_float32(node.outputs[0])
-        return None if left else einsum_as_products.function(node, g)
+        return einsum_as_products.function(node, g) if wanted(node) else None
 
     return run_rules(graph, [replace(einsum_as_products, function=products, when=always)], target, Log())
 
 
 class _Assigning:
     def __init__(self, graph: gs.Graph, precision: Precision, ranges: Mapping[str, Range], target: Target) -> None:
-        from passes.provenance import origin
         from passes.soundness import touched
 
         self.graph, self.precision, self.ranges, self.target = graph, precision, ranges, target
         self.nodes = list(touched(graph))
-        self.places = {
-            node.name: (node.name, node.op, origin(node).module, *_modules_of_weights(node)) for node in self.nodes
-        }
-        found = {name: precision.rule_for(*place) for name, place in self.places.items()}
-        self.rules: dict[str, Rule] = {name: rule for name, rule in found.items() if rule is not None}
+        self.rules = rules_for(graph, precision)
 
-    def asked_for_float32(self, node: gs.Node) -> bool:
-        return self._asked(node.name) == "fp32"
+    def needs_products(self, node: gs.Node) -> bool:
+        """Whether an Einsum has to be products: nothing else is quantised, and ONNX has none in bfloat16."""
+        if not _is_floating(node.outputs[0]):
+            return False
+        return bool(self._scheme(node.name)) or (self.precision.half == "bf16" and self._asked(node.name) == "bf16")
+
+    def in_half(self) -> Assignment:
+        """The assignment for a model in 16 bits."""
+        note = "the model computes in 16 bits already: its types are left as they are"
+        left = [str(rule) for rule in self.precision.rules if rule.precision in FLOATS]
+        notes = (f"{note}, and rules for float types ({', '.join(left)}) have no effect" if left else note,)
+        if not self.precision.scheme:
+            return Assignment(notes=notes)
+        return replace(self._quantised(self._own(), {}, frozenset()), notes=notes)
+
+    def _own(self) -> dict[str, str]:
+        return {node.name: own_precision(node) for node in self.nodes}
 
     def run(self, opset: int | None = None) -> Assignment:
         """The assignment by the schemas of ``opset``, by default the graph's."""
         if not self.precision.half:
-            return self._quantised(dict.fromkeys(self.places, "fp32"), {}, frozenset())
+            return self._quantised(self._own(), {}, frozenset())
         from passes.low_types import low_type
         from passes.soundness import keep_in_float32
 
@@ -126,6 +150,17 @@ class _Assigning:
         rule = self.rules.get(name)
         return rule.precision if rule is not None and rule.precision in FLOATS else self.precision.low
 
+    def _scheme(self, name: str) -> str:
+        """What a node is to be quantised to, if it can be; empty for nothing."""
+        rule = self.rules.get(name)
+        asked = rule.precision if rule is not None else self.precision.quantised
+        return asked if asked in SCHEMES else ""
+
+    def _is_named(self, node: gs.Node) -> bool:
+        """Whether a rule is for this very node or its operator, and not for all of a module."""
+        rule = self.rules.get(node.name)
+        return rule is not None and not rule.fits(Place((), (), place_of(node).modules))
+
     def _forced(self) -> dict[str, str]:
         """Of nodes that a rule, or the target, decides about: why they are in float32; empty where they are not."""
         dtype = self.precision.half_dtype
@@ -135,7 +170,7 @@ class _Assigning:
             if rule.precision in FLOATS
         }
         if self.precision.low == "fp32":
-            forced = {name: forced.get(name, "float32 is asked for") for name in self.places}
+            forced = {name: forced.get(name, "float32 is asked for") for name in (node.name for node in self.nodes)}
         for node in self.nodes:
             if not node.domain and not self.target.computes_in(node, dtype):
                 forced[node.name] = f"{self.target} does not compute {node.op} in {dtype}"
@@ -143,17 +178,25 @@ class _Assigning:
 
     def _quantised(self, nodes: dict[str, str], reasons: dict[str, str], saturated: frozenset[str]) -> Assignment:
         """With the nodes that are to be quantised: those that can be, and are not left in float32 for a reason."""
+        floats = dict(nodes)
         for node in self.nodes:
-            rule = self.rules.get(node.name)
-            scheme = rule.precision if rule is not None else self.precision.quantised
-            if scheme not in SCHEMES or node.name not in nodes:
+            scheme = self._scheme(node.name)
+            if not scheme or node.name not in nodes:
                 continue
             if not _can_be(node, scheme):
-                if rule is not None or _is_product(node):
+                if _is_product(node) or self._is_named(node):
                     reasons.setdefault(node.name, _why_not(node, scheme))
             elif node.name not in reasons:
                 nodes[node.name] = scheme
-        return Assignment(nodes, reasons, saturated)
+        return Assignment(nodes, floats, reasons, saturated)
+
+
+def rules_for(graph: gs.Graph, precision: Precision) -> dict[str, Rule]:
+    """By name, the rule that says what a node is computed in; those of which none does are not here."""
+    from passes.soundness import touched
+
+    found = {node.name: precision.rule_for(place_of(node)) for node in touched(graph)}
+    return {name: rule for name, rule in found.items() if rule is not None}
 
 
 def _can_be(node: gs.Node, scheme: str) -> bool:
@@ -167,9 +210,9 @@ def _can_be(node: gs.Node, scheme: str) -> bool:
 
 def _is_product(node: gs.Node) -> bool:
     """Whether the operator has multiply-adds, which a quantisation is all about."""
-    from passes.quantisation import QUANTISABLE
+    from passes.casts import COMPUTE
 
-    return not node.domain and node.op in QUANTISABLE["int8"]
+    return not node.domain and node.op in COMPUTE
 
 
 def _why_not(node: gs.Node, scheme: str) -> str:
@@ -178,6 +221,29 @@ def _why_not(node: gs.Node, scheme: str) -> str:
     if node.op in QUANTISABLE[scheme]:  # type: ignore[index]
         return f"{scheme} is for weights alone, and {node.op} multiplies no weight here"
     return f"{node.op} is not among what is quantised to {scheme}"
+
+
+def own_precision(node: gs.Node) -> str:
+    """The lowest float type of the node's tensors, such as ``fp16``; empty where they have none."""
+    from passes.ir import type_name
+
+    kinds = {type_name(item.dtype) for item in (*node.inputs, *node.outputs) if item.dtype is not None}
+    return next((name for name in ("fp16", "bf16", "fp32") if DTYPES[name] in kinds), "")
+
+
+def place_of(node: gs.Node) -> Place:
+    """What a rule's pattern may fit of the node."""
+    from passes.provenance import origin, replaced
+
+    operator, name = replaced(node)
+    names, operators = ((node.name, name), (node.op, operator)) if operator else ((node.name,), (node.op,))
+    return Place(names, operators, (origin(node).module, *_modules_of_weights(node)))
+
+
+def _is_floating(tensor: gs.Tensor) -> bool:
+    from passes.low_types import is_float32, is_half
+
+    return is_float32(tensor) or is_half(tensor)
 
 
 def _modules_of_weights(node: gs.Node) -> list[str]:

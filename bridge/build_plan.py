@@ -84,18 +84,11 @@ def plan_build(
 
 def _own_precisions(graph: gs.Graph) -> dict[str, str]:
     """By node, the lowest precision of its floating-point tensors."""
-    from passes.ir import type_name
-
     from .asking import everywhere
+    from .assignment import own_precision
 
-    known = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-    found: dict[str, str] = {}
-    for node, _, _ in everywhere(graph):
-        dtypes = {type_name(item.dtype) for item in (*node.inputs, *node.outputs) if item.dtype is not None}
-        kinds = [known[name] for name in ("float16", "bfloat16", "float32") if name in dtypes]
-        if kinds:
-            found[node.name] = kinds[0]
-    return found
+    found = {node.name: own_precision(node) for node, _, _ in everywhere(graph)}
+    return {name: precision for name, precision in found.items() if precision}
 
 
 def _made_by(graph: gs.Graph) -> dict[str, str]:

@@ -98,14 +98,14 @@ def _shares(layers: Iterable[Layer], total: float) -> dict[str, float]:
 def _wanted(layer: Layer, parts: Sequence[str], asked: Mapping[str, str], products: Collection[str]) -> str:
     """What the layer was to be computed in; empty where nobody said.
 
-    What else the node of a quantised product has, such as a bias that is added, is in the floating-point type.
+    Nobody says it of what else the node of a quantised product has, such as a bias that is added.
     """
     quantised = [name for name in parts if name in QUANTISED]
     floats = [name for name in parts if name not in QUANTISED]
     if asked:
         found = asked.get(layer.node, "")
         beside = found in QUANTISED and not layer.weighted and layer.node in products
-        return (floats or ["fp32"])[0] if beside else found
+        return "" if beside else found
     return (quantised or floats)[0] if layer.weighted else (floats or ["fp32"])[0]
 
 

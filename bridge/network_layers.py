@@ -20,6 +20,8 @@ PRECISIONS = {
 }
 """By the names of TensorRT's types."""
 FLOATS = frozenset(("FLOAT", "HALF", "BF16"))
+OF_WEIGHTS = frozenset(("int4", "fp4"))
+"""Of a product in any other quantised type, both factors have to be in it: else it is computed in floats."""
 
 MOVES = frozenset(
     (
@@ -225,13 +227,14 @@ WEIGHTED = frozenset(_PRODUCTS)
 
 
 def _precision(layer: Any, makers: Mapping[str, Any], weighted: bool) -> str:
-    """The quantised type that a product reads, or the type of the first floating-point tensor."""
+    """The quantised type of both factors of a product (or of its weights, if that is a type for weights alone), or the
+    type of the first floating-point tensor."""
     inputs, outputs = tensors(layer)
     if weighted:
-        for item in inputs[:2]:
-            quantised = dequantised_from(item, makers)
-            if quantised:
-                return quantised
+        kinds = [dequantised_from(item, makers) for item in inputs[:2]]
+        quantised = [kind for kind in kinds if kind in OF_WEIGHTS or kinds == [kind, kind]]
+        if any(quantised):
+            return quantised[0]
     floats = [item.dtype.name for item in (*inputs, *outputs) if item.dtype.name in FLOATS]
     return PRECISIONS[floats[0]] if floats else UNKNOWN
 

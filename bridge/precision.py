@@ -33,6 +33,19 @@ KINDS = ("op", "module", "node")
 
 
 @dataclass(frozen=True)
+class Place:
+    """What patterns are compared with of one node.
+
+    Names and operators are its own and those of the exported model's node that a pass made it for: so a rule means the
+    same whatever a target's passes make of a LayerNormalization.
+    """
+
+    names: tuple[str, ...]
+    operators: tuple[str, ...]
+    modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Rule:
     """What the nodes of a pattern are computed in."""
 
@@ -51,17 +64,14 @@ class Rule:
     def __str__(self) -> str:
         return f"{self.kind}:{self.pattern}" if self.kind else self.pattern
 
-    def fits(self, node: str, operator: str, *modules: str) -> int:
-        """How specific it is for a node with this name, operator and torch modules: 0 where it does not fit.
-
-        A module's pattern fits all that is below the module.
-        """
+    def fits(self, place: Place) -> int:
+        """How specific it is for a node: 0 where it does not fit. A module's pattern fits all that is below it."""
         exact, below = _expressions(self.pattern)
-        if self.kind in ("", "node") and exact.fullmatch(node):
+        if self.kind in ("", "node") and any(map(exact.fullmatch, place.names)):
             return 3
-        if self.kind in ("", "module") and any(below.fullmatch(module) for module in modules if module):
+        if self.kind in ("", "module") and any(map(below.fullmatch, filter(None, place.modules))):
             return 2
-        return int(self.kind == "op" and bool(exact.fullmatch(operator)))
+        return int(self.kind == "op" and any(map(exact.fullmatch, place.operators)))
 
 
 @functools.lru_cache(1024)
@@ -109,10 +119,10 @@ class Precision:
 
     @property
     def name(self) -> str:
-        """Such as ``int8+fp16``; rules are not in it."""
-        return "+".join(
-            part for part in (self.quantised, "" if self.quantised and self.low == "fp32" else self.low) if part
-        )
+        """The low types that any node is to be in, be it by a rule, such as ``int8+fp16``.
+
+        What an engine has to be allowed, and how far its outputs may be off, goes by it."""
+        return _joined(self.scheme, self.half)
 
     def __str__(self) -> str:
         return self.name
@@ -139,22 +149,26 @@ class Precision:
         asked = (self.quantised, *(rule.precision for rule in self.rules))
         return next((name for name in asked if name in SCHEMES), "")
 
-    def rule_for(self, node: str, operator: str, *modules: str) -> Rule | None:
+    def rule_for(self, place: Place) -> Rule | None:
         """The rule that says what a node is computed in, if there is one."""
         best, found = 0, None
         for rule in self.rules:
-            specific = rule.fits(node, operator, *modules)
+            specific = rule.fits(place)
             if specific and specific >= best:
                 best, found = specific, rule
         return found
 
-    def check_rules(self, nodes: Iterable[tuple[str, ...]]) -> None:
-        """Raises UsageError where a pattern fits none of the nodes, which are given by name, operator and modules."""
-        there = list(nodes)
+    def check_rules(self, places: Iterable[Place]) -> None:
+        """Raises UsageError where a pattern fits none of the nodes."""
+        there = list(places)
         for rule in self.rules:
-            if any(rule.fits(*node) for node in there):
+            if any(map(rule.fits, there)):
                 continue
-            known = {"op": {node[1] for node in there}, "module": _paths(there), "node": {node[0] for node in there}}
+            known = {
+                "op": {operator for place in there for operator in place.operators},
+                "module": _paths(there),
+                "node": {name for place in there for name in place.names},
+            }
             kinds = (rule.kind,) if rule.kind else ("module", "node")
             names = sorted({name for kind in kinds for name in known[kind] if name})
             near = difflib.get_close_matches(rule.pattern, names, 5, 0.5) or names[:5]
@@ -163,7 +177,7 @@ class Precision:
 
     def file_text(self) -> str:
         """The precision file that ``of`` reads as this."""
-        lines = [f"precision: {self.name}", f"io: {self.io}"]
+        lines = [f"precision: {_joined(self.quantised, self.low)}", f"io: {self.io}"]
         groups = {name: [rule for rule in self.rules if rule.precision == name] for name in self._in_order()}
         if [rule for rules in groups.values() for rule in rules] == list(self.rules):
             for name, rules in groups.items():
@@ -245,6 +259,10 @@ def _patterns(key: str, listed: Any, where: str) -> list[tuple[str, str]]:
     raise UsageError(f"{where}: {key}: {listed!r}: give {wanted}.")
 
 
+def _joined(scheme: str, low: str) -> str:
+    return "+".join(part for part in (scheme, low) if part not in ("", "fp32")) or "fp32"
+
+
 def _quoted(rule: Rule) -> str:
     return json.dumps(str(rule), ensure_ascii=False)
 
@@ -253,10 +271,10 @@ def _listed() -> str:
     return ", ".join((*FLOATS, *SCHEMES))
 
 
-def _paths(nodes: Iterable[tuple[str, ...]]) -> set[str]:
+def _paths(places: Iterable[Place]) -> set[str]:
     """The modules that nodes come from, and those around them."""
     found: set[str] = set()
-    for module in (module for _, _, *modules in nodes for module in modules):
+    for module in (module for place in places for module in place.modules):
         parts = module.split(".")
         found.update(".".join(parts[:end]) for end in range(1, len(parts) + 1))
     return found

@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 from .compare import first_lines
 from .errors import RunError, UsageError
 from .inputs import Array
+from .rounded import plain, rounded
 
 Method = Literal["max", "entropy", "percentile"]
 METHODS: tuple[Method, ...] = ("max", "entropy", "percentile")
@@ -39,6 +40,8 @@ BATCH_BYTES = 256 << 20
 UNKNOWN_DIM = 64
 """What an axis of unknown size counts for in that sum."""
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+LOW = ("float16", "bfloat16")
 
 Sample = Mapping[str, Array]
 
@@ -80,12 +83,25 @@ def measure(
         raise UsageError(f"calibration method {method!r}: not one of {', '.join(map(repr, METHODS))}.")
     proto = _typed(onnx.load(str(model), load_external_data=False))
     wanted = None if names is None else set(names)
+    if _has_bfloat16(proto.graph):
+        copy = rounded(plain(proto))
+        proto, samples = copy.model, _renamed(samples, copy.inputs)
+        for name in copy.inputs:
+            proto.graph.value_info.append(helper.make_tensor_value_info(name, copy.types[name], None))
     if method == "max":
         return _seen(proto, model.parent, samples, wanted)
     with tempfile.TemporaryDirectory(prefix="bridge-ranges-") as folder:
         again = _Spool(samples, Path(folder))
         seen = _seen(proto, model.parent, again.first(), wanted)
         return {**seen, **_cut(proto, model.parent, again, seen, method)}
+
+
+def _has_bfloat16(graph: onnx.GraphProto) -> bool:
+    """Whether the graph computes with what ONNX Runtime's CPU has few kernels for."""
+    kinds = {info.type.tensor_type.elem_type for info in (*graph.input, *graph.output, *graph.value_info)}
+    return TensorProto.BFLOAT16 in kinds or any(
+        _has_bfloat16(item.g) for node in graph.node for item in node.attribute if item.type == item.GRAPH
+    )
 
 
 def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -329,6 +345,14 @@ def _session(model: onnx.ModelProto, folder: Path) -> Run:
         return arrays
 
     return run
+
+
+def _renamed(samples: Iterable[Sample], names: Mapping[str, str]) -> Iterator[Sample]:
+    """The samples under other names, low types as float32."""
+    for sample in samples:
+        given = {names[key]: array for key, array in sample.items() if key in names}
+        low = {key: array.astype(np.float32) for key, array in given.items() if array.dtype.name in LOW}
+        yield {**given, **low}
 
 
 # --- histograms --------------------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import onnx_graphsurgeon as gs
 
 from .framework import Builder, Declined, Log, PassError, Rule
-from .ir import Names, Node, bodies, node_metadata, scopes
+from .ir import Names, Node, bodies, scopes
 from .matches import Match, Part, Recorder, part
-from .provenance import describe
+from .provenance import describe, inherited
 
 if TYPE_CHECKING:
     from bridge.target import Target
@@ -75,7 +75,7 @@ def _apply(
             continue
         log.declined.pop((item.name, node.name), None)
         for made in builder.made:
-            made.metadata = {**node_metadata(node), "bridge.rule": item.name}
+            made.metadata = inherited(node, item.name)
         graph.functions.extend(builder.functions[len(graph.functions) :])
         log.add(item.name, item.reason, [where])
         if match is not None:

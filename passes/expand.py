@@ -34,7 +34,7 @@ from .ir import (
 )
 from .matches import part
 from .plugins import drop_uncalled
-from .provenance import describe
+from .provenance import describe, inherited
 from .reading import from_proto
 from .writing import Writer, function_proto, node_proto
 
@@ -298,7 +298,7 @@ def _spliced(node: gs.Node, meaning: Meaning, names: Names) -> list[gs.Node]:
             tensor.name = names.new(f"{stem}/{tensor.name}")
         for item in scope.nodes:
             item.name = names.new(f"{stem}/{item.name or item.op}")
-            item.metadata = {**node_metadata(node), **node_metadata(item), "bridge.rule": NAME}
+            item.metadata = {**inherited(node, NAME), **node_metadata(item), "bridge.rule": NAME}
             for tensor in item.outputs:
                 if tensor.name:
                     tensor.name = names.new(f"{stem}/{tensor.name}")

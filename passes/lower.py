@@ -20,8 +20,8 @@ import onnx_graphsurgeon as gs
 from .clean import oldest_ir_version
 from .engine import match_of, replace
 from .framework import Builder, Declined, Log, PassError, Rule
-from .ir import Names, bodies, elem_type, node_metadata, onnx_dtype, scopes
-from .provenance import describe
+from .ir import Names, bodies, elem_type, onnx_dtype, scopes
+from .provenance import describe, inherited
 from .restate import not_restated, restate, restated
 from .writing import node_proto
 
@@ -161,7 +161,7 @@ def _detach(builder: Builder) -> None:
 def _carry_out(plan: _Plan, log: Log) -> None:
     changed: dict[int, tuple[gs.Graph, dict[int, list[gs.Node]]]] = {}
     for change in plan.changes:
-        where, metadata = describe(change.node), node_metadata(change.node)
+        where, metadata = describe(change.node), inherited(change.node, change.name)
         if log.recorder is not None:
             log.matches.append(
                 match_of(log.recorder, change.name, change.node, change.results, change.builder, change.scope)
@@ -169,7 +169,7 @@ def _carry_out(plan: _Plan, log: Log) -> None:
         changed.setdefault(id(change.scope), (change.scope, {}))[1][id(change.node)] = change.builder.made
         replace(change.node, change.results, change.builder.made, change.scope)
         for made in change.builder.made:
-            made.metadata = {**metadata, "bridge.rule": change.name}
+            made.metadata = dict(metadata)
         log.add(change.name, change.reason, [where])
     for scope, new in changed.values():
         scope.nodes = [item for node in scope.nodes for item in new.get(id(node), [node])]

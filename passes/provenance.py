@@ -17,6 +17,8 @@ from .ir import node_metadata
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 STACK = "pkg.torch.onnx.stack_trace"
+REPLACED = "bridge.replaced"
+"""Of a node that a pass made, operator and name of the exported model's node that it stands for."""
 WRAPPED = "bridge_module"
 """Name under which the exporter's wrapper holds the user's module: taken off the front of module paths."""
 
@@ -69,6 +71,17 @@ def _source(stack: str) -> str:
     frames = [(match["file"], match["line"]) for match in _FRAME.finditer(stack)]
     own = [frame for frame in frames if not _LIBRARIES.search(frame[0])] or frames[-1:]
     return f"{PurePath(own[-1][0])}:{own[-1][1]}" if own else ""
+
+
+def inherited(node: gs.Node, made_by: str) -> dict[str, str]:
+    """The metadata of what the pass called ``made_by`` puts into the node's place."""
+    return {REPLACED: f"{node.op} {node.name}", **node_metadata(node), "bridge.rule": made_by}
+
+
+def replaced(node: gs.Node) -> tuple[str, str]:
+    """Operator and name of the exported model's node that this one was made for; empty where it is that node itself."""
+    operator, _, name = node_metadata(node).get(REPLACED, "").partition(" ")
+    return operator, name
 
 
 def describe(node: gs.Node) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from .ir import CONTROL_FLOW, bodies, scopes
-from .low_types import Extent, LowType, Ports, extent, is_float32, ports
+from .low_types import Extent, LowType, Ports, extent, is_float32, is_half, ports
 from .sound_tables import (
     ABSORBING,
     ARITHMETIC,
@@ -452,10 +452,10 @@ def _number(known: Extent) -> str:
 
 
 def touched(graph: gs.Graph) -> Iterator[gs.Node]:
-    """The nodes of ``graph`` and its bodies that read or make float32, but for what runs bodies."""
+    """The nodes of ``graph`` and its bodies that read or make float32, or 16 bits, but for what runs bodies."""
     for scope in scopes(graph, functions=False):
         for node in scope.nodes:
-            if node.op not in CONTROL_FLOW and any(map(is_float32, _tensors(node))):
+            if node.op not in CONTROL_FLOW and any(is_float32(item) or is_half(item) for item in _tensors(node)):
                 yield node
 
 

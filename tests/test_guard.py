@@ -154,9 +154,10 @@ def test_dynamic_axes_have_the_shapes_that_are_given() -> None:
     assert layer.work == 15
 
 
-def test_a_product_of_dequantised_values_is_quantised() -> None:
+def test_a_product_of_dequantised_values_is_quantised_and_one_of_dequantised_weights_alone_only_in_int4() -> None:
     x, q, dq, w, dw, y = (Tensor(name, HALF, (2, 2)) for name in ("x", "q", "dq", "w", "dw", "y"))
     q.dtype = w.dtype = INT8
+    small, dsmall = Tensor("small", DataType.INT4, (2, 2)), Tensor("dsmall", HALF, (2, 2))
     turned = Tensor("turned", HALF, (2, 2))
     layers = [
         ILayer("QUANTIZE", "x_q", [x], [q]),
@@ -165,13 +166,15 @@ def test_a_product_of_dequantised_values_is_quantised() -> None:
         ILayer("SHUFFLE", "w_t", [dw], [turned]),
         ILayer("MATRIX_MULTIPLY", "both", [dq, turned], [y], op0=MatrixOperation.NONE),
         ILayer("MATRIX_MULTIPLY", "weights", [x, turned], [y], op0=MatrixOperation.NONE),
+        ILayer("DEQUANTIZE", "small_dq", [small], [dsmall]),
+        ILayer("MATRIX_MULTIPLY", "small_weights", [x, dsmall], [y], op0=MatrixOperation.NONE),
         ILayer("ELEMENTWISE", "add", [dq, y], [y]),
         ILayer("MATRIX_MULTIPLY", "neither", [y, y], [y], op0=MatrixOperation.NONE),
     ]
     network = Network([x], layers)
     found = {item.name: item.precision for item in network_layers(TRT, network, {}, {})}
-    assert found == {"both": "int8", "weights": "int8", "add": "fp16", "neither": "fp16"}
-    assert quantised_types(network) == {"int8"}
+    assert found == {"both": "int8", "weights": "fp16", "small_weights": "int4", "add": "fp16", "neither": "fp16"}
+    assert quantised_types(network) == {"int8", "int4"}
 
 
 def test_layers_are_traced_to_the_nodes_that_they_were_made_for() -> None:

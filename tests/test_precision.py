@@ -14,7 +14,7 @@ from bridge import target as targets
 from bridge.assignment import Assignment, assign
 from bridge.errors import UsageError
 from bridge.evaluator import evaluate
-from bridge.precision import Precision, Rule
+from bridge.precision import Place, Precision, Rule
 from bridge.ranges import Range
 from passes import write
 from passes.casts import cast
@@ -150,12 +150,15 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 )
 def test_the_most_specific_pattern_wins_and_of_equal_ones_the_last(patterns: list[str], found: str | None) -> None:
     rules = tuple(Rule.of("fp32", text) for text in patterns)
-    rule = Precision("fp16", "", rules).rule_for("node_add_1", "Add", "decoder.norm1")
+    rule = Precision("fp16", "", rules).rule_for(Place(("node_add_1",), ("Add",), ("decoder.norm1",)))
     assert (str(rule) if rule is not None else None) == found
 
 
 def test_a_pattern_that_fits_nothing_is_named_with_what_is_near() -> None:
-    nodes = [("node_conv", "Conv", "encoder.layers.0"), ("node_norm", "Add", "decoder.norm1")]
+    nodes = [
+        Place(("node_conv",), ("Conv",), ("encoder.layers.0",)),
+        Place(("node_norm",), ("Add",), ("decoder.norm1",)),
+    ]
     with pytest.raises(UsageError, match=r"fp32: 'decodr.norm' fits no node.*decoder.norm1"):
         Precision.of({"fp32": ["decodr.norm"]}).check_rules(nodes)
     with pytest.raises(UsageError, match=r"'op:Cnv' fits no node.*Conv"):

@@ -231,6 +231,73 @@ def test_a_module_that_is_in_16_bits_already_converts_as_it_is(
         assert result.source_error.relative < 0.02
 
 
+@pytest.mark.parametrize(("dtype", "own"), [(torch.float16, "fp16"), (torch.bfloat16, "bf16")])
+def test_a_module_that_is_in_16_bits_is_quantised_where_that_is_asked(
+    tmp_path: Path, dtype: torch.dtype, own: str
+) -> None:
+    module, example = seeded(Cnn, 2, 3, 16, 16)
+    module, example = module.to(dtype), example.to(dtype)
+    asked = {"precision": "int8", "fp32": ["head"]}
+    result = convert(module, example, tmp_path, asked, calibration=typical(example))
+    assert result.status in BUILT, result.error
+    assert result.precisions["int8"] > 0.9 and result.precisions[own] > 0 and "fp32" not in result.precisions
+    assert not result.kept and 0 < result.source_error.relative < 0.05
+    assert any("rules for float types (head) have no effect" in note for note in result.notes), result.notes
+
+
+class Experts(nn.Module):
+    """A mixture of two linear layers, said in Einstein's way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 16, 32) / 4)
+        self.cell = nn.GRU(32, 8, batch_first=True)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        both = torch.einsum("btd,ndf->bntf", rows, self.weight)
+        return self.cell(torch.relu(both).sum(1))[0]
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8+fp16", "int8+bf16"])
+def test_an_einsum_is_quantised_as_products_and_what_cannot_be_is_named(tmp_path: Path, precision: str) -> None:
+    module, example = seeded(Experts, 2, 5, 16)
+    result = convert(module, example, tmp_path, precision, calibration=typical(example))
+    assert result.status in BUILT, result.error
+    assert result.precisions["int8"] > 0.5, result.precisions
+    assert any("GRU" in reason for reason in result.kept), result.kept
+    assert not any(reason.startswith("not quantised") for reason in result.kept), result.kept
+
+
+def test_a_rule_alone_may_ask_for_a_low_precision(tmp_path: Path) -> None:
+    module, example = seeded(Cnn, 2, 3, 16, 16)
+    result = convert(module, example, tmp_path, {"precision": "fp32", "fp16": ["body"]})
+    assert result.status in BUILT, result.error
+    assert result.precision == "fp16" and 0.3 < result.precisions["fp16"] < 0.9, result.precisions
+
+
+class Norms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 4)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.head(nn.functional.gelu(self.norm(torch.einsum("bi,bj->bij", rows, rows))))
+
+
+@pytest.mark.parametrize("target", ["tensorrt-8.5", "tensorrt-10", "tensorrt-rtx"])
+def test_a_rule_means_the_same_whatever_the_passes_make_of_an_operator(tmp_path: Path, target: str) -> None:
+    module, example = seeded(Norms, 2, 16)
+    asked = {"precision": "fp16", "fp32": ["op:LayerNormalization", "op:Einsum", "node:node_gelu"]}
+    options: dict[str, Any] = {"workdir": tmp_path, "target": target, "build": False, "precision": asked}
+    result = bridge.convert(module, (example,), **options)
+    assert result.status == "rewritten", result.error
+    types = types_of(tmp_path / "typed.onnx")
+    low = [name for name, kind in types.items() if kind == "float16" and "/cast_" not in name]
+    assert not [name for name in low if any(part in name for part in ("norm", "einsum", "gelu"))], low
+    assert any("linear" in name for name in low), low
+    assert not result.kept
+
+
 def test_the_same_is_taken_from_the_cache_and_nothing_else_is(tmp_path: Path) -> None:
     module, example = seeded(Cnn, 2, 3, 16, 16)
     calibrations = {"one": typical(example), "other": [(torch.randn_like(example) * 3,)]}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..assignment import Assignment, assign
+from ..assignment import Assignment, assign, make_ready
 from ..build_plan import plan_build
 from ..calibration import METHOD_OF, Calibration, write_calibration
 from ..compare import Feeds, disagreement, onnx_runner, run_stage
@@ -49,14 +49,15 @@ def lower(state: State, graph: gs.Graph) -> None:
     with state.clock("precision"):
         calibration = calibration_of(state)
         samples: Callable[[], Iterable[Feeds]] = (lambda: state.feeds) if calibration is None else calibration.samples
-        ranges = {} if computes_in_half(graph) else ranges_of(state, samples())
+        measured = measured_model(state)
+        ranges = {} if computes_in_half(graph) else ranges_of(state, samples(), measured)
         assignment = assign(graph, settings.precision, ranges, settings.target)
         result.notes.extend(assignment.notes)
         for node, reason in assignment.reasons.items():
             result.kept.setdefault(reason, []).append(node)
         typed, nodes = None, assignment.nodes
         if nodes:
-            typed, nodes = _typed(state, graph, assignment, scales_of(state, samples()))
+            typed, nodes = _typed(state, graph, assignment, scales_of(state, samples(), measured))
         if own and typed is not None:
             result.onnx = typed
             state.describe(graph)
@@ -97,26 +98,35 @@ def calibration_of(state: State) -> Calibration | None:
 _EXAMPLE_ALONE = "calibrated with the example inputs alone: give calibration= typical ones"
 
 
-def ranges_of(state: State, samples: Iterable[Feeds]) -> Mapping[str, Range]:
-    """What the tensors hold, where that decides what can be in the low type."""
+def measured_model(state: State) -> Path:
+    """The model whose tensors are measured: the rewritten one, or what it is made into before it is assigned types."""
+    from passes import read, write
+
+    assert state.result.rewritten_onnx is not None
+    graph = read(state.result.rewritten_onnx)
+    if not make_ready(graph, state.settings.precision, state.settings.target):
+        return state.result.rewritten_onnx
+    path = state.workspace.partial / "measured.onnx"
+    write(graph, path, beside=state.workspace.folder)
+    return path
+
+
+def ranges_of(state: State, samples: Iterable[Feeds], model: Path) -> Mapping[str, Range]:
+    """What the tensors of ``model`` hold, where that decides what can be in the low type."""
     from ..ranges import measure
 
-    if not state.settings.precision.half:
-        return {}
-    assert state.result.onnx is not None
-    return measure(state.result.onnx, samples)
+    return measure(model, samples) if state.settings.precision.half else {}
 
 
-def scales_of(state: State, samples: Iterable[Feeds]) -> Mapping[str, Range]:
+def scales_of(state: State, samples: Iterable[Feeds], model: Path) -> Mapping[str, Range]:
     """The ranges that activations are quantised by, where the model does it; int4 quantises weights alone."""
     from ..ranges import measure
 
     settings = state.settings
     if settings.precision.scheme not in ("int8", "fp8") or not settings.target.strongly_typed:
         return {}
-    assert state.result.onnx is not None
     method = METHOD_OF[settings.calibration_algorithm] if settings.precision.scheme == "int8" else "max"
-    return measure(state.result.onnx, samples, method)  # type: ignore[arg-type]
+    return measure(model, samples, method)  # type: ignore[arg-type]
 
 
 def _typed(
@@ -134,13 +144,13 @@ def _typed(
         assert result.onnx is not None
         graph = read(result.onnx)
     put = put_in_types(graph, precision, assignment, scales, quantised=own)
-    result.notes.extend(put.notes)
+    result.notes.extend(note for note in put.notes if note not in result.notes)
     for node, reason in put.declined.items():
         result.kept.setdefault(f"not quantised: {reason}", []).append(node)
     if own and precision.scheme and not put.quantised:
         raise PrecisionError(f"{precision} was asked for, and nothing can be quantised: {_reasons(result.kept)}.")
     state.workspace.publish(*write(graph, state.workspace.partial / TYPED, beside=state.workspace.folder))
-    return state.workspace.path(TYPED), {**assignment.nodes, **dict.fromkeys(put.declined, precision.low)}
+    return state.workspace.path(TYPED), {**assignment.nodes, **{name: assignment.floats[name] for name in put.declined}}
 
 
 @dataclass(frozen=True)
