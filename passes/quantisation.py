@@ -309,9 +309,12 @@ class _Quantiser:
             return
         axis = 1 if node.op == "Gemm" and node.attrs.get("transB", 0) else 0
         rows = int(tensor.shape[axis])
-        block = next((size for size in BLOCKS if rows % size == 0), None)
-        if block is None:
+        whole = [size for size in BLOCKS if rows % size == 0]
+        if not whole:
             raise _Decline(f"the {rows} rows of its weight are no multiple of {' or '.join(map(str, BLOCKS))}")
+        block = next((size for size in whole if size < math.prod(tensor.shape)), None)
+        if block is None:  # TensorRT takes a single scale for that of the whole tensor, which int4 has none of
+            raise _Decline(f"its weight is a single block of {rows}")
         key = (id(tensor), axis)
         if key not in self.pairs:
             stored, scale = _in_blocks(_seen_through(weight), axis, block)

@@ -491,6 +491,7 @@ def test_int4_declines_what_is_no_constant_matrix_of_whole_blocks() -> None:
     ]
     odd = reasons(lambda g, x: g.op.MatMul(g.op.Slice(x, [0], [60], [1]), g.constant(weights(60, 4))))
     assert odd == ["the 60 rows of its weight are no multiple of 128 or 64"]
+    assert reasons(lambda g, x: g.op.MatMul(x, g.constant(weights(64, 1)))) == ["its weight is a single block of 64"]
 
 
 # --- models ------------------------------------------------------------------------------------------------------
