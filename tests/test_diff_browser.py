@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -11,8 +13,10 @@ from typing import Any
 import pytest
 
 from benchmarks.diff_report import report_of
-from bridge.diff.model import DiffReport
+from bridge.diff.model import DiffReport, StageError
+from bridge.diff.plots import along_layers
 from bridge.diff.render import render_html
+from bridge.diff.strips import strips
 
 from .browser import Tab, chromium
 from .test_diff_render import HOSTILE, hostile, layer, small
@@ -89,6 +93,29 @@ def test_the_page_is_drawn_without_a_complaint_and_no_wider_than_the_screen(
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (dark == "rgb(255, 255, 255)") == (look != "dark"), dark
     assert colours(page.screenshot(full_page=True, path=tmp_path / f"{look}.png")) > 100
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_long_names_and_reasons_push_no_figure_out_of_sight(opened: Open, width: int) -> None:
+    long = "n" * 300
+    rows = [dataclasses.replace(row, output=long) for row in small().stages]
+    engine = StageError("engine", long, "3 samples", "exported", note="no engine was built, since " + "it failed " * 60)
+    report = small(stages=[*rows, engine], notes=[long], layers=[layer(0, node=long, module=long, source=long)])
+    page = opened(render_html(report), viewport={"width": width, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator(".by-stage").bounding_box()["width"] <= width
+    for figure in page.locator(".by-stage td.agreed").all():
+        box = figure.bounding_box()
+        assert box["x"] + box["width"] <= width, box
+
+
+def test_the_line_of_what_is_carried_has_a_gap_where_nothing_is_finite() -> None:
+    layers = [layer(place) for place in range(9)]
+    layers[4] = dataclasses.replace(layers[4], carried=dataclasses.replace(layers[4].carried, relative=None))
+    whole, broken = (
+        along_layers(found, strips(found, None)[0].span, None, "a") for found in ([layer(i) for i in range(9)], layers)
+    )
+    assert [max(path.count("M") for path in re.findall(r' d="([^"]+)"', svg)) for svg in (whole, broken)] == [1, 2]
 
 
 def test_text_of_others_makes_no_element_and_runs_nothing(opened: Open) -> None:

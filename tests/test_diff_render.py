@@ -93,7 +93,7 @@ def hostile(text: str = HOSTILE) -> DiffReport:
         ranking=[0],
         shapes=[ShapeError(text, {text: [1]}, "exported", text, error, error, text)],
         samples=Samples(
-            1,
+            2,
             [Percentiles("exported", "relative", 1, 2, 3, 4)],
             [SampleError(text, "exported", 1, 1, False)],
             text,

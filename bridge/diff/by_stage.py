@@ -102,7 +102,8 @@ class OverSamples:
                     Metric(name, stage, value if np.isfinite(value) else None, "" if np.isfinite(value) else str(value))
                     for name, value in values.items()
                 ]
-            self.metrics += [Metric(self.metric[0], stage, None, why) for stage, why in self.stages.why.items()]
+            names = list(dict.fromkeys(metric.name for metric in self.metrics))
+            self.metrics += [Metric(name, stage, None, why) for stage, why in self.stages.why.items() for name in names]
 
     def _compare(self, names: list[str], feeds: list[Feeds], found: dict[StageName, Outputs]) -> None:
         order = list(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..result import ConversionResult
 from ..settings import source_path
 from ..target import Target, resolve
 from ..workspace import RESULT, TYPED
-from .model import STAGES, StageName
+from .model import NOT_BUILT, STAGES, StageName
 
 if TYPE_CHECKING:
     from ..export import Source
@@ -59,7 +60,8 @@ class Conversion:
         """Why the engine is not run here; empty where it is."""
         if self.result.engine is None or not self.result.engine.exists():
             why = " ".join((self.result.error or "").splitlines()[:1])
-            return f"no engine was built{f': {why}' if why else ''}"
+            since = f", since the conversion failed: {textwrap.shorten(why, 100, placeholder=' …')}" if why else ""
+            return f"{NOT_BUILT}{since}"
         reason = self.target.why_not_run()
         if reason is not None:
             return reason

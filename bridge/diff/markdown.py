@@ -16,6 +16,7 @@ _LAYERS, _OUTPUTS, _SAMPLES, _SHAPES = 10, 8, 5, 60
 """Rows of each kind; GitHub takes 65,536 characters of a comment."""
 _LONGEST = 300
 """Characters of a name: one that is longer is cut in the middle."""
+_LONGEST_VERDICT = 2000
 
 
 def render(report: DiffReport) -> str:
@@ -24,7 +25,7 @@ def render(report: DiffReport) -> str:
     lines = [
         f"## {status.mark} {text(report.name)}: {status.label[:1].lower()}{status.label[1:]}",
         "",
-        f"**{text(view.sentence(report))}**",
+        f"**{text(view.sentence(report), _LONGEST_VERDICT)}**",
         "",
         text(f"{target}{report.precision}"),
         "",
@@ -41,9 +42,9 @@ def render(report: DiffReport) -> str:
     return "\n".join(lines) + "\n"
 
 
-def text(words: str) -> str:
+def text(words: str, longest: int = _LONGEST) -> str:
     """As it is, whatever it holds: no mark-up of others, no mention of people, no second line."""
-    words = re.sub(r"([\\`*_\[\]<>#|~$&])", r"\\\1", _line(words))
+    words = re.sub(r"([\\`*_\[\]<>#|~$&])", r"\\\1", _line(words, longest))
     return words.replace("@", "@\u2060")  # a joiner of no width: nobody is called to a review by a file's name
 
 
@@ -60,10 +61,10 @@ def code(words: str) -> str:
     return f"{fence}{air}{words}{air}{fence}"
 
 
-def _line(words: str) -> str:
+def _line(words: str, longest: int = _LONGEST) -> str:
     words = " ".join(words.split())
-    half = _LONGEST // 2
-    return words if len(words) <= _LONGEST else f"{words[:half]} … {words[-half:]}"
+    half = longest // 2
+    return words if len(words) <= longest else f"{words[:half]} … {words[-half:]}"
 
 
 def _step(step: Sequence[str]) -> str:
@@ -187,7 +188,7 @@ def _samples(samples: Samples) -> Iterator[str]:
     if samples.worst:
         kept = f", kept in {code(samples.worst_file)}" if samples.worst_file else ""
         lines += ["", f"The worst: {code(samples.worst)}{kept}."]
-    if samples.percentiles:
+    if samples.percentiles and samples.count > 1:
         rows = [
             [
                 view.STAGE_TITLES[item.stage],
@@ -197,7 +198,7 @@ def _samples(samples: Samples) -> Iterator[str]:
             for item in samples.percentiles
         ]
         lines += _table(["stage", "error", "half, at most", "90 %", "99 %", "all"], rows, figures=4)
-    if samples.errors:
+    if samples.errors and samples.count > 1:
         worst = [
             [
                 code(item.sample),

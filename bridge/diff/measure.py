@@ -204,8 +204,13 @@ def _report(
         _samples(over, folder),
         over.metrics,
         _plots(stages, over),
-        [*conversion.notes, *([f"the conversion failed: {result.error}"] if result.error else []), *said, *notes],
+        [*conversion.notes, *_failure(result.error), *said, *notes],
     )
+
+
+def _failure(error: str | None) -> list[str]:
+    """Of the conversion's error the line that says what is wrong: what may come after it is in its own report."""
+    return [f"the conversion failed: {error.splitlines()[0]}"] if error else []
 
 
 def _samples(over: OverSamples, folder: Path) -> Samples:

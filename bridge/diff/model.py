@@ -22,6 +22,9 @@ StageName = Literal["torch", "exported", "rewritten", "typed", "engine"]
 STAGES: tuple[StageName, ...] = ("torch", "exported", "rewritten", "typed", "engine")
 """In their order. ``typed`` has the precision in the graph; a model in float32 has no such stage."""
 
+NOT_BUILT = "no engine was built"
+"""How the note of an engine's rows begins where there is none to run."""
+
 
 @dataclass(frozen=True)
 class Error:

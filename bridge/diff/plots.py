@@ -64,8 +64,8 @@ def along_layers(layers: Sequence[LayerDiff], span: Span, first: int | None, key
         axes.set_axisbelow(True)
         if first is not None:
             axes.axvline(span.place(first), color=BAD, linewidth=1.2, linestyle=(0, (3, 3)))
-        x, y = _per_unit(carried, span)
-        axes.plot(x, y, color=SECOND, linewidth=1.3)
+        dots: dict[str, Any] = {"marker": "o", "markersize": 2.5} if span.count <= _APART else {}
+        axes.plot(*_with_gaps(carried, span), color=SECOND, linewidth=1.3, **dots)
         _columns(axes, *_per_unit(introduced, span), span.count)
         worst = max(part, key=lambda layer: layer.badness)
         return inline(
@@ -131,6 +131,17 @@ def _per_unit(errors: Sequence[float | None], span: Span) -> tuple[list[float], 
             x = math.floor(x) + 0.5 if many else x
             found[x] = max(error, found.get(x, 0.0))
     return list(found), list(found.values())
+
+
+def _with_gaps(errors: Sequence[float | None], span: Span) -> tuple[list[float], list[float]]:
+    """As ``_per_unit``, and nothing where nothing is known: no line goes through what is not finite."""
+    x, y = _per_unit(errors, span)
+    unknown = [span.place(span.start + place) for place, error in enumerate(errors) if error is None]
+    if span.count > WIDTH:  # a unit of which one layer is known has a figure
+        known = set(x)
+        unknown = [middle for place in unknown if (middle := math.floor(place) + 0.5) not in known]
+    points = sorted([*zip(x, y, strict=True), *((place, math.nan) for place in unknown)])
+    return [place for place, _ in points], [error for _, error in points]
 
 
 def _scatter(data: OutputData, key: str) -> str:

@@ -68,7 +68,7 @@ def _breakable(text: str) -> Any:
     """Long names may go on in the next line after a dot or a slash, as people read them."""
     from markupsafe import Markup, escape
 
-    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[./_])(?=\S)", text))
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=\w[./_])(?=\S)", text))
 
 
 def _embedded(values: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..result import Tolerance
 from .layerwise import EXACT
-from .model import Error, LayerDiff, SampleError, ShapeError, StageError, StageName
+from .model import NOT_BUILT, Error, LayerDiff, SampleError, ShapeError, StageError, StageName
 
 
 def first_diverging(layers: Sequence[LayerDiff]) -> int | None:
@@ -35,7 +35,7 @@ def verdict(
     left_out = {row.stage: row for row in rows if row.note}
     failed = "".join(f"; {_short(row.note)}" for row in left_out.values() if row.failed)
     not_run = failed + "".join(
-        f"; the {row.stage} stage was not run ({_short(row.note)})" for row in left_out.values() if not row.failed
+        f"; the {row.stage} stage was not run ({_reason(row.note)})" for row in left_out.values() if not row.failed
     )
     worst = _worst(rows)
     if worst is None and (failed or agrees(rows, shapes)):
@@ -105,6 +105,11 @@ def _figure(error: Error | None, exact: bool = False) -> str:
     if error.relative is not None and not exact:
         return f"{error.relative:.2g} of its norm"
     return f"up to {error.max_abs:.6g}" if error.max_abs is not None else "another shape"
+
+
+def _reason(note: str) -> str:
+    """What the conversion failed for would be a second verdict in the first."""
+    return _short(note.partition(":")[0] if note.startswith(NOT_BUILT) else note)
 
 
 def _short(words: str) -> str:

@@ -9,7 +9,18 @@ from typing import Literal
 
 from bridge.report.view import Fact, capital, number, seconds
 
-from .model import STAGES, DiffReport, Error, LayerDiff, OutputData, Percentiles, ShapeError, StageError, StageName
+from .model import (
+    NOT_BUILT,
+    STAGES,
+    DiffReport,
+    Error,
+    LayerDiff,
+    OutputData,
+    Percentiles,
+    ShapeError,
+    StageError,
+    StageName,
+)
 
 Look = Literal["verified", "built", "failed"]
 
@@ -17,7 +28,7 @@ STAGE_TITLES: dict[StageName, str] = {
     "torch": "torch",
     "exported": "exported ONNX",
     "rewritten": "rewritten ONNX",
-    "typed": "ONNX with its precision",
+    "typed": "typed ONNX",
     "engine": "engine",
 }
 
@@ -55,7 +66,7 @@ def share(value: float | None) -> str:
     """Of the tolerance."""
     if value is None:
         return "–"
-    return "under 1 %" if 0 < value < 0.01 else f"{100 * value:,.0f} %" if value < 100 else f"{value:,.0f} times"
+    return "under 1 %" if 0 < value < 0.01 else f"{100 * value:,.0f} %" if value < 10 else f"{value:,.0f} times"
 
 
 def psnr(error: Error) -> str:
@@ -212,14 +223,23 @@ def steps(report: DiffReport) -> list[Step]:
     if report.samples is not None and report.samples.worst_file and not report.ok:
         file = Code(report.samples.worst_file)
         found.append((file, " holds the worst sample: with ", Code(f"--samples {file}"), " it alone is measured."))
-    missing = [item for item in report.stages if item.stage == "engine" and not _figures(item)]
-    if missing:
-        why = f" ({missing[0].note})" if missing[0].note else ""
-        take = ", take the folder to a machine whose GPU can run the engine, and ask there: "
-        found.append((f"The engine was not run{why}. Convert with ", Code("--golden"), take, Code("bridge verify DIR")))
+    found += _without_engine(next((item for item in report.stages if item.stage == "engine"), None))
     if not found and status(report).look == "verified":
         found.append(("Nothing: the engine was run, and every output is within its tolerance.",))
     return found or [("Build the engine, and diff again: it has not been compared.",)]
+
+
+def _without_engine(row: StageError | None) -> list[Step]:
+    """What to do where there is an engine's row without figures; what a conversion failed for comes before."""
+    if row is None or row.failed or _figures(row):
+        return []
+    if row.note == NOT_BUILT:
+        return [("No engine was built: convert with one to have it compared as well.",)]
+    if row.note.startswith(NOT_BUILT):
+        return []
+    take = ", take the folder to a machine whose GPU can run the engine, and ask there: "
+    why = f" ({row.note})" if row.note else ""
+    return [(f"The engine was not run{why}. Convert with ", Code("--golden"), take, Code("bridge verify DIR"))]
 
 
 def _about(layer: LayerDiff, report: DiffReport) -> list[Step]:
@@ -295,11 +315,16 @@ def metric_rows(report: DiffReport) -> list[MetricRow]:
     for name in dict.fromkeys(item.name for item in report.metrics):
         items = [found.get((name, stage)) for stage in stages]
         values = [
-            "–" if item is None else f"{item.value:.6g}" if item.value is not None else item.note or "–"
+            "–" if item is None else f"{item.value:.6g}" if item.value is not None else _no_value(item.note)
             for item in items
         ]
         rows.append(MetricRow(name, values))
     return rows
+
+
+def _no_value(note: str) -> str:
+    """``nan`` and the like; of a stage that was not run, the table of stages says why."""
+    return note if note in ("nan", "inf", "-inf") else "not run"
 
 
 def source_root(layers: Sequence[LayerDiff]) -> str:
