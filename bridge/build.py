@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -144,8 +145,10 @@ def build(
     try:
         outcome = BuildOutcome(**json.loads(reply))
     except json.JSONDecodeError as error:  # nothing, or cut short
+        raised = re.findall(r"^[\w.]+(?:Error|Exception)\b.*", messages, re.MULTILINE)
+        why = f" It raised {raised[-1]}" if raised else ""
         raise BuildError(
-            f"{target}'s build process ended with status {code} and no result. {_see(log)}{last}"
+            f"{target}'s build process ended with status {code} and no result.{why} {_see(log)}{last}"
         ) from error
     if outcome.refusals:
         refusals = _with_origin(outcome.refusals, model, hints or {})

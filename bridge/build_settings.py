@@ -153,12 +153,16 @@ _Check = Callable[[Any], str]
 """Of a value, what it should be instead; empty where it is right."""
 
 
-def _whole(least: int, most: int | None = None) -> _Check:
+def _whole(least: int, most: int | None = None, bits: int = 31) -> _Check:
+    """``bits``: how many TensorRT has for it, its sign aside."""
     span = f"from {least} to {most}" if most is not None else f"of at least {least}"
+    largest = (1 << bits) - 1 if most is None else most
 
     def check(value: Any) -> str:
-        right = value is None or (type(value) is int and value >= least and (most is None or value <= most))
-        return "" if right else f"is no whole number {span}"
+        if value is None or (type(value) is int and least <= value <= largest):
+            return ""
+        too_large = type(value) is int and value > largest and most is None
+        return f"is more than TensorRT takes, {largest}" if too_large else f"is no whole number {span}"
 
     return check
 
@@ -179,7 +183,7 @@ def _devices(value: Any) -> str:
 
 
 _CHECKS: Mapping[str, _Check] = {
-    "workspace": _whole(1),
+    "workspace": _whole(1, bits=63),
     "optimization_level": _whole(0, 5),
     "tf32": _flag,
     "sparsity": _flag,

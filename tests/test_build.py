@@ -223,6 +223,14 @@ def test_a_builder_that_leaves_without_a_result_is_an_error_with_its_status(
         run(relu(tmp_path), target)
 
 
+def test_a_builder_that_raises_is_an_error_with_what_it_raised(
+    tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, "raise TypeError('incompatible function arguments:\\n  1. (self, size: int)')")
+    with pytest.raises(BuildError, match=r"no result\. It raised TypeError: incompatible function arguments"):
+        run(relu(tmp_path), target)
+
+
 def test_a_builder_that_dies_in_the_middle_of_its_answer_is_an_error(
     tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:

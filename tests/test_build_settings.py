@@ -49,6 +49,8 @@ RTX = Target("tensorrt-rtx", (1, 7), False, NO_OPERATORS)
     [
         ({"workspace": 0}, "workspace: 0 is no whole number of at least 1"),
         ({"workspace": 1.5}, "workspace: 1.5 is no whole number"),
+        ({"workspace": 1 << 63}, "workspace: 9223372036854775808 is more than TensorRT takes, 9223372036854775807"),
+        ({"max_aux_streams": 1 << 31}, "max_aux_streams: 2147483648 is more than TensorRT takes"),
         ({"optimization_level": 6}, "optimization_level: 6 is no whole number from 0 to 5"),
         ({"optimization_level": True}, "optimization_level: True is no whole number"),
         ({"tf32": "yes"}, "tf32: 'yes' is neither True nor False"),
