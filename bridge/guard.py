@@ -146,8 +146,8 @@ def _hardly_quantised(precision: str, parts: Sequence[str], layers: Sequence[Lay
         if name in QUANTISED and there < (1 - MOST_LOST) * _sum(products):
             share = there / _sum(products)
             notes.append(
-                f"precision {precision}: {share:.1%} of the multiply-adds are in {name}; of the other products, the "
-                "reasons are among those of what was kept out of the low precision"
+                f"precision {precision}: {share:.1%} of the multiply-adds are in {name}; what was kept out of it, and "
+                "why, says of the others"
             )
     return notes
 

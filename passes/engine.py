@@ -78,6 +78,7 @@ def _apply(
             made.metadata = inherited(node, item.name)
         graph.functions.extend(builder.functions[len(graph.functions) :])
         log.add(item.name, item.reason, [where])
+        log.note(builder.notes)
         if match is not None:
             log.matches.append(match)
         return builder.made

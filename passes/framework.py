@@ -164,6 +164,10 @@ class Log:
         """Each match in order of application; none where none were recorded."""
         return self.recorder.matches if self.recorder is not None else []
 
+    def note(self, notes: Iterable[str]) -> None:
+        """Adds those that are not there yet."""
+        self.notes.extend(text for text in dict.fromkeys(notes) if text not in self.notes)
+
     def add(self, name: str, reason: str, nodes: Iterable[str]) -> None:
         self.reasons[name] = reason
         self.nodes.setdefault(name, []).extend(nodes)
@@ -212,12 +216,17 @@ class Builder:
         self.scope = scope
         self.op = _Ops(self)
         self.made: list[gs.Node] = []
+        self.notes: list[str] = []
         self.functions = list(functions)
         """The model's local functions; those that say what a plugin computes join them."""
 
     @staticmethod
     def decline(reason: str) -> NoReturn:
         raise Declined(reason)
+
+    def note(self, text: str) -> None:
+        """Tells the user of the change; once, of however many nodes it is said."""
+        self.notes.append(text)
 
     # reading
 

@@ -171,6 +171,7 @@ def _carry_out(plan: _Plan, log: Log) -> None:
         for made in change.builder.made:
             made.metadata = dict(metadata)
         log.add(change.name, change.reason, [where])
+        log.note(change.builder.notes)
     for scope, new in changed.values():
         scope.nodes = [item for node in scope.nodes for item in new.get(id(node), [node])]
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, parser
 
 from bridge import target as targets
 from passes import Log, read, rewrite
-from passes.framework import example
+from passes.framework import Builder, example
 from passes.model import numpy_dtype, onnx_dtype, to_proto, write
 from tests.support import RTX_INSTALLED, fitted, parse, run_onnx
 
@@ -197,6 +197,19 @@ def test_a_loop_that_may_end_early_or_is_long_stays(rounds, condition, tmp_path:
     model, log = rewritten(loop(rounds, condition), tmp_path, builds=False)
     assert "unroll_loops" not in log.nodes
     assert "Loop" in {node.op_type for node in model.graph.node}
+
+
+@pytest.mark.parametrize(("zero", "named"), [(np.uint8(3), "uint8"), (np.int8(-7), "int8"), (np.int8(0), "")])
+def test_quantisation_that_loses_its_kernels_is_said_once_with_the_way_out(zero, named, tmp_path: Path) -> None:
+    def build(g: Builder, x: Any) -> Any:
+        for scale in (0.1, 0.2):
+            steps, place = g.constant(np.float32(scale)), g.constant(zero)
+            x = g.op.DequantizeLinear(g.op.QuantizeLinear(x, steps, place), steps, place)
+        return x
+
+    _, log = rewritten(to_proto(example({"x": ("float32", [2, 4])}, build)), tmp_path)
+    told = [note for note in log.notes if f"quantises to {named} " in note and "precision='int8'" in note]
+    assert len(told) == len(log.notes) == bool(named), log.notes
 
 
 def test_types_without_a_format_are_named_in_the_notes(tmp_path: Path) -> None:

@@ -97,12 +97,19 @@ def missing(g: Builder, x: gs.Tensor) -> bool:
 
 def _is_quantised(x: gs.Tensor, depth: int = 8) -> bool:
     """Whether ``x`` comes from QuantizeLinear or goes to DequantizeLinear, moved around or not."""
-    if any(node.op == "DequantizeLinear" for node in x.outputs):
+    if _is_dequantised(x, depth):
         return True
     if not x.inputs or depth == 0:
         return False
     node = x.inputs[0]
     return node.op == "QuantizeLinear" or (node.op in MOVES and _is_quantised(node.inputs[0], depth - 1))
+
+
+def _is_dequantised(x: gs.Tensor, depth: int) -> bool:
+    if any(node.op == "DequantizeLinear" for node in x.outputs):
+        return True
+    moved = [node for node in x.outputs if depth and node.op in MOVES and node.inputs[0] is x]
+    return any(_is_dequantised(y, depth - 1) for node in moved for y in node.outputs)
 
 
 @rule(*MOVES)

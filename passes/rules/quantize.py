@@ -15,6 +15,8 @@ from passes.framework import Builder, Replacement, example, rule
 from passes.model import Array, numpy_dtype, onnx_dtype
 from passes.rules.shapes import iota, size
 
+MOVES = ("Gather", "GatherND", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+"""What hands numbers on, and takes them as the first input."""
 BY_NAME = {"uint4": (0, 15), "int4": (-8, 7), "uint2": (0, 3), "int2": (-2, 1)}
 
 
@@ -24,11 +26,12 @@ def dequantize_in_float(node: gs.Node, g: Builder) -> Replacement:
     x, scale = node.inputs[:2]
     narrow, zero = _type_and_zero(g, g.dtype(x), g.input(node, 2))
     if _is_native(narrow, zero):
-        return _scalar_in_float(node, g) or _table_dequantised(node, g)
+        return _scalar_in_float(node, g) or _table_in_float(node, g)
     source = x.inputs[0] if x.inputs and x.inputs[0].op == "QuantizeLinear" and not x.inputs[0].domain else None
     if source is not None and _same_grid(g, node, source):
         return _rounded(g, source, node)
     rank = len(g.shape(x))
+    _note(g, narrow)
     target = numpy_dtype(node.attrs["output_dtype"]) if node.attrs.get("output_dtype") else g.dtype(scale)
     scale_, zero_ = (_along(g, node, item, x, rank) for item in (scale, g.input(node, 2)))
     if all(item is None or isinstance(item, gs.Constant) for item in (x, scale_, zero_)):
@@ -53,16 +56,19 @@ def _scalar_in_float(node: gs.Node, g: Builder) -> Replacement:
     return g.op.Identity(g.constant(value.astype(kind)))
 
 
-def _table_dequantised(node: gs.Node, g: Builder) -> Replacement:
+def _table_in_float(node: gs.Node, g: Builder) -> Replacement:
     """Rows of a table, dequantised before they are looked up: a quantised constant may have no other reader."""
     x, scale = node.inputs[:2]
-    gather = x.inputs[0] if x.inputs else None
-    if gather is None or gather.op != "Gather" or gather.domain or not isinstance(gather.inputs[0], gs.Constant):
+    moved: list[gs.Node] = []
+    while x.inputs and x.inputs[0].op in MOVES and not x.inputs[0].domain:
+        moved.append(x.inputs[0])
+        x = moved[-1].inputs[0]
+    if not moved or not isinstance(x, gs.Constant) or g.shape(scale) not in ([], [1]):
         return None
-    if g.shape(scale) not in ([], [1]):
-        return None
-    table = g.node("DequantizeLinear", [gather.inputs[0], *node.inputs[1:]], node.attrs)
-    return g.op.Gather(table, gather.inputs[1], axis=int(gather.attrs.get("axis", 0)))
+    result: gs.Tensor = g.node("DequantizeLinear", [x, *node.inputs[1:]], node.attrs)
+    for mover in reversed(moved):
+        result = g.node(mover.op, [result, *mover.inputs[1:]], mover.attrs)
+    return result
 
 
 @rule("QuantizeLinear")
@@ -73,6 +79,7 @@ def quantize_in_float(node: gs.Node, g: Builder) -> Replacement:
     readers = node.outputs[0].outputs
     if _is_native(narrow, zero) or (readers and all(_takes_over(g, reader, node) for reader in readers)):
         return None
+    _note(g, narrow)
     x = _single(g, node.inputs[0])
     rank = len(g.shape(x))
     scale, zero_ = (_along(g, node, item, x, rank) for item in (node.inputs[1], g.input(node, 2)))
@@ -126,6 +133,7 @@ def _rounded(g: Builder, quantize: gs.Node, dequantize: gs.Node) -> gs.Tensor:
         stored = g.node("QuantizeLinear", [x, scale, around_zero], attrs)
         result: gs.Tensor = g.node("DequantizeLinear", [stored, scale, around_zero], attrs)
         return result
+    _note(g, narrow)
     kept = g.dtype(dequantize.inputs[1])
     x = _single(g, x)
     dtype, rank = g.dtype(x), len(g.shape(x))
@@ -142,6 +150,17 @@ def _rounded(g: Builder, quantize: gs.Node, dequantize: gs.Node) -> gs.Tensor:
     else:
         below, above = (g.op.Sub(g.constant(limit, dtype), _as_float(g, zero_, dtype)) for limit in (low, high))
     return g.cast(g.op.Mul(g.op.Min(g.op.Max(steps, below), above), step), kept)
+
+
+def _note(g: Builder, narrow: np.dtype[Any]) -> None:
+    """Says what is lost where quantised numbers have no kernels; what is int32 is a bias, and loses none."""
+    if narrow.name != "int32":
+        g.note(
+            f"what the model quantises to {narrow.name} is rounded to the same steps in float, and what reads it "
+            "computes in float: TensorRT has int8 kernels for steps around 0 alone. For these, quantise symmetrically "
+            "(onnxruntime.quantization: QInt8, ActivationSymmetric, WeightSymmetric), or give the model in float and "
+            "precision='int8'"
+        )
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
@@ -308,6 +327,18 @@ def a_table_of_int8() -> gs.Graph:
             g.op.Gather(g.constant(table), i, axis=0), g.constant(np.float32(0.25)), g.constant(np.int8(0))
         ),
     )
+
+
+@dequantize_in_float.example
+def a_table_of_int8_whose_rows_are_turned_first() -> gs.Graph:
+    table = np.arange(-24, 24, dtype=np.int8).reshape(6, 8)
+
+    def build(g: Builder, i: gs.Tensor) -> gs.Tensor:
+        rows = g.op.Transpose(g.op.Gather(g.constant(table), i, axis=0), perm=[1, 0, 2])
+        result: gs.Tensor = g.op.DequantizeLinear(rows, g.constant(np.float32(0.25)), g.constant(np.int8(0)))
+        return result
+
+    return example({"i": ("int64", ["n", 2])}, build)
 
 
 @zero_point_in_words.example
