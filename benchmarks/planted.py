@@ -4,6 +4,10 @@ Each node of the rewritten (or exported) model that has weights of its own is ch
 its weights, and the first layer that the report names is compared with it::
 
     python -m benchmarks.planted FILE_OF_MODELS resnetish attn_mha …    # FILE has M: {name: (constructor, inputs, …)}
+    python -m benchmarks.planted FILE_OF_MODELS resnetish … --in precision --target tensorrt
+
+``--in precision`` changes no weights: the node computes in float16 and all others in float32, in the engine too where
+one can run here.
 """
 
 from __future__ import annotations
@@ -58,6 +62,14 @@ def plant(path: Path, weight: str, seed: int = 0, noise: float = NOISE) -> None:
     onnx.save(model, str(path))
 
 
+def places(path: Path, most: int | None) -> list[tuple[NodeProto, str]]:
+    """Where faults are put; ``most``: so many, spread over the model."""
+    found = list(weighted(onnx.load(str(path))))
+    if most is None or len(found) <= most:
+        return found
+    return [found[(2 * index + 1) * len(found) // (2 * most)] for index in range(most)]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One fault."""
@@ -78,14 +90,9 @@ def named(report: DiffReport) -> Any:
 def outcomes(
     folder: Path, inputs: Any, module: Any, which: str = "rewritten", most: int | None = None
 ) -> Iterator[Outcome]:
-    """What the diff makes of a fault in each weighted node of one of a conversion's models; ``most``: of so many,
-    spread over the model."""
+    """What the diff makes of a fault in each weighted node of one of a conversion's models."""
     path = folder / f"{which}.onnx"
-    model = onnx.load(str(path))
-    faults = list(weighted(model))
-    if most is not None and len(faults) > most:
-        faults = [faults[(2 * index + 1) * len(faults) // (2 * most)] for index in range(most)]
-    for node, weight in faults:
+    for node, weight in places(path, most):
         with tempfile.TemporaryDirectory() as name:
             copy = Path(name) / "conversion"
             shutil.copytree(folder, copy)
@@ -99,6 +106,24 @@ def outcomes(
             if which == "exported" and layer is not None and layer.reference == "torch":
                 found = found or _around(layer.module, node)
             yield Outcome(node.name, str(layer), found, time.perf_counter() - start, report.verdict)
+
+
+def outcomes_of_precision(
+    folder: Path, inputs: Any, module: Any, target: str, most: int | None = None
+) -> Iterator[Outcome]:
+    """What the diff makes of each weighted node that alone computes in float16; the folder has the same in float32."""
+    import bridge
+
+    for node, _ in places(folder / "rewritten.onnx", most):
+        with tempfile.TemporaryDirectory() as name:
+            precision = {"precision": "fp32", "fp16": [f"node:{node.name}"]}
+            result = bridge.convert(module, inputs, workdir=name, target=target, precision=precision, layers=False)
+            start = time.perf_counter()
+            report = diff(name, inputs, module=module)
+            layer = named(report)
+            found = layer is not None and layer.node == node.name
+            shown = f"{layer} at {layer.candidate}" if layer is not None else f"nothing; {result.status}"
+            yield Outcome(node.name, shown, found, time.perf_counter() - start, report.verdict)
 
 
 def _around(module: str, node: NodeProto) -> bool:
@@ -119,20 +144,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path)
     parser.add_argument("names", nargs="+")
-    parser.add_argument("--in", dest="which", choices=("rewritten", "exported"), default="rewritten")
+    parser.add_argument("--in", dest="which", choices=("rewritten", "exported", "precision"), default="rewritten")
+    parser.add_argument("--target", default="tensorrt-rtx")
     parser.add_argument("--most", type=int, help="faults of each model")
     arguments = parser.parse_args()
     models = load(arguments.models)
+    unknown = [name for name in arguments.names if name not in models]
+    if unknown:
+        parser.error(f"{arguments.models} has no model {unknown[0]!r}")
     for name in arguments.names:
         constructor, inputs, *_ = models[name]
         module = constructor().eval()
         with tempfile.TemporaryDirectory() as folder:
-            result = bridge.convert(module, inputs, workdir=folder, target="tensorrt-rtx", build=False)
+            result = bridge.convert(module, inputs, workdir=folder, target=arguments.target, build=False)
             if not result.ok:
                 print(f"{name}: {result.error}")
                 continue
+            if arguments.which == "precision":
+                found = outcomes_of_precision(Path(folder), inputs, module, arguments.target, arguments.most)
+            else:
+                found = outcomes(Path(folder), inputs, module, arguments.which, arguments.most)
             tried = []
-            for outcome in outcomes(Path(folder), inputs, module, arguments.which, arguments.most):
+            for outcome in found:
                 tried.append(outcome)
                 if not outcome.found:
                     print(f"  {name}: planted in {outcome.node}, named {outcome.named}\n    {outcome.verdict}")
