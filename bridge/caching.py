@@ -118,6 +118,8 @@ class Caching:
             cache.take(entry, files)
             outcome = BuildOutcome(**entry.outcome)
         except (Damaged, TypeError) as error:
+            for path in files.values():  # read-only, and shared: the build must not write into them
+                path.unlink(missing_ok=True)
             cache.damaged(self.key, str(error))
             return None
         self.result.from_cache = True

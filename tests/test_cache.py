@@ -337,6 +337,18 @@ def test_a_damaged_entry_is_removed_with_a_note_and_built_anew(tmp_path: Path, l
     assert first.ok and convert(source, tmp_path / "three").from_cache
 
 
+def test_what_shares_a_damaged_file_is_not_written_into_by_the_build_that_replaces_it(tmp_path: Path) -> None:
+    source = model(tmp_path / "m.onnx")
+    convert(source, tmp_path / "one")
+    [engine] = engines(default_folder())
+    damage(engine, b"not what was built")
+    engine.chmod(0o444)
+    (tmp_path / "another users").hardlink_to(engine)
+    second = convert(source, tmp_path / "two")
+    assert second.ok and not second.from_cache
+    assert (tmp_path / "another users").read_bytes() == b"not what was built"
+
+
 def damage(file: Path, content: bytes) -> None:
     file.unlink()
     file.write_bytes(content)
