@@ -90,6 +90,27 @@ def test_a_lower_status_is_a_regression_as_far_as_the_limit_says(
     assert only(found).status.regression is regressed and found.ok is not regressed
 
 
+def test_why_a_model_failed_is_said_wherever_the_regression_is() -> None:
+    broken = result("net", "failed", error="the parser refuses node_7\nand more")
+    found = report(result("net"), broken)
+    words = "status verified → failed (the parser refuses node_7)"
+    for text in (found.verdict, as_text(found), as_markdown(found).replace("\\", ""), as_junit(found)):
+        assert words in text, text
+    new = compare_runs(run(result("net")), run(result("net"), replace(broken, name="other")))
+    assert new.ok and "only in the second run: the parser refuses node_7" in as_text(new)
+
+
+def test_what_may_have_been_renamed_is_said_and_not_guessed() -> None:
+    before = run(result("a", source="nets.A"), result("b", source="nets.B"), result("c"))
+    after = run(result("a2", source="nets.A"), result("b", source="nets.B"), result("c"))
+    found = compare_runs(before, after)
+    assert [model.name for model in found.regressed] == ["a"]
+    assert "a is only in the first run and a2 only in the second, and both are of nets.A" in found.notes[0]
+    assert found.notes[0] in Page(as_html(found)).text
+    twice = compare_runs(before, run(result("a2", source="nets.A"), result("a3", source="nets.A"), result("c")))
+    assert not twice.notes, "which of the two it became, nobody knows"
+
+
 def test_a_model_that_is_gone_is_a_regression_and_a_new_one_is_not() -> None:
     found = compare_runs(run(result("old"), result("both")), run(result("both"), result("new", "failed")))
     regressed = {model.name: bool(model.regressions) for model in found.models}

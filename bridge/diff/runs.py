@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -181,7 +181,23 @@ def compare_runs(a: str | Path | Run, b: str | Path | Run, limits: Limits | None
         raise UsageError(f"{before.path} and {after.path} have no model in common: are these two runs of the same?")
     names = [*first, *(name for name in second if name not in first)]
     models = [_compare(name, first.get(name), second.get(name), limits) for name in names]
+    notes += _renamed(
+        [result for name, result in first.items() if name not in second],
+        [result for name, result in second.items() if name not in first],
+    )
     return RunsReport(_facts(before), _facts(after), limits, sorted(models, key=_order), notes)
+
+
+def _renamed(gone: Sequence[ConversionResult], new: Sequence[ConversionResult]) -> list[str]:
+    """Of models that have no namesake, those of one source: names are what is compared, and are not guessed."""
+    old, now = ([result.source for result in results if result.source] for results in (gone, new))
+    return [
+        f"{a.name} is only in the first run and {b.name} only in the second, and both are of {a.source}: if it was "
+        "renamed, give it one name in both"
+        for a in gone
+        for b in new
+        if a.source == b.source and old.count(a.source) == now.count(a.source) == 1
+    ]
 
 
 def _facts(run: Run) -> RunFacts:
@@ -245,10 +261,11 @@ def _read_file(file: Path, path: str) -> Run:
 
 
 def _compare(name: str, a: ConversionResult | None, b: ConversionResult | None, limits: Limits) -> ModelChange:
-    status = _status(a, b, limits)
+    error = b.error or "" if b is not None and b.status == "failed" else ""
+    status = _status(a, b, limits, " ".join(error.splitlines()[:1])[:300])
     if a is None or b is None:
         accuracy, latency, size = (Change(check, None, None, note=status.note) for check in CHECKS[1:])
-        return ModelChange(name, status, accuracy, latency, size)
+        return ModelChange(name, status, accuracy, latency, size, error=error)
     accuracy, outputs, notes = _accuracy(a, b, limits)
     before, after = (result.engine_bytes or _size_of(result.engine) for result in (a, b))
     size = _figure("size", before, after, limits.size, 0, "no engine")
@@ -260,7 +277,6 @@ def _compare(name: str, a: ConversionResult | None, b: ConversionResult | None, 
     ):
         if old != new and old and new:
             notes.append(f"{what}: {old} → {new}")
-    error = b.error or "" if b.status == "failed" else ""
     return ModelChange(name, status, accuracy, _latency(a, b, limits), size, outputs, error, notes)
 
 
@@ -272,14 +288,17 @@ def _size_of(engine: Path | None) -> int | None:
     return engine.stat().st_size if engine is not None and engine.is_file() else None
 
 
-def _status(a: ConversionResult | None, b: ConversionResult | None, limits: Limits) -> Change:
+def _status(a: ConversionResult | None, b: ConversionResult | None, limits: Limits, why: str) -> Change:
+    """``why``: what the second one failed for, if it did."""
     if a is None:
-        return Change("status", None, b.status if b is not None else None, note="only in the second run")
+        note = "only in the second run" + (f": {why}" if why else "")
+        return Change("status", None, b.status if b is not None else None, note=note)
     if b is None:
         return Change("status", a.status, None, regression=limits.status is not None, note="only in the first run")
     worse = _RANK[b.status] < _RANK[a.status]
     judged = limits.status == "drop" or (limits.status == "failed" and b.status == "failed")
-    return Change("status", a.status, b.status, None, worse and judged, _RANK[b.status] > _RANK[a.status])
+    better = _RANK[b.status] > _RANK[a.status]
+    return Change("status", a.status, b.status, None, worse and judged, better, note=why if worse else "")
 
 
 def _latency(a: ConversionResult, b: ConversionResult, limits: Limits) -> Change:
