@@ -102,6 +102,8 @@ class Caching:
                     return found
             waited = round(time.monotonic() - began, 1)
             left = None if timeout is None else max(0.1, timeout - waited) if waited else timeout
+            for path in files.values():  # of a damaged entry: read-only, and shared with others
+                path.unlink(missing_ok=True)
             outcome, sha256 = make(left), None
             with self._noted(cache):
                 name, target = self.result.name, str(self.settings.target)
@@ -118,8 +120,6 @@ class Caching:
             cache.take(entry, files)
             outcome = BuildOutcome(**entry.outcome)
         except (Damaged, TypeError) as error:
-            for path in files.values():  # read-only, and shared: the build must not write into them
-                path.unlink(missing_ok=True)
             cache.damaged(self.key, str(error))
             return None
         self.result.from_cache = True
