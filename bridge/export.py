@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import itertools
 import logging
 import re
 import sysconfig
@@ -35,6 +36,8 @@ Exporter = Literal["dynamo", "torchscript"]
 EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
 """The preferred one first. It writes newer opsets than some parsers read; the passes bring them down."""
 
+OF_BFLOAT16 = 22
+"""The opset from which on Conv and many others take bfloat16; the exporters' own choices are older."""
 INLINE_LIMIT = 64 << 20
 """A model with more weights than this (bytes) keeps them in a data file beside it."""
 
@@ -56,14 +59,12 @@ class Source:
 
     @property
     def opset(self) -> int | None:
-        """The opset that the module's types need; None leaves it to the exporter.
-
-        Conv and many others take bfloat16 from opset 22 on, and the exporter's own choice is 20.
-        """
+        """The opset that the module's types need, as far as these show outside of ``forward``; None leaves it to the
+        exporter."""
         import torch
 
         tensors = (*self.module.parameters(), *self.module.buffers(), *self.call.tensors.values())
-        return 22 if any(tensor.dtype == torch.bfloat16 for tensor in tensors) else None
+        return OF_BFLOAT16 if any(tensor.dtype == torch.bfloat16 for tensor in tensors) else None
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The module's outputs by name. Raises ExportError where the module raises."""
@@ -293,11 +294,25 @@ def _export_with(
     try:
         with _quiet(), _full_precision():
             run(source, tensors, profiles, path, opset)
+            if opset is None and _lacks_bfloat16(path):
+                _remove(path)
+                run(source, tensors, profiles, path, OF_BFLOAT16)
     except OSError:
         raise  # the disk's failure, not the exporter's
     except Exception as error:  # noqa: BLE001 - exporters raise whatever the traced code or torch raises
         return one_line(error, list(source.call.tensors))
     return None
+
+
+def _lacks_bfloat16(path: Path) -> bool:
+    """Whether the model has bfloat16, as under torch.autocast, in an opset that is too old for it."""
+    import onnx
+
+    from .rounded import has_bfloat16
+
+    model = onnx.load(str(path), load_external_data=False)
+    opset = max(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+    return opset < OF_BFLOAT16 and has_bfloat16(model.graph)
 
 
 def _trace_shape(shape: Sequence[int], profile: Profile) -> list[int]:
@@ -351,10 +366,21 @@ def _by_dynamo(
             shapes = tuple(dict.fromkeys(profiles[name].dynamic_axes, dynamic) for name in source.call.tensors)
             program = torch.onnx.export(_wrapped(source), tensors, dynamic_shapes=(shapes,), **options)
     assert program is not None
+    _free_names(program.model.graph)
     initializers = program.model.graph.initializers.values()
     weights = sum(item.const_value.nbytes for item in initializers if item.const_value is not None)
     program.save(str(path), external_data=weights > INLINE_LIMIT)
     custom_ops.write_calls(path)
+
+
+def _free_names(graph: Any) -> None:
+    """Gives what is inside other names than the inputs and outputs have: the exporter calls values after operators."""
+    ends = [*graph.inputs, *graph.outputs]
+    taken, own, number = {value.name for value in ends}, set(map(id, ends)), itertools.count()
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if value.name in taken and id(value) not in own:
+                value.name = f"{value.name}/inner_{next(number)}"
 
 
 def _by_torchscript(

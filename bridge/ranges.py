@@ -22,7 +22,7 @@ from onnx import TensorProto, helper
 from .compare import first_lines
 from .errors import RunError, UsageError
 from .inputs import Array
-from .rounded import plain, rounded
+from .rounded import has_bfloat16, plain, rounded
 
 Method = Literal["max", "entropy", "percentile"]
 METHODS: tuple[Method, ...] = ("max", "entropy", "percentile")
@@ -83,7 +83,7 @@ def measure(
         raise UsageError(f"calibration method {method!r}: not one of {', '.join(map(repr, METHODS))}.")
     proto = _typed(onnx.load(str(model), load_external_data=False))
     wanted = None if names is None else set(names)
-    if _has_bfloat16(proto.graph):
+    if has_bfloat16(proto.graph):  # of which ONNX Runtime's CPU has few kernels
         copy = rounded(plain(proto))
         proto, samples = copy.model, _renamed(samples, copy.inputs)
         for name in copy.inputs:
@@ -94,14 +94,6 @@ def measure(
         again = _Spool(samples, Path(folder))
         seen = _seen(proto, model.parent, again.first(), wanted)
         return {**seen, **_cut(proto, model.parent, again, seen, method)}
-
-
-def _has_bfloat16(graph: onnx.GraphProto) -> bool:
-    """Whether the graph computes with what ONNX Runtime's CPU has few kernels for."""
-    kinds = {info.type.tensor_type.elem_type for info in (*graph.input, *graph.output, *graph.value_info)}
-    return TensorProto.BFLOAT16 in kinds or any(
-        _has_bfloat16(item.g) for node in graph.node for item in node.attribute if item.type == item.GRAPH
-    )
 
 
 def _typed(model: onnx.ModelProto) -> onnx.ModelProto:

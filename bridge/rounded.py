@@ -112,6 +112,14 @@ def bodies(node: NodeProto) -> Iterator[GraphProto]:
         yield from attribute.graphs
 
 
+def has_bfloat16(graph: GraphProto) -> bool:
+    """Whether any tensor of the graph, or of a body, is said to be bfloat16."""
+    kinds = {info.type.tensor_type.elem_type for info in (*graph.input, *graph.output, *graph.value_info)}
+    kinds |= {item.data_type for item in graph.initializer}
+    kinds |= {item.i for node in graph.node if node.op_type == "Cast" for item in node.attribute if item.name == "to"}
+    return TensorProto.BFLOAT16 in kinds or any(has_bfloat16(body) for node in graph.node for body in bodies(node))
+
+
 def plain(model: ModelProto) -> ModelProto:
     """The model with its local functions inlined, except for what plugins compute, and with the types of its tensors.
 

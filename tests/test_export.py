@@ -447,3 +447,31 @@ def test_a_convolution_in_bfloat16_is_exported_at_an_opset_that_has_it(tmp_path:
     result = bridge.convert(module, (image,), workdir=tmp_path, target=RTX, build=False)
     assert result.status == "rewritten", result.error
     assert result.exporter == "dynamo" and result.inputs[0].dtype == "bfloat16"
+
+
+def test_autocast_to_bfloat16_inside_of_the_module_is_exported_at_an_opset_that_has_it(tmp_path: Path) -> None:
+    class Autocast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                found = self.body(image)
+                return self.head(found.relu().mean((2, 3)))
+
+    result = bridge.convert(Autocast(), (torch.randn(1, 3, 8, 8),), workdir=tmp_path, target=RTX, build=False)
+    assert result.status == "rewritten", result.error
+    assert result.exporter == "dynamo" and result.inputs[0].dtype == "float32"
+
+
+def test_inputs_and_outputs_may_be_called_as_the_exporter_calls_what_is_inside(tmp_path: Path) -> None:
+    class Statistics(nn.Module):
+        def forward(self, add: torch.Tensor) -> dict[str, torch.Tensor]:
+            total = add + 1
+            return {"mul": total * 2, "mean": total.mean(), "sub": total.mean(1) - 1}
+
+    result = bridge.convert(Statistics(), (torch.randn(2, 3),), workdir=tmp_path, target=RTX, build=False)
+    assert result.status == "rewritten", result.error
+    assert result.exporter == "dynamo" and not any("older exporter" in note for note in result.notes), result.notes
+    assert [item.name for item in (*result.inputs, *result.outputs)] == ["add", "mul", "mean", "sub"]
