@@ -328,6 +328,8 @@ def _bisect(arguments: argparse.Namespace) -> int:
         print("\n".join([found.verdict, *(f"  {kept}" for kept in found.kept), *([found.latency] * bool(found.kept))]))
         if found.file is not None:
             print(f"see {found.file}")
+        for note in found.notes:
+            print(f"note: {note}")
     return 0 if found.status in ("held", "found") else 1
 
 

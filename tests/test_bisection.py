@@ -228,6 +228,7 @@ def test_rules_that_were_given_stand_unless_they_need_not(tmp_path: Path) -> Non
     path = overflowing(tmp_path)
     found = found_in(path, {"x": NORMAL}, tmp_path, fixed_rules=True)
     assert found.status == "nothing suffices" and found.file is None
+    assert found.verdict.endswith("and there is no node that may be raised."), found.verdict
     assert "fixed_rules=False" in " ".join(found.notes)
     some = Precision("fp16", rules=(Rule("fp16", "Mul", "op"), Rule("fp32", "Div", "op")))
     found = found_in(path, {"x": NORMAL}, tmp_path / "some", precision=some)

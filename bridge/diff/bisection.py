@@ -131,6 +131,8 @@ class Bisection:
             )
         if self.status == "no build left":
             return f"{asked}: after {self.builds} builds no set of nodes was found that suffices; allow more builds."
+        if self.builds == 1:
+            return f"{asked} is beyond its tolerance ({_figure(self.before)}), and there is no node that may be raised."
         return (
             f"{asked} is beyond its tolerance ({_figure(self.before)}), and all nodes in float32 that may be do not "
             f"help ({_figure(self.after)}): what is wrong is not the rounding of these nodes."

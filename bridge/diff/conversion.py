@@ -77,7 +77,11 @@ class Conversion:
             there.insert(0, "torch")
         missing = [name for name in wanted or () if name not in there]
         if missing:
-            hint = "give the module too (source=)" if missing[0] == "torch" else f"there are {', '.join(there)}"
+            hint = (
+                "give the module that was converted (module=, --module)"
+                if missing[0] == "torch"
+                else f"there are {', '.join(there)}"
+            )
             raise UsageError(f"stages: this conversion has no stage {missing[0]!r}; {hint}.")
         chosen = [name for name in there if not wanted or name in wanted]
         if len(chosen) < 2:
@@ -130,6 +134,11 @@ def converted(source: Any, inputs: Any, folder: Path, options: Mapping[str, Any]
 def finished(folder: Path, source: Any, inputs: Any, options: Mapping[str, Any]) -> Conversion:
     """The conversion whose files are in ``folder``; ``source`` is the module that it was made of, where it is known."""
     path = folder / RESULT
+    inner = next(iter(sorted(folder.glob(f"*/{RESULT}"))), None)
+    if not path.is_file() and inner is not None:
+        raise UsageError(
+            f"{folder}: is a run; give one of its models, such as {inner.parent}, or another run after it."
+        )
     if not path.is_file():
         raise UsageError(f"{folder}: holds no {RESULT}; give the folder that convert wrote, or a model.")
     from pydantic import ValidationError
