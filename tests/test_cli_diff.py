@@ -119,6 +119,7 @@ def test_what_is_called_from_python_is_found_without_knowing_its_file() -> None:
         (["models.yaml", "-o", "out", "--only", "c"], "no model is called 'c'; there are a, b"),
         (["models.yaml", "-o", "out", "--only", "b"], "b: has several precisions; choose one with --precision"),
         (["."], "holds no result.json"),
+        (["run"], "run: is a run; give one of its models, such as run/net, or a second run"),
         ([".", "--target", "tensorrt"], "--target is of a conversion, and . is a finished one"),
         ([".", "--precision", "fp16"], "--precision is of a conversion"),
     ],
@@ -126,6 +127,8 @@ def test_what_is_called_from_python_is_found_without_knowing_its_file() -> None:
 def test_a_wrong_call_is_refused_with_the_cause(
     here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
+    (here / "run" / "net").mkdir(parents=True)
+    (here / "run" / "net" / "result.json").write_text("{}")
     (here / "models.yaml").write_text(
         "models:\n  - {name: a, source: diffnets:net}\n  - {name: b, source: diffnets:net, precision: [fp32, fp16]}\n"
     )
