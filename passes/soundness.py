@@ -97,6 +97,8 @@ class _Analysis:
         """Tensors that are computed from integers alone."""
         self.precise: set[int] = set()
         """Tensors that have more digits than the low type: of the caller, or computed from integers."""
+        self.led: set[int] = set()
+        """Nodes that make such a tensor for what needs all its digits."""
         self.masks: set[float] = set()
         """Constants that stand for infinity, or near enough to the range's end to be taken for it."""
         self.large: set[int] = set()
@@ -280,11 +282,13 @@ class _Analysis:
         waiting = [tensor]
         while waiting:
             maker = _maker(waiting.pop())
-            if maker is None or not _elementwise(maker):
+            if maker is None or not _elementwise(maker) or id(maker) in self.led:
                 continue
             if not any(id(item) in self.precise for item in maker.outputs):
                 continue
-            if self._keep(maker, f"{to.op} needs all digits of it"):
+            self.led.add(id(maker))
+            self._keep(maker, f"{to.op} needs all digits of it")
+            if id(maker) in self.kept:
                 waiting.extend(item for item in maker.inputs if is_float32(item))
         if id(tensor) in self.precise:
             self._keep(to, "it needs all digits of its input")

@@ -372,6 +372,14 @@ def test_a_model_of_arithmetic_alone_is_low_all_the_same() -> None:
     assert assigned(parse("g (float[4] x, float[4] z) => (float[4] y) { a = Mul(x, z)  y = Add(a, x) }")).fp32 == set()
 
 
+def test_what_leads_to_places_stays_in_float32_through_what_is_there_by_default() -> None:
+    model = parse(
+        """g (float[1,3,8,8] x, float[1,4,4,2] t) => (float[1,3,4,4] y)
+        { a = Mul(t, t)  b = Exp(a)  c = Relu(x)  y = GridSample(c, b) }"""
+    )
+    assert assigned(model, "bf16").fp32 == {"a", "b", "y"}
+
+
 def test_einsum_is_said_in_products_where_the_type_has_none(tmp_path: Path) -> None:
     model = parse(
         """g (float[2,3,4] x, float[2,5,4] z) => (float[2,3,5] y)
