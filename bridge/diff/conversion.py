@@ -136,9 +136,7 @@ def finished(folder: Path, source: Any, inputs: Any, options: Mapping[str, Any])
     path = folder / RESULT
     inner = next(iter(sorted(folder.glob(f"*/{RESULT}"))), None)
     if not path.is_file() and inner is not None:
-        raise UsageError(
-            f"{folder}: is a run; give one of its models, such as {inner.parent}, or another run after it."
-        )
+        raise UsageError(f"{folder}: is a run; give one of its models, such as {inner.parent}, or a second run.")
     if not path.is_file():
         raise UsageError(f"{folder}: holds no {RESULT}; give the folder that convert wrote, or a model.")
     from pydantic import ValidationError

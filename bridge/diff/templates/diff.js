@@ -21,7 +21,7 @@
   const whole = (value) => value.toLocaleString("en");
 
   // Long names may go on in the next line after a dot or a slash, as people read them.
-  const breakable = (name) => name.split(/(?<=[./_])/).flatMap((part, at) => at ? [document.createElement("wbr"), part] : [part]);
+  const breakable = (name) => name.split(/(?<=\w[./_])/).flatMap((part, at) => at ? [document.createElement("wbr"), part] : [part]);
 
   function element(tag, css, ...children) {
     const made = document.createElement(tag);
@@ -83,7 +83,7 @@
       return rows[a] - rows[b];
     });
     rows = by.map((at) => rows[at]);
-    found.textContent = rows.length === count ? `${whole(count)} layers` : `${whole(rows.length)} of ${whole(count)} layers`;
+    found.textContent = rows.length === count ? `${whole(count)} layer${count === 1 ? "" : "s"}` : `${whole(rows.length)} of ${whole(count)} layers`;
     body.replaceChildren();
     drawn = 0;
     box.scrollTop = 0;
