@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 from .build_settings import BuildSettings
-from .errors import RunError, UsageError
+from .errors import BridgeError, RunError, UsageError
 from .pipeline import convert
 from .result import ConversionResult
 from .runtime.calling import Calling
 from .runtime.dataset import Dataset
 from .runtime.module import TRTModule
+from .target import Target, resolve
 from .workspace import BUILD_LOG, write_text
 
 Shapes = list[tuple[int, ...]]
@@ -156,6 +157,18 @@ def _check_options(options: Mapping[str, Any]) -> None:
             if name in _GONE:
                 hint = f". Leave it out: {_GONE[name]}"
             raise TypeError(f"torch2trt() got an unexpected keyword argument {name!r}{hint}")
+
+
+def _check_engine(options: Mapping[str, Any]) -> None:
+    """Raises UsageError where there would be no engine for a module, before anything is started."""
+    given = options.get("target", "auto")
+    target = given if isinstance(given, Target) else resolve(given)
+    if not target.installed:
+        raise UsageError(
+            f"target: {target} is not installed here, and makes no engine; bridge.convert rewrites for it."
+        )
+    if not options.get("build", True):
+        raise UsageError("build: without a build there is no engine; bridge.convert stops after the rewrite.")
 
 
 def _warn_of_converters() -> None:
@@ -317,6 +330,7 @@ def _flat_shapes(what: str, given: Any, names: _Names) -> Shapes | None:
 
 def _convert(module: Any, names: _Names, level: int, options: dict[str, Any]) -> ConversionResult:
     """Converts, prints what ``log_level`` asks for, and sees to the files. Raises what the conversion failed with."""
+    _check_engine(options)
     kept = options.get("workdir") is not None
     folder = Path(options.pop("workdir")) if kept else Path(tempfile.mkdtemp(prefix="torch2trt-"))
     options.pop("workdir", None)
@@ -331,9 +345,7 @@ def _convert(module: Any, names: _Names, level: int, options: dict[str, Any]) ->
         )
         _print_log(folder / BUILD_LOG, level)
         if kept:
-            from .report import render_report
-
-            write_text(folder / "report.html", render_report(result))
+            _write_report(folder / "report.html", result)
         if result.exception is not None:
             raise result.exception
     except BaseException:
@@ -343,6 +355,16 @@ def _convert(module: Any, names: _Names, level: int, options: dict[str, Any]) ->
     if not kept:
         weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
     return result
+
+
+def _write_report(path: Path, result: ConversionResult) -> None:
+    """Raises what the conversion failed with where that is why the report cannot be written either."""
+    from .report import render_report
+
+    try:
+        write_text(path, render_report(result))
+    except OSError as error:
+        raise result.exception or BridgeError(f"{path}: {error.strerror}") from error
 
 
 def _print_log(path: Path, level: int) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 import bridge
 from bridge import ListDataset, RunError, TRTModule, UsageError, as_torch2trt, pipeline, torch2trt
 from bridge.build_settings import BuildSettings
-from bridge.errors import ExportError
+from bridge.errors import BridgeError, ExportError
 
 from .support import RTX, RTX_INSTALLED
 
@@ -53,6 +53,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         raise ExportError("stopped by the test")
 
     monkeypatch.setattr(as_torch2trt, "convert", convert)
+    monkeypatch.setattr(as_torch2trt, "_check_engine", lambda options: None)  # whatever is installed
     return seen
 
 
@@ -244,6 +245,31 @@ def test_an_unknown_keyword_is_named_with_the_nearest() -> None:
 def test_what_cannot_be_meant_is_an_error(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         torch2trt(net(), [X], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"target": "tensorrt-9.9"}, "target: TensorRT 9.9 is not installed here, and makes no engine"),
+        ({"target": RTX, "build": False}, "build: without a build there is no engine"),
+    ],
+)
+@needs_rtx
+def test_what_would_make_no_engine_is_refused_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], words: str
+) -> None:
+    monkeypatch.setattr(
+        as_torch2trt, "convert", functools.wraps(pipeline.convert)(lambda *a, **k: pytest.fail("started"))
+    )
+    with pytest.raises(UsageError, match=words):
+        torch2trt(net(), [X], **options)
+
+
+@needs_rtx
+def test_a_workdir_that_is_a_file_is_told_by_the_conversion(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BridgeError, match=r"file: File exists"):
+        torch2trt(net(), [X], target=RTX, workdir=tmp_path / "file")
 
 
 @pytest.mark.parametrize("options", [{"default_device_type": 1}, {"avg_timing_iterations": 4}])

@@ -78,7 +78,8 @@ class TRTModule(torch.nn.Module):
     def from_result(cls, result: ConversionResult, *, cuda_graphs: bool = False) -> TRTModule:
         """The engine of a conversion. Raises RunError where it has none."""
         if result.engine is None:
-            raise RunError(f"{result.name}: the conversion made no engine ({result.error or result.status}).")
+            why = result.error or "; ".join(result.notes) or f"it was {result.status}"
+            raise RunError(f"{result.name}: the conversion made no engine: {why}.")
         module = cls(cuda_graphs=cuda_graphs)
         module._calling = result.calling  # as it is: what is saved of it has to find its classes again
         module._take(result.engine)
