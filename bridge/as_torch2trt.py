@@ -142,7 +142,10 @@ def torch2trt(
         options["profiles"] = profiles
     elif max_batch_size is not None or any(shapes is not None for shapes in given.values()):
         raise UsageError("profiles: say the shapes too; leave out min_shapes, opt_shapes, max_shapes, max_batch_size.")
-    made = TRTModule.from_result(_convert(module, names, level, options))
+    result = _convert(module, names, level, options)
+    if result.calling is not None:
+        result.calling = result.calling.loosened()
+    made = TRTModule.from_result(result)
     made.keep_network = keep_network
     return made
 
@@ -267,7 +270,10 @@ class _Names:
         from .tensors import to_numpy
 
         if not isinstance(module, (torch.nn.Module, torch.export.ExportedProgram)):
-            raise UsageError(f"module: a {type(module).__name__}; an ONNX file is converted by bridge.convert.")
+            raise UsageError(
+                f"module: a {type(module).__name__}; give an nn.Module or a torch.export.ExportedProgram "
+                "(bridge.convert takes ONNX files)."
+            )
         self.bare = isinstance(inputs, torch.Tensor)
         self.inputs = inputs
         count = len(make_source(module, inputs, None, output_names).call.tensors)
@@ -372,7 +378,7 @@ def _print_log(path: Path, level: int) -> None:
     if level == SEVERITIES.index("VERBOSE"):
         warnings.warn("log_level=VERBOSE: TensorRT's verbose messages are not kept; INFO and above are.", stacklevel=4)
     letters = tuple(f"[{letter}]" for letter in ("E", "E", "W", "I", "I")[: level + 1])
-    if not path.is_file():  # the engine came out of the cache, or was not built
+    if not path.is_file():  # it failed before the build
         return
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith(letters):

@@ -103,6 +103,24 @@ def test_nested_integer_and_boolean_arguments_are_converted(tmp_path: Path) -> N
 
 
 @needs_rtx
+def test_lists_and_tuples_stand_for_one_another_in_a_call() -> None:
+    class Neck(nn.Module):
+        def forward(self, levels: list[torch.Tensor], scale: torch.Tensor) -> list[torch.Tensor]:
+            return [level * scale for level in levels]
+
+    a, b, scale = torch.randn(1, 2), torch.randn(1, 4), torch.ones(1)
+    made = torch2trt(Neck(), ([a, b], scale), target=RTX)
+    loaded = TRTModule()
+    loaded.load_state_dict(made.state_dict())
+    for module in (made, loaded):
+        assert module._calling is not None
+        for levels in ([a, b], (a, b)):
+            assert module._calling.flatten((levels, scale), {}) == [a, b, scale]
+        with pytest.raises(RunError, match="levels: has 1 elements, and the example has 2"):
+            module._calling.flatten(([a], scale), {})
+
+
+@needs_rtx
 def test_without_a_workdir_the_files_go_with_the_conversion() -> None:
     module = torch2trt(net(), [X], target=RTX)
     assert module.conversion is not None and module.conversion.engine is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -174,6 +174,12 @@ class Calling:
         else:
             flat = self._take(kwargs) if self._by_name and not args else None
         return self._flatten_slowly(args, kwargs, shapes) if flat is None else flat
+
+    def loosened(self) -> Calling:
+        """The same, where lists and tuples stand for one another, as they do in torch2trt."""
+        if self.inputs is None:
+            return self
+        return replace(self, inputs=Flattener.of(self.inputs.root, self.inputs.size, loose=True))
 
     def pack(self) -> dict[str, Any]:
         """As plain values, for JSON and ``torch.load(weights_only=True)``."""

@@ -165,9 +165,8 @@ class Flattener:
 
     def _compiled_take(self) -> Callable[[Any], list[Any] | None]:
         root, size = self._root, self._size
-        plain = self._condition is None and not self._loose
-        if plain and isinstance(root, Branch) and root.kind in (tuple, list) and is_flat(root, size):
-            return flat_taker(root.kind, size)
+        if self._condition is None and isinstance(root, Branch) and root.kind in (tuple, list) and is_flat(root, size):
+            return flat_taker(tuple if self._loose else root.kind, size)  # loose: the arguments of a call are a tuple
         taker = taker_of(root, self._condition, self._loose)
 
         def take(value: Any) -> list[Any] | None:
