@@ -170,7 +170,7 @@ class Pairs:
             kind = low.types.get(name)
             if kind in self.kinds and reference.types.get(tensor) in self.kinds and tensor not in listed:
                 listed.add(tensor)
-                precision = _type_name(kind) if kind in COUNTS else self._precision(node)
+                precision = type_name(kind) if kind in COUNTS else self._precision(node)
                 self.found.append(Pair(tensor, twin, name, node, precision, _largest(kind)))
 
     def _precision(self, node: NodeProto) -> str:
@@ -180,10 +180,10 @@ class Pairs:
             while maker is not None and maker.op_type == "Cast" and maker.output[0] not in self.same:
                 maker = self.low.maker(maker.input[0])
             if maker is not None and maker.op_type == "DequantizeLinear":
-                return _type_name(self.low.types.get(maker.input[0], TensorProto.INT8))
+                return type_name(self.low.types.get(maker.input[0], TensorProto.INT8))
         kinds = [self.low.types.get(name) for name in (*node.input, *node.output)]
         low = [kind for kind in kinds if kind in LOW_TYPES]
-        return _type_name(low[0]) if low else "float32"
+        return type_name(low[0]) if low else "float32"
 
     def chunks(self, sizes: Mapping[str, int], limit: int) -> Iterator[list[Pair]]:
         """The pairs, so many at a time that what they make and read takes no more than ``limit`` bytes."""
@@ -256,5 +256,5 @@ def _largest(kind: int) -> float:
     return float(np.iinfo(dtype).max if kind in COUNTS else finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 
-def _type_name(kind: int) -> str:
+def type_name(kind: int) -> str:
     return str(_dtype(kind).name)

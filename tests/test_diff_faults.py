@@ -225,6 +225,18 @@ def test_a_fault_inside_of_a_body_is_named_by_the_node_that_has_the_body(operato
     assert first(report).operator == operator and not report.ok, report.verdict
 
 
+def test_a_model_in_16_bits_that_is_made_one_in_32_does_not_diverge_by_its_own_rounding(tmp_path: Path) -> None:
+    class Half(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(3 * x.to(torch.bfloat16), -1)
+
+    module = Half().eval()
+    report = diff(module, (X,), workdir=tmp_path, target="tensorrt-8.5", build=False)
+    rows = [row for row in report.layers if row.candidate == "rewritten"]
+    assert max(row.introduced.relative for row in rows if row.introduced) > 1e-3, "the reference does round"
+    assert report.ok and report.first_diverging is None, report.verdict
+
+
 class Odd(nn.Module):
     """An output with NaN in it by right, and one of no elements."""
 

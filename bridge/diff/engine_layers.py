@@ -32,7 +32,7 @@ from ..settings import Settings
 from .alignment import Pieces
 from .conversion import Conversion
 from .figures import apart
-from .layerwise import diverges
+from .layerwise import diverges, limit
 from .model import LayerDiff, StageName
 
 if TYPE_CHECKING:
@@ -196,6 +196,6 @@ def _row(
         float(finite.max(initial=0.0)),
         introduced,
         apart(reference, carried) if carried is not None else None,
-        diverges(introduced, precision, tolerance),
+        diverges(introduced, limit(precision, tolerance)),
         "" if alone is not None else "cannot be run by itself in an engine",
     )

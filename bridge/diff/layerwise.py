@@ -14,7 +14,7 @@ from passes.provenance import origin_of
 from ..compare import Array, Feeds, Tolerances
 from ..evaluator import Evaluator, chunks, layer_errors
 from ..layers import LayerError
-from ..pairs import APART, COUNTS, FLOATS, HELD
+from ..pairs import APART, COUNTS, FLOATS, HELD, type_name
 from ..result import Tolerance
 from . import torch_run
 from .alignment import Alignment, Pieces
@@ -42,13 +42,13 @@ def limit(precision: str, tolerance: Tolerances) -> float:
     return LIMITS.get(precision, QUANTISED_LIMIT)
 
 
-def diverges(introduced: Error | None, precision: str, tolerance: Tolerances) -> bool:
-    """Whether a layer does by itself what it may not."""
+def diverges(introduced: Error | None, allowed: float) -> bool:
+    """Whether a layer does by itself what it may not; ``allowed`` is its ``limit``."""
     if introduced is None:
         return False
     relative = introduced.relative
     lost = relative is None and bool(introduced.max_abs)  # of a reference of zeros
-    return introduced.non_finite > 0 or lost or (relative is not None and relative > limit(precision, tolerance))
+    return introduced.non_finite > 0 or lost or (relative is not None and relative > allowed)
 
 
 def ranking(layers: Sequence[LayerDiff]) -> list[int]:
@@ -62,12 +62,19 @@ def onnx_layers(
 ) -> list[LayerDiff]:
     """The layers of two ONNX models. Raises RunError where one of them does not run."""
     errors = layer_errors(*paths, feeds, FLOATS | COUNTS)
-    names = [item.tensor for item in errors]
-    shapes = Evaluator.of(paths[0]).open(names, shapes=True)(feeds[0]) if names else {}
-    return [_of_error(stages, item, shapes[item.tensor], tolerance) for item in errors]
+    if not errors:
+        return []
+    exact = Evaluator.of(paths[0])
+    shapes = exact.open([item.tensor for item in errors], shapes=True)(feeds[0])
+    found = []
+    for item in errors:
+        # A model in 16 bits may be made one in 32: then the reference is the one that rounds.
+        coarser = max(limit(kind, tolerance) for kind in (item.precision, type_name(exact.copy.types[item.tensor])))
+        found.append(_of_error(stages, item, shapes[item.tensor], coarser))
+    return found
 
 
-def _of_error(stages: tuple[StageName, StageName], found: LayerError, shape: Array, tolerance: Tolerances) -> LayerDiff:
+def _of_error(stages: tuple[StageName, StageName], found: LayerError, shape: Array, allowed: float) -> LayerDiff:
     introduced = of_layer(found.introduced)
     return LayerDiff(
         *stages,
@@ -81,7 +88,7 @@ def _of_error(stages: tuple[StageName, StageName], found: LayerError, shape: Arr
         found.largest if math.isfinite(found.largest) else None,
         introduced,
         of_layer(found.carried),
-        diverges(introduced, found.precision, tolerance),
+        diverges(introduced, allowed),
         _why_not(found.introduced is None, found.carried is None, not math.prod(map(int, shape))),
     )
 
@@ -163,7 +170,7 @@ def _of_point(
         float(np.abs(finite.astype(np.float64)).max(initial=0.0)),
         introduced,
         apart(reference, end_to_end),
-        diverges(introduced, precision, tolerance),
+        diverges(introduced, limit(precision, tolerance)),
         "; ".join(notes),
     )
 
