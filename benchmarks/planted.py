@@ -7,7 +7,7 @@ its weights, and the first layer that the report names is compared with it::
     python -m benchmarks.planted FILE_OF_MODELS resnetish … --in precision --target tensorrt
 
 ``--in precision`` changes no weights: the node computes in float16 and all others in float32, in the engine too where
-one can run here.
+one can run here. ``--in nothing`` plants none: no layer may be said to diverge, of the models named or else of all.
 """
 
 from __future__ import annotations
@@ -126,6 +126,15 @@ def outcomes_of_precision(
             yield Outcome(node.name, shown, found, time.perf_counter() - start, report.verdict)
 
 
+def outcome_of_nothing(folder: Path, inputs: Any, module: Any) -> Iterator[Outcome]:
+    """Whether the diff of a sound conversion finds it so."""
+    start = time.perf_counter()
+    report = diff(folder, inputs, module=module)
+    index = report.first_diverging
+    layer = "" if index is None else str(report.layers[index])
+    yield Outcome("nothing", layer, report.ok and index is None, time.perf_counter() - start, report.verdict)
+
+
 def _around(module: str, node: NodeProto) -> bool:
     """Whether the node is part of the torch module: hooks see what modules return, and not what is inside."""
     own = origin_of(node.name, {item.key: item.value for item in node.metadata_props}).module
@@ -143,8 +152,10 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path)
-    parser.add_argument("names", nargs="+")
-    parser.add_argument("--in", dest="which", choices=("rewritten", "exported", "precision"), default="rewritten")
+    parser.add_argument("names", nargs="*")
+    parser.add_argument(
+        "--in", dest="which", choices=("rewritten", "exported", "precision", "nothing"), default="rewritten"
+    )
     parser.add_argument("--target", default="tensorrt-rtx")
     parser.add_argument("--most", type=int, help="faults of each model")
     arguments = parser.parse_args()
@@ -152,7 +163,7 @@ def main() -> None:
     unknown = [name for name in arguments.names if name not in models]
     if unknown:
         parser.error(f"{arguments.models} has no model {unknown[0]!r}")
-    for name in arguments.names:
+    for name in arguments.names or models:
         constructor, inputs, *_ = models[name]
         module = constructor().eval()
         with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +171,9 @@ def main() -> None:
             if not result.ok:
                 print(f"{name}: {result.error}")
                 continue
-            if arguments.which == "precision":
+            if arguments.which == "nothing":
+                found = outcome_of_nothing(Path(folder), inputs, module)
+            elif arguments.which == "precision":
                 found = outcomes_of_precision(Path(folder), inputs, module, arguments.target, arguments.most)
             else:
                 found = outcomes(Path(folder), inputs, module, arguments.which, arguments.most)
