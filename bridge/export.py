@@ -171,11 +171,17 @@ def _check_module(module: torch.nn.Module) -> None:
     """Raises UsageError where it cannot be exported, whatever its inputs are."""
     import torch
 
+    from .runtime.module import TRTModule
+
     if isinstance(module, torch.jit.ScriptModule):
         raise UsageError(
             f"{type(module).__name__} {getattr(module, 'original_name', '')!r}: torch.onnx exports no ScriptModule. "
             "Give the nn.Module that it was scripted or traced from, or an ONNX file."
         )
+    engines = [name for name, item in module.named_modules() if isinstance(item, TRTModule)]
+    if engines:
+        where = f"{type(module).__name__}: {engines[0]!r}" if engines[0] else "the module"
+        raise UsageError(f"{where} is a TRTModule, an engine already: convert the module that it was made from.")
     empty = [name for name, value in (*module.named_parameters(), *module.named_buffers()) if value.is_meta]
     if empty:
         raise UsageError(

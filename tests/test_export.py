@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import bridge
+from bridge import TRTModule
 from bridge.errors import ExportError, UsageError
 from bridge.result import ConversionResult
 
@@ -391,6 +392,18 @@ def test_a_module_that_fails_at_the_max_shapes_alone_is_reported_with_those_shap
 def test_a_script_module_is_refused_with_the_way_out(tmp_path: Path, make: Any) -> None:
     with pytest.raises(UsageError, match=r"exports no ScriptModule\. Give the nn.Module"):
         bridge.convert(make(nn.Linear(3, 2)), (X,), workdir=tmp_path, target=RTX)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (TRTModule(), "the module is a TRTModule"),
+        (nn.Sequential(nn.ReLU(), TRTModule()), "Sequential: '1' is a TRTModule"),
+    ],
+)
+def test_what_is_an_engine_already_is_not_converted_again(tmp_path: Path, module: nn.Module, words: str) -> None:
+    with pytest.raises(UsageError, match=f"{words}, an engine already: convert the module that it was made from"):
+        bridge.convert(module, (X,), workdir=tmp_path, target=RTX)
 
 
 def test_a_module_without_values_is_refused_with_the_way_to_load_them(tmp_path: Path) -> None:
