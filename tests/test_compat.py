@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import warnings
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ import torch2trt.converters, torch2trt.utils, torch2trt.contrib
 import bridge
 assert convert is bridge.torch2trt is torch2trt.torch2trt and TRTModule is Same is bridge.TRTModule
 assert ListDataset is bridge.ListDataset and Flattener is bridge.Flattener
-for name in (get_arg, tensorrt_converter, DatasetCalibrator, add_module_test, torch2trt.converters.convert_conv):
+for name in (get_arg, DatasetCalibrator, add_module_test, torch2trt.converters.convert_conv):
     try:
         name("torch.relu")
     except bridge.UsageError as error:
@@ -127,11 +128,24 @@ def test_versions_are_compared_as_numbers() -> None:
     assert torch_version() >= "1.5"
 
 
-def test_a_converter_says_what_takes_its_place() -> None:
+def test_a_converter_that_is_registered_is_left_alone_with_a_warning_of_what_takes_its_place() -> None:
     from bridge.compat import torch2trt as names
 
-    with pytest.raises(
-        UsageError, match=r"torch2trt\.tensorrt_converter: .*bridge\.register_plugin.*passes/README\.md"
+    def convert_relu(ctx: object) -> None:
+        raise AssertionError("nothing calls it")
+
+    with pytest.warns(
+        UserWarning, match=r"bridge\.register_plugin.*passes/README\.md.* torch\.nn\.ReLU\.forward is not"
     ):
-        names.tensorrt_converter("torch.nn.ReLU.forward")
+        assert names.tensorrt_converter("torch.nn.ReLU.forward")(convert_relu) is convert_relu
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert names.tensorrt_converter("torch.nn.ReLU.forward", enabled=False)(convert_relu) is convert_relu
+
+
+def test_what_only_a_converter_would_call_says_what_takes_its_place() -> None:
+    from bridge.compat import torch2trt as names
+
+    with pytest.raises(UsageError, match=r"torch2trt\.get_arg: .*bridge\.register_plugin.*passes/README\.md"):
+        names.get_arg(None, "dim", 1, None)
     assert names.torch2trt is bridge.torch2trt and sys.modules["bridge.compat.torch2trt.torch2trt"]

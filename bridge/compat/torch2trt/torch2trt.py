@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
 from bridge import Dataset, Flattener, ListDataset, TRTModule, torch2trt
 
 from .dataset_calibrator import DEFAULT_CALIBRATION_ALGORITHM, DatasetCalibrator
@@ -11,6 +15,8 @@ from .gone import gone as _gone
 from .misc_utils import torch_device_from_trt, torch_device_to_trt, torch_dtype_from_trt, torch_dtype_to_trt
 from .version_utils import module_of_tensorrt as _module_of_tensorrt
 from .version_utils import torch_version, trt_version
+
+_Converter = TypeVar("_Converter", bound=Callable[..., Any])
 
 ConversionContext = _gone("ConversionContext", _NO_CONVERTERS)
 ConversionHook = _gone("ConversionHook", _NO_CONVERTERS)
@@ -25,7 +31,6 @@ load_plugins = _gone("load_plugins", _NO_PLUGINS)
 make_int_wrapper = _gone("make_int_wrapper", _NO_CONVERTERS)
 make_size_wrapper = _gone("make_size_wrapper", _NO_CONVERTERS)
 set_layer_precision = _gone("set_layer_precision", _NO_CONVERTERS)
-tensorrt_converter = _gone("tensorrt_converter", _NO_CONVERTERS)
 torch_dim_resolve_negative = _gone("torch_dim_resolve_negative", _NO_CONVERTERS)
 torch_dim_to_trt_axes = _gone("torch_dim_to_trt_axes", _NO_CONVERTERS)
 trt_ = _gone("trt_", _NO_CONVERTERS)
@@ -64,6 +69,15 @@ __all__ = [
     "trt_",
     "trt_version",
 ]
+
+
+def tensorrt_converter(
+    method: Any, is_real: bool = True, enabled: bool = True, imports: Sequence[str] = ()
+) -> Callable[[_Converter], _Converter]:
+    """A decorator that leaves a converter as it is, and warns that it is not used, as with torch2trt's use_onnx."""
+    if enabled:
+        warnings.warn(f"{_NO_CONVERTERS.format('tensorrt_converter')} The one of {method} is not used.", stacklevel=2)
+    return lambda converter: converter
 
 
 def default_input_names(num_inputs: int) -> list[str]:
