@@ -383,7 +383,7 @@ def test_an_onnx_file_is_compared_from_its_own_stage_on(tmp_path: Path) -> None:
     assert [row.stage for row in report.stages] == ["exported", "rewritten", "engine"]
     assert report.ok and [layer.tensor for layer in report.layers] == ["r", "y"]
     assert all(layer.introduced is not None and layer.introduced.relative == 0 for layer in report.layers)
-    with pytest.raises(UsageError, match="no stage 'torch'; give the module too"):
+    with pytest.raises(UsageError, match="no stage 'torch'; give the module that was converted"):
         diff(tmp_path / "out", stages=["torch", "rewritten"])
 
 
