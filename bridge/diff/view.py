@@ -182,7 +182,8 @@ def facts(report: DiffReport) -> list[Fact]:
         step = f"{worst.before} → {worst.stage}" if worst.added and worst.before else f"against torch at {worst.stage}"
         words = f"{worst.output}, {step}"
         if error.tolerance_used is not None:
-            words += f": {share(error.tolerance_used)} of the tolerance"
+            used = share(error.tolerance_used)
+            words += f": {used} {'' if used.endswith('times') else 'of '}the tolerance"
         found.append(Fact("Worst output", _headline(error), words, alarming=error.agreed is False))
     if report.layers:
         diverging = sum(item.diverges for item in report.layers)
