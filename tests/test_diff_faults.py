@@ -255,6 +255,8 @@ def test_nan_by_right_and_outputs_of_no_elements_agree_and_other_nan_does_not(tm
     assert report.ok and report.first_diverging is None, report.verdict
     empty = next(row for row in report.layers if 0 in row.shape and row.candidate == "rewritten")
     assert empty.note == "it has no elements", empty
+    silent = diff(tmp_path / "m", (X * float("nan"),), module=module)
+    assert ", though nothing of 'output.0' is finite" in silent.verdict and silent.ok, silent.verdict
     edited(tmp_path / "m", turned("Log", "Acosh"))
     wrong = diff(tmp_path / "m", (X,), module=module)
     assert first(wrong).operator == "Log" and "values that are not finite" in wrong.verdict, wrong.verdict

@@ -143,6 +143,16 @@ class OverSamples:
         if last and (self._worst is None or badness(row) > self._worst):
             self._worst, self.worst = badness(row), (name, feeds)
 
+    @property
+    def idle(self) -> list[str]:
+        """Outputs of which nothing was finite in any sample, so that nothing was compared."""
+        return [
+            name
+            for name in self.outputs
+            if (own := [tally for (_, output), tally in self.carried.items() if output == name])
+            and all(tally.idle for tally in own)
+        ]
+
     def rows(self) -> list[StageError]:
         """The table from the first stage to the last, output by output."""
         what = f"{self.count} sample{'s' * (self.count != 1)}"

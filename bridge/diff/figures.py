@@ -97,6 +97,11 @@ class Tally:
             norms.add(reference, candidate)
         return _error([compared], own, part)
 
+    @property
+    def idle(self) -> bool:
+        """Whether there are elements, and none that is finite on both sides: that they agree says nothing then."""
+        return all(item.max_abs_error is None and 0 not in item.reference_shape for item in self.found)
+
     def error(self) -> Error | None:
         return _error(self.found, self.total, self.points) if self.found else None
 

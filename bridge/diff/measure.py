@@ -190,9 +190,10 @@ def _report(
     conversion, result = stages.conversion, stages.conversion.result
     rows, ranked, first = over.rows(), ranking(layers), first_diverging(layers)
     said = depends_on_shape(shapes)
+    notes = [*notes, *(f"of the output {name!r} nothing is finite, and nothing was compared" for name in over.idle)]
     return DiffReport(
         result.name,
-        verdict(result.name, rows, shapes, said, layers, first, ranked, over.errors),
+        verdict(result.name, rows, shapes, said, layers, first, ranked, over.errors, over.idle),
         agrees(rows, shapes),
         result.target,
         result.precision,

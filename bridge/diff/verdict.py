@@ -30,8 +30,12 @@ def verdict(
     first: int | None,
     ranking: Sequence[int],
     samples: Sequence[SampleError] = (),
+    idle: Sequence[str] = (),
 ) -> str:
-    """In one sentence: whether the stages agree, else which stage is off by how much, and the layer to look at."""
+    """In one sentence: whether the stages agree, else which stage is off by how much, and the layer to look at.
+
+    ``samples`` are all of them; ``idle`` are outputs of which nothing is finite, so that they cannot but agree.
+    """
     left_out = {row.stage: row for row in rows if row.note}
     failed = "".join(f"; {_short(row.note)}" for row in left_out.values() if row.failed)
     not_run = failed + "".join(
@@ -44,6 +48,7 @@ def verdict(
             return f"{name}: nothing could be compared{not_run}."
         there = layers[first] if first is not None else None
         but = f", though {there} introduces {_introduced(there)} by itself" if there is not None else ""
+        but += f", though nothing of {', '.join(map(repr, idle))} is finite" if idle else ""
         agree = f"{_list(compared)} agree on {rows[0].inputs}{but}"
         # What does not run is the news, and leads.
         return f"{name}: {not_run.removeprefix('; ')}; {agree}." if failed else f"{name}: {agree}{not_run}."
