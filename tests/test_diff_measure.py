@@ -283,35 +283,6 @@ def test_the_worst_sample_is_kept_and_reproduces_the_error(mlp: tuple[nn.Module,
     assert theirs.max_abs == mine.max_abs and theirs.relative == mine.relative
 
 
-def test_a_shape_dependent_error_is_named(tmp_path: Path) -> None:
-    class Scaled(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.tanh(x) * x.shape[0]
-
-    x = torch.linspace(-1, 1, 8).reshape(2, 4)
-    folder = convert(Scaled(), (x,), tmp_path / "model", profiles={"x": ((1, 4), (2, 4), (8, 4))})
-    path = folder / "rewritten.onnx"
-    model = onnx.load(str(path))
-    product = next(node for node in model.graph.node if node.op_type == "Mul")
-    place = next(i for i, name in enumerate(product.input) if name != product.input[0] or i)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(4, np.float32), "limit"))
-    model.graph.node.insert(
-        list(model.graph.node).index(product), helper.make_node("Min", [product.input[place], "limit"], ["limited"])
-    )
-    product.input[place] = "limited"
-    onnx.save(model, str(path))
-
-    report = diff(folder, (x,), module=Scaled().eval())
-
-    cases = {row.case: row.added for row in report.shapes if row.stage == "rewritten"}
-    assert {"example", "min", "max"} <= cases.keys() and any(name.startswith("sampled") for name in cases)
-    right, wrong = cases["example"], cases["max"]
-    assert right is not None and right.agreed and wrong is not None and wrong.agreed is False
-    assert wrong.relative == pytest.approx(0.5), "8 rows are multiplied by 4"
-    assert not report.ok and "depends on the shapes" in report.verdict and "x 8x4" in report.verdict
-    assert named(report).operator == "Mul" and any("layers are measured on the max shapes" in n for n in report.notes)
-
-
 def first_sign(outputs: list[dict[str, np.ndarray]], inputs: list[dict[str, np.ndarray]]) -> dict[str, float]:
     """A metric: the share of rows whose first output is positive, and how many samples there are."""
     assert all(set(item) == {"input"} for item in inputs)
