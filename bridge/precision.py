@@ -256,7 +256,7 @@ def _patterns(key: str, listed: Any, where: str) -> list[tuple[str, str]]:
         ):
             return [(name, pattern) for item in items for name, pattern in item.items()]
     wanted = "a list of pairs such as 'fp32: decoder.norm*'" if key == "rules" else "a list of patterns"
-    raise UsageError(f"{where}: {key}: {listed!r}: give {wanted}.")
+    raise UsageError(f"{where}: {key}: {listed!r}: give {wanted}, each a text; a number such as 0 needs quotes.")
 
 
 def _joined(scheme: str, low: str) -> str:
