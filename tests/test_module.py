@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from bridge import RunError
+from bridge import RunError, UsageError
 from bridge.runtime.flattener import Flattener
 from bridge.runtime.module import TRTModule
 
@@ -349,6 +349,8 @@ def test_names_put_inputs_in_the_modules_order(gpu: fake_trt.Gpu) -> None:
 def test_names_that_the_engine_has_not_are_refused(gpu: fake_trt.Gpu) -> None:
     with pytest.raises(RunError, match="the engine's outputs are not the module's: z is not of y"):
         TRTModule(fake_trt.plan(), output_names=["z"])(X)
+    with pytest.raises(UsageError, match="the word 'y'; give lists of names"):
+        TRTModule(fake_trt.plan(), output_names="y")
 
 
 def test_an_engine_object_is_taken_too(gpu: fake_trt.Gpu) -> None:

@@ -379,6 +379,8 @@ def _calling_of_torch2trt(state_dict: Mapping[str, Any], prefix: str, names: tup
 
 
 def _listed(names: Sequence[str] | None) -> list[str] | None:
+    if isinstance(names, str):
+        raise UsageError(f"input_names, output_names: the word {names!r}; give lists of names.")
     return list(names) if names is not None else None
 
 
