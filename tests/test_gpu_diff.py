@@ -12,6 +12,7 @@ from torch import nn
 
 import bridge
 from bridge.diff.measure import diff
+from bridge.gpu import gpu_here
 from bridge.target import gpu_compute_capabilities, installed
 
 from .test_diff_measure import IMAGE, Residual, named
@@ -33,6 +34,8 @@ def test_the_engines_row_agrees_with_numpy(tmp_path: Path) -> None:
     report = diff(module, IMAGE, workdir=tmp_path, target="tensorrt", layers=False)
     row = next(row for row in report.stages if row.stage == "engine")
     assert row.carried is not None, row.note
+    assert f"the engine ran on {gpu_here()}" in report.notes
+    assert bridge.ConversionResult.load(tmp_path / "result.json").gpu == gpu_here() != ""
     with torch.no_grad():
         expected = module(*IMAGE).numpy().astype(np.float64)
     engine = bridge.TRTModule(str(tmp_path / "model.engine"))
