@@ -46,18 +46,23 @@ def library(target: Target | None = None) -> list[Entry]:
 
 def _whole_graph() -> list[Callable[..., Any]]:
     """In the order in which ``passes.rewrite`` runs them."""
+    from passes.boundary import boundary_to_wider_types, int64_boundary_to_int32
     from passes.clean import remove_unused, sanitise
     from passes.expand import expand_functions
     from passes.fold import fold_constants, take_branches
     from passes.lower import lower
-    from passes.narrow import float64_to_float32, int64_boundary_to_int32
+    from passes.narrow import bfloat16_to_float32, float64_to_float32
+    from passes.unroll import unroll_loops
 
     return [
         sanitise,
         float64_to_float32,
+        bfloat16_to_float32,
+        boundary_to_wider_types,
         int64_boundary_to_int32,
         fold_constants,
         take_branches,
+        unroll_loops,
         remove_unused,
         expand_functions,
         lower,
