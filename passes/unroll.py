@@ -25,7 +25,7 @@ MOST_NODES = 400
 
 
 def unroll_loops(graph: gs.Graph, log: Log) -> bool:
-    """Writes out every such Loop; True if there was one."""
+    """Writes out every Loop of a few known rounds, which nothing ends early; True if there was one."""
     unrolled: list[str] = []
     names: Names | None = None
     inner_first = list(scopes(graph))[::-1]
