@@ -75,8 +75,9 @@ def measure(
 
     ``max`` gives what was seen, tensors inside bodies included (a model's inputs too, constants not). ``entropy`` and
     ``percentile`` cut off rare large values, of the tensors outside of bodies; a tensor of a body keeps what was seen.
-    Samples are read one after the other and may differ in shape; the methods that need histograms read them twice, and
-    keep those of an iterator in files meanwhile. Raises UsageError where there are none, and RunError where ONNX
+    Samples are read one after the other, may differ in shape, and come to the types of the model's inputs, which may be
+    narrower than the source's; the methods that need histograms read them twice, and keep those of an iterator in files
+    meanwhile. Raises UsageError where there are none, and RunError where ONNX
     Runtime does not run the model.
     """
     if method not in METHODS:
@@ -325,13 +326,16 @@ def _session(model: onnx.ModelProto, folder: Path) -> Run:
     except refusals as error:
         raise RunError(f"the model to be calibrated does not run in ONNX Runtime: {first_lines(error)}") from error
     inputs = [item.name for item in session.get_inputs()]
+    kinds = {info.name: info.type.tensor_type.elem_type for info in model.graph.input}
+    dtypes = {name: helper.tensor_dtype_to_np_dtype(kinds[name]) for name in inputs}
 
     def run(sample: Sample, outputs: list[str] | None) -> list[Array]:
         missing = [name for name in inputs if name not in sample]
         if missing:
             raise UsageError(f"calibration: a sample lacks the input {', '.join(map(repr, missing))}.")
         try:
-            arrays: list[Array] = session.run(outputs, {name: sample[name] for name in inputs})
+            given = {name: sample[name].astype(dtype, copy=False) for name, dtype in dtypes.items()}
+            arrays: list[Array] = session.run(outputs, given)
         except refusals as error:
             raise RunError(f"a calibration sample does not run in ONNX Runtime: {first_lines(error)}") from error
         return arrays

@@ -275,6 +275,26 @@ def test_a_rule_alone_may_ask_for_a_low_precision(tmp_path: Path) -> None:
     assert result.precision == "fp16" and 0.3 < result.precisions["fp16"] < 0.9, result.precisions
 
 
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 16), nn.Linear(16, 4)
+
+    def forward(self, ids: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(ids)) * scale.float()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8+fp16"])
+@pytest.mark.parametrize("target", ["tensorrt-8.5", "tensorrt-rtx"])
+def test_a_calibration_has_the_types_of_the_source_where_the_target_lacks_them(
+    tmp_path: Path, target: str, precision: str
+) -> None:
+    inputs = (torch.randint(20, (2, 5)), torch.rand(1, dtype=torch.float64))
+    options: dict[str, Any] = {"workdir": tmp_path, "target": target, "build": False, "precision": precision}
+    result = bridge.convert(Tokens().eval(), inputs, calibration=[inputs] * 2, **options)
+    assert result.status == "rewritten", result.error
+
+
 class Norms(nn.Module):
     def __init__(self) -> None:
         super().__init__()
