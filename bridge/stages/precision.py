@@ -132,8 +132,8 @@ def scales_of(state: State, samples: Iterable[Feeds], model: Path) -> Mapping[st
 def _typed(
     state: State, graph: gs.Graph, assignment: Assignment, scales: Mapping[str, Range]
 ) -> tuple[Path | None, dict[str, str]]:
-    """The model with the precisions in the graph, or the same as a copy for weakly typed targets, which shows what the
-    engine is allowed to do; None where the types stay as they are. And what its nodes are in."""
+    """The model with the precisions in the graph, or a copy for weakly typed targets that has those in 16 bits, which
+    shows what the engine is allowed to do; None where the types stay as they are. And what its nodes are in."""
     from passes import read, write
 
     settings, result = state.settings, state.result
@@ -210,7 +210,8 @@ def _check(state: State, model: Path, samples: Sequence[Feeds]) -> None:
         found = evaluate(model, [*state.feeds, *samples])
     names = [case.name for case in state.cases] + [f"calibration {index}" for index in range(len(samples))]
     comparisons = state.compare(("rewritten", "typed"), reference, found, state.settings.precision.name, names)
-    state.hold_to_source("typed", found[: len(state.cases)])
+    if state.settings.target.strongly_typed or not state.settings.precision.scheme:  # else a part of it: see ``_typed``
+        state.hold_to_source("typed", found[: len(state.cases)])
     named = "layers=True names the layers that introduce most of it."
     if state.settings.layers:
         with state.clock("compare"):
