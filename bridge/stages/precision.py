@@ -185,7 +185,7 @@ def put_in_types(
         done = cast(graph, precision.half_dtype, fp32, precision.io, saturated=assignment.saturated)
         notes.extend(done.notes)
         for name, largest in done.clamped.items():
-            notes.append(f"{name} holds {largest:g}, beyond {precision.half}: it became the largest value")
+            notes.append(f"{name} holds {largest:g} or its negative, beyond {precision.half}: it was cut to the range")
     return PutIn(notes, declined, found)
 
 
