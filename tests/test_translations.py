@@ -361,6 +361,37 @@ family(
 )
 
 
+def bags(mode: str, weighted: bool = False, **options: Any) -> Function:
+    """Of rows, and of those that begin at offsets; an empty one and one of padding alone among them."""
+    table = torch.randn(20, 5, generator=torch.Generator().manual_seed(1))
+
+    def function(x: torch.Tensor) -> Any:
+        ids = indices(x, 20)
+        ids = torch.cat([ids[:, :3], torch.full_like(ids[:, :1], 7), ids[:, 4:]], 1)
+        offsets = torch.tensor([0, 4, 4, 9])
+        rows, flat = (x, x.reshape(-1)) if weighted else (None, None)
+        return [
+            F.embedding_bag(ids, table, mode=mode, per_sample_weights=rows, **options),
+            F.embedding_bag(ids.reshape(-1), table, offsets, mode=mode, per_sample_weights=flat, **options),
+            F.embedding_bag(ids[:, 3:4], table, None, None, 2.0, False, mode, padding_idx=7),
+        ]
+
+    return function
+
+
+family(
+    "bags",
+    (3, 6),
+    sum=bags("sum"),
+    mean=bags("mean", padding_idx=7),
+    max=bags("max", padding_idx=-13),
+    last=lambda x: F.embedding_bag(
+        indices(x, 20).reshape(-1), torch.eye(20), torch.tensor([0, 2, 9]), mode="mean", include_last_offset=True
+    ),
+    weighted=bags("sum", weighted=True),
+)
+
+
 def inputs_of(shapes: list[tuple[int, ...]], batch: int) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(batch)
     return tuple(torch.randn(batch, *shape[1:], generator=generator) for shape in shapes)

@@ -12,6 +12,7 @@ from torch._C import DispatchKey
 from torch._ops import OpOverload
 
 from .complex_pairs import lower_complex
+from .embedding import of_rows
 from .registry import AT_CAPTURE, DECOMPOSITIONS
 
 
@@ -26,7 +27,7 @@ def installed() -> Iterator[None]:
         table.update(DECOMPOSITIONS)
         return lower_complex(program.run_decompositions(table))
 
-    with mock.patch.object(_fx_passes, "decompose_with_registry", decompose), _kernels(AT_CAPTURE):
+    with mock.patch.object(_fx_passes, "decompose_with_registry", decompose), _kernels(AT_CAPTURE), of_rows():
         yield
 
 
