@@ -140,6 +140,21 @@ def test_a_stage_that_does_not_run_is_no_agreement(tmp_path: Path) -> None:
     assert row.failed and row.added is None and row.note.count("does not run") == 1, row
 
 
+class Refused(nn.Module):
+    """Determinants larger than those that the passes write out, which TensorRT-RTX has not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.det(x)
+
+
+def test_an_engine_that_was_refused_is_no_agreement(tmp_path: Path) -> None:
+    matrices = torch.randn(2, 40, 40, generator=torch.Generator().manual_seed(0))
+    report = diff(Refused(), (matrices / 6,), workdir=tmp_path, target=RTX)
+    assert not report.ok
+    assert report.verdict.startswith("Refused: no engine was built, since the conversion failed: "), report.verdict
+    assert "torch, exported and rewritten agree" in report.verdict
+
+
 def test_a_shape_dependent_error_is_named(tmp_path: Path) -> None:
     class Scaled(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -33,11 +33,13 @@ class Stages:
     why: dict[StageName, str] = field(default_factory=dict)
     """Of stages that are not run, the reason."""
     failed: set[StageName] = field(default_factory=set)
-    """Of these, the ones that could have run, and do not."""
+    """Of these, the ones that could have run, and do not; and an engine that was to be built, and was not."""
 
     def __post_init__(self) -> None:
         if "engine" in self.names and self.conversion.why_no_engine:
             self.why["engine"] = self.conversion.why_no_engine
+            if self.conversion.result.error:
+                self.failed.add("engine")
 
     @property
     def running(self) -> list[StageName]:

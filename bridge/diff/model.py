@@ -225,7 +225,7 @@ class DiffReport:
     verdict: str
     """One sentence."""
     ok: bool
-    """Whether every output that was compared agrees, and no stage failed to run."""
+    """Whether every output that was compared agrees, no stage failed to run, and no engine to be built."""
     target: TargetInfo | None = None
     precision: str = "fp32"
     stages: list[StageError] = field(default_factory=list)

@@ -37,11 +37,12 @@ def verdict(
     ``samples`` are all of them; ``idle`` are outputs of which nothing is finite, so that they cannot but agree.
     """
     left_out = {row.stage: row for row in rows if row.note}
-    failed = "".join(f"; {_short(row.note)}" for row in left_out.values() if row.failed)
+    worst = _worst(rows)
+    told = _short if worst is None else _reason
+    failed = "".join(f"; {told(row.note)}" for row in left_out.values() if row.failed)
     not_run = failed + "".join(
         f"; the {row.stage} stage was not run ({_reason(row.note)})" for row in left_out.values() if not row.failed
     )
-    worst = _worst(rows)
     if worst is None and (failed or agrees(rows, shapes)):
         compared = list(dict.fromkeys(row.stage for row in rows if not row.note))
         if len(compared) < 2:
