@@ -61,9 +61,11 @@
     carried: [error("carried"), true],
     largest: [[(i) => figures.largest[i]], true],
   };
-  let key = "blame", falling = true, rows = [], drawn = 0;
+  let key = "blame", falling = true, rows = [], drawn = 0, waiting = 0;
 
   function order() {
+    clearTimeout(waiting);
+    waiting = 0;
     const wanted = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const p = pairOf.value === "" ? -1 : Number(pairOf.value);
     rows = [];
@@ -175,6 +177,7 @@
   }
 
   function show(i) {
+    if (waiting) order();  // what was just typed, which would take the row away again
     if (!rows.includes(i)) {
       search.value = "";
       pairOf.value = "";
@@ -263,7 +266,6 @@
   }
   pairOf.parentElement.hidden = !several;
   only.parentElement.hidden = !diverging.size;
-  let waiting = 0;
   search.addEventListener("input", () => {
     clearTimeout(waiting);
     waiting = setTimeout(order, 80);
