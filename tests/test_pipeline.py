@@ -222,6 +222,14 @@ def test_the_exported_model_computes_what_torch_does_outside_of_the_bridge_too(d
 # --- statuses ----------------------------------------------------------------------------------------------------
 
 
+def test_outputs_that_are_nan_throughout_are_said_to_prove_nothing(tmp_path: Path) -> None:
+    nan = torch.full((2, 4), torch.nan)
+    found = convert(nn.Linear(4, 3), (nan,), tmp_path, build=False)
+    assert "output 'output' is NaN throughout, which proves nothing: give other inputs" in found.notes
+    found = convert(nn.Linear(4, 3), (torch.cat([nan, torch.ones(1, 4)]),), tmp_path, build=False)
+    assert "NaN" not in " ".join(found.notes)
+
+
 def test_without_the_build_it_is_rewritten(tmp_path: Path) -> None:
     result = convert(nn.Linear(3, 2), (X,), tmp_path, build=False)
     assert (result.status, result.engine) == ("rewritten", None) and "build" not in result.seconds

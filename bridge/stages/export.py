@@ -37,8 +37,7 @@ def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Expor
             result.notes.append("the module was in training mode: it was exported and compared in eval mode")
         with state.clock("run"):
             reference = [made.run(case.feeds) for case in state.cases]
-        state.source = reference
-        state.remember_types(state.cases[0].feeds, reference[0])
+        state.remember_source(reference)
         outputs: list[Outputs] = []
 
         def accept(path: Path) -> str | None:
@@ -103,8 +102,7 @@ def from_file(state: State, path: Path, inputs: Any) -> Outputs:
             outputs = state.run_onnx(path, "exported")
         except RunError as error:
             outputs = _run_mended(state, graph, error)
-    state.source = outputs
-    state.remember_types(example, outputs[0])
+    state.remember_source(outputs)
     return outputs
 
 

@@ -58,12 +58,19 @@ class State:
     def __post_init__(self) -> None:
         self.caching = Caching(self.settings, self.result)
 
-    def remember_types(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        """Keeps the source's types. Raises UsageError where a tolerance is for what is no output."""
-        self.source_types = {name: array.dtype for name, array in (*inputs.items(), *outputs.items())}
+    def remember_source(self, outputs: Outputs) -> None:
+        """Keeps what the source computes of the cases, and its types; a note says of what that can prove nothing.
+
+        Raises UsageError where a tolerance is for what is no output.
+        """
+        self.source, first = outputs, outputs[0]
+        self.source_types = {name: array.dtype for name, array in (*self.cases[0].feeds.items(), *first.items())}
         for name in self.settings.tolerance if isinstance(self.settings.tolerance, Mapping) else ():
-            if name and name not in outputs:
-                raise UsageError(f"tolerance: {name!r} is no output; the outputs are {', '.join(outputs)}.")
+            if name and name not in first:
+                raise UsageError(f"tolerance: {name!r} is no output; the outputs are {', '.join(first)}.")
+        for name, array in first.items():
+            if array.dtype.kind == "f" and array.size and all(np.isnan(found[name]).all() for found in outputs):
+                self.result.notes.append(f"output {name!r} is NaN throughout, which proves nothing: give other inputs")
 
     def run_onnx(self, path: Path, name: str) -> Outputs:
         return run_stage(name, lambda: onnx_runner(path, name), self.feeds)
