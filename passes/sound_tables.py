@@ -65,13 +65,29 @@ WIDE = frozenset(("CumProd", "CumSum", "Exp", "Pow", "ReduceL1", "ReduceProd", "
 """What makes large values, which are often scaled down next."""
 FEW_DIGITS = 128
 """Tensors whose largest value is not so many times the smallest that has all its digits lose too many of them."""
-CANCELLED = 32
-"""Terms that are so many times as large as their sum cancel five binary digits, of 8 or 11."""
+CANCELLED: Mapping[str, int] = {"float16": 32, "bfloat16": 8}
+"""Terms that are so many times as large as their sum cancel five of 11 binary digits, or three of 8."""
 TERMS: Mapping[str, slice] = {
     **dict.fromkeys(("Add", "Sub", "Sum"), slice(None)),
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), slice(2, 3)),
 }
 """Operators that add, and which of their inputs are added."""
+SUMS = frozenset(
+    (
+        *("Add", "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "CumSum", "Gemm", "GlobalAveragePool"),
+        *("MatMul", "Mean", "ReduceMean", "ReduceSum", "Sub", "Sum"),
+    )
+)
+"""Operators that add up; where the terms have both signs, a small sum has the rounding of large terms."""
+PROPORTIONAL = frozenset(
+    (
+        *("Abs", "Clip", "Div", "Max", "MaxPool", "Min", "Mul", "Neg", "Pow", "Reciprocal", "ReduceL1", "ReduceL2"),
+        *("ReduceMax", "ReduceMin", "ReduceSumSquare", "Relu", "Sqrt", "Where"),
+    )
+)
+"""Operators whose results are as exact, each for its size, as what they are given."""
+SPREAD = 1024
+"""A logarithm of values that are so many times apart shows the rounding of the small ones."""
 MASKS = 1e30
 """A magnitude that nobody computes: it stands for infinity."""
 NEAR = 0.02

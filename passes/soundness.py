@@ -27,8 +27,11 @@ from .sound_tables import (
     NEAR,
     ONE_SIDED,
     PASSING,
+    PROPORTIONAL,
     REASONS,
     SCALES,
+    SPREAD,
+    SUMS,
     TERMS,
     WIDE,
 )
@@ -115,6 +118,7 @@ class _Analysis:
             if id(node) in self.ports:
                 self._by_ranges(node)
         self._by_places()
+        self._by_logarithms()
         settled = False
         while not settled:
             settled = not sum(self._by_neighbours(node) for node in self.nodes if self._is_free(node))
@@ -233,7 +237,7 @@ class _Analysis:
             return
         for tensor in node.inputs[places]:
             term = self._largest(tensor) if is_float32(tensor) else 0.0
-            if term <= CANCELLED * result:
+            if term <= CANCELLED[self.low.name] * result:
                 continue
             self._keep(node, f"a term of {term:.4g} is nearly cancelled: the result is never above {result:.4g}")
             for item in node.inputs:
@@ -292,6 +296,42 @@ class _Analysis:
                 waiting.extend(item for item in maker.inputs if is_float32(item))
         if id(tensor) in self.precise:
             self._keep(to, "it needs all digits of its input")
+
+    # logarithms
+
+    def _by_logarithms(self) -> None:
+        """Keeps what leads to small values among large ones, as of a spectrum: a logarithm makes as much of them."""
+        for node in self.nodes:
+            seen = self.ranges.get(node.inputs[0].name) if node.op == "Log" and not node.domain else None
+            if seen is not None and max(seen.low, 0.0) * SPREAD < seen.high:
+                self._lead_to_small(node.inputs[0])
+
+    def _lead_to_small(self, tensor: gs.Tensor) -> None:
+        """Up to the sums that the small values come from, and through all that is linear before these."""
+        waiting, seen = [(tensor, False)], set()
+        while waiting:
+            tensor, linear = waiting.pop()
+            maker = _maker(tensor)
+            if maker is None or maker.domain or (id(maker), linear) in seen:
+                continue
+            seen.add((id(maker), linear))
+            free = [item for item in maker.inputs if is_float32(item) and not _is_constant(item)]
+            if maker.op in SUMS:
+                linear = linear or maker.op == "Sub" or not all(map(self._is_positive, maker.inputs))
+            elif maker.op in PROPORTIONAL:
+                if linear and not (maker.op == "Neg" or (maker.op in ("Div", "Mul") and free == maker.inputs[:1])):
+                    continue
+            elif maker.op not in MOVEMENT:
+                continue
+            self._keep(maker, "it leads to a Log, which makes as much of the smallest values as of the largest")
+            waiting.extend((item, linear) for item in free)
+
+    def _is_positive(self, tensor: gs.Tensor) -> bool:
+        """Whether nothing below 0 was seen of it, or is in the constant."""
+        if isinstance(tensor, gs.Constant):
+            return not is_float32(tensor) or extent(tensor).low >= 0
+        seen = self.ranges.get(tensor.name)
+        return tensor.is_empty() or not is_float32(tensor) or (seen is not None and seen.low >= 0)
 
     # neighbours
 

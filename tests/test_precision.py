@@ -403,7 +403,40 @@ def test_a_sum_that_cancels_nearly_all_of_its_terms_stays_in_float32_with_what_m
     assert found.fp32 == {"a", "c"}
     assert found.reasons["c"] == "a term of 2000 is nearly cancelled: the result is never above 7"
     assert found.reasons["a"] == "Gemm subtracts nearly all of what it makes"
-    assert not assigned(model, name, {**seen, "c": Range(-7, 100)}).fp32
+    assert not assigned(model, name, {**seen, "c": Range(-7, 300)}).fp32
+
+
+def test_bfloat16_can_afford_to_cancel_less() -> None:
+    model = parse("g (float[4] x, float[4] z) => (float[4] y) { a = Relu(x)  b = Sub(a, z)  y = Tanh(b) }")
+    seen = {"x": Range(-20, 20), "z": Range(0, 20), "a": Range(0, 20), "b": Range(-1, 1), "y": Range(-1, 1)}
+    assert assigned(model, "bf16", seen).fp32 == {"a", "b"}
+    assert not assigned(model, "fp16", seen).fp32
+
+
+SPECTRUM = """g (float[1,1,64] x) => (float[1,4,15] y)
+        <float[8,1,8] w, float eps = {1e-3}, float[4,4] m, int64[1] half = {4}, int64[1] ax = {1}>
+        { p = Identity(x)  s = Conv<strides = [4]>(p, w)  r, i = Split<axis = 1, num_outputs = 2>(s)
+          a = Mul(r, r)  b = Mul(i, i)  c = Add(a, b)  e = Add(c, eps)  l = Log(e)  d = MatMul(m, l)  y = Tanh(d) }"""
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_leads_to_the_logarithm_of_a_spectrum_keeps_its_digits(precision: str) -> None:
+    seen = {"x": Range(-1, 1), "s": Range(-9, 9), "a": Range(0, 81), "b": Range(0, 81), "c": Range(0, 90)}
+    model = parse(SPECTRUM, 22)
+    found = assigned(model, precision, {**seen, "e": Range(1e-3, 90)})
+    assert found.fp32 == {"p", "s", "r", "a", "b", "c", "e", "l"}
+    assert found.reasons["s"] == "it leads to a Log, which makes as much of the smallest values as of the largest"
+    assert assigned(model, precision, {**seen, "e": Range(1, 90)}).fp32 == {"l"}, "they are of one size"
+
+
+def test_before_the_logarithm_of_probabilities_nothing_is_kept_but_what_is_linear() -> None:
+    text = """g (float[2,4] x) => (float[2,4] y) <float[4,4] w>
+        { a = MatMul(x, w)  b = Relu(a)  c = MatMul(b, w)  h = NAME(c)  l = Log(h)  y = MatMul(l, w) }"""
+    seen = {name: Range(-4, 4) for name in "abcx"} | {"h": Range(1e-9, 1)}
+    assert assigned(parse(text.replace("NAME", "Softmax")), "fp16", seen).fp32 == {"l"}
+    assert assigned(parse(text.replace("NAME", "Abs")), "fp16", seen).fp32 == {"c", "h", "l"}
+    positive = {**seen, "b": Range(0, 4), "c": Range(0, 4)}
+    assert assigned(parse(text.replace("NAME", "Abs")), "fp16", positive).fp32 == {"c", "h", "l"}, "the weights are not"
 
 
 def test_values_of_which_float16_has_few_digits_stay_in_float32() -> None:

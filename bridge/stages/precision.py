@@ -221,5 +221,15 @@ def _check(state: State, model: Path, samples: Sequence[Feeds]) -> None:
     if not all(item.agreed for item in comparisons):
         raise CompareError(
             f"in {state.settings.precision} the model computes something else: {disagreement(comparisons)}\n{named}\n"
-            "Keep them in fp32 by a precision file, ask for bf16, or give a tolerance."
+            f"{_ways_out(state)}"
         )
+
+
+def _ways_out(state: State) -> str:
+    precision = state.settings.precision
+    ways = ["keep them in fp32 by a precision file, which bridge bisect writes"]
+    if precision.half == "fp16" and not state.settings.target.lacks_type("bfloat16"):
+        ways.append("ask for bf16 in the place of fp16, if values leave its range")
+    if precision.scheme in ("int8", "fp8"):
+        ways.append("calibrate with more, and more typical, inputs")
+    return f"What helps: {'; '.join(ways)}; or give a tolerance."
