@@ -183,6 +183,22 @@ def test_inputs_and_outputs_take_the_low_type_where_that_is_asked(tmp_path: Path
     assert {item.dtype for item in (*kept.inputs, *kept.outputs)} == {"float32"}
 
 
+def test_where_no_engine_runs_the_task_check_is_given_what_the_low_precision_computes(tmp_path: Path) -> None:
+    module, example = seeded(Cnn, 2, 3, 16, 16)
+    asked: list[np.ndarray] = []
+
+    def rounded(run: Any) -> str:
+        (output,) = run({"image": example.numpy()}).values()
+        asked.append(output)
+        assert np.array_equal(output, output.astype(np.float16).astype(np.float32)), "not rounded to float16"
+        return "rounded"
+
+    result = convert(module, example, tmp_path, "fp16", task_check=rounded)
+    assert result.status in BUILT, result.error
+    assert result.task_check.ran_on == ("typed" if result.status == "built" else "engine") and len(asked) == 1
+    assert asked[0].dtype == np.float32 and asked[0].shape == (2, 10)
+
+
 def test_an_error_over_the_tolerance_names_the_layers(tmp_path: Path) -> None:
     module, example = seeded(Cnn, 2, 3, 16, 16)
     options: dict[str, Any] = {"tolerance": bridge.Tolerance(1e-7, 1e-7), "build": False}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..build_plan import publish_calibration
-from ..compare import disagreement, onnx_runner, run_stage
+from ..compare import Feeds, disagreement, onnx_runner, run_stage
 from ..errors import CompareError
 from ..gpu import gpu_here
 from ..inputs import Array
@@ -84,27 +86,14 @@ def time_engine(state: State) -> None:
 
 
 def task_check(state: State, engine: Path | None) -> None:
-    """Runs the user's own check on the engine, or where none can run on the rewritten model."""
+    """Runs the user's own check on the engine or, where none can run, on the model that it was built of."""
     if state.settings.task_check is None:
         return
     from ..export import user_line
-    from ..runtime.runner import engine_runner
 
-    path = state.result.rewritten_onnx
-    assert path is not None
-    where = "engine" if engine is not None else "rewritten"
-    target = state.settings.target
-    runner = engine_runner(engine, target, state.plugins) if engine is not None else onnx_runner(path, where)
-
-    def run(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        from polygraphy.comparator.data_loader import coerce_feed_dict
-
-        given = {name: np.asarray(array) for name, array in feeds.items()}
-        metadata = active.get_input_metadata(use_numpy_dtypes=False)
-        outputs = active.infer(coerce_feed_dict(given, metadata))
-        return {name: np.array(value).astype(state.source_types[name]) for name, value in outputs.items()}
-
-    with state.clock("compare"), runner as active:
+    typed = state.result.onnx != state.result.rewritten_onnx
+    where = "engine" if engine is not None else "typed" if typed else "rewritten"
+    with state.clock("compare"), _running(state, engine, typed) as run:
         try:
             state.result.task_check = TaskCheck(True, state.settings.task_check(run), where)
         except AssertionError as error:
@@ -114,3 +103,32 @@ def task_check(state: State, engine: Path | None) -> None:
             words = f"{type(error).__name__}: {error}{user_line(error)}"
             state.result.task_check = TaskCheck(False, words, where)
             raise CompareError(f"the task check raises on the {where} model: {words}") from error
+
+
+@contextmanager
+def _running(state: State, engine: Path | None, typed: bool) -> Iterator[Callable[[Feeds], dict[str, Array]]]:
+    """What runs the engine, or the model: in a lower precision with every value rounded to its type."""
+    from ..evaluator import Evaluator
+    from ..runtime.runner import engine_runner
+
+    path = state.result.onnx
+    assert path is not None
+
+    def as_source(outputs: Mapping[str, Any]) -> dict[str, Array]:
+        return {name: np.array(value).astype(state.source_types[name]) for name, value in outputs.items()}
+
+    if engine is None and typed:
+        evaluate = Evaluator.of(path).open()
+        yield lambda feeds: as_source(evaluate({name: np.asarray(array) for name, array in feeds.items()}))
+        return
+    target = state.settings.target
+    runner = engine_runner(engine, target, state.plugins) if engine is not None else onnx_runner(path, "rewritten")
+
+    def run(feeds: Feeds) -> dict[str, Array]:
+        from polygraphy.comparator.data_loader import coerce_feed_dict
+
+        given = {name: np.asarray(array) for name, array in feeds.items()}
+        return as_source(active.infer(coerce_feed_dict(given, active.get_input_metadata(use_numpy_dtypes=False))))
+
+    with runner as active:
+        yield run
