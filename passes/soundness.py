@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from .ir import CONTROL_FLOW, bodies, scopes
-from .low_types import Extent, LowType, Ports, extent, is_float32, is_half, ports
+from .low_types import LowType, Ports, extent, is_float32, is_half, ports
+from .sound_nodes import elementwise, extent_of, is_bound, is_constant, is_integer, maker_of, may_clamp, shown
 from .sound_tables import (
     ABSORBING,
     ARITHMETIC,
@@ -168,23 +168,23 @@ class _Analysis:
     def _by_constants(self, node: gs.Node) -> None:
         """Keeps what reads a constant that the low type has no good value for, or what such a node computes."""
         for index in (*self.ports[id(node)].inputs, None):
-            known = _extent_of(node, index)
+            known = extent_of(node, index)
             if known is None:
                 continue
             beyond = [end for end in (known.low, known.high) if abs(end) > self.limit]
-            mask = bool(beyond) and _may_clamp(node, index, known) and (_is_bound(node) or self._absorbed(node, beyond))
+            mask = bool(beyond) and may_clamp(node, index, known) and (is_bound(node) or self._absorbed(node, beyond))
             if mask or (beyond and node.op == "Mul" and max(beyond) < 0 and self._absorbed(node, beyond)):
                 self.masks.update(beyond)
             if known.largest > self.low.largest and not mask:
-                self._keep(node, f"a constant of {_number(known)} is beyond the range of {self.low.name}")
+                self._keep(node, f"a constant of {shown(known)} is beyond the range of {self.low.name}")
                 if max(beyond) > 0 and node.op in ("Add", "Conv", "ConvTranspose", "Gemm", "MatMul", "Mul"):
                     self.large.update(id(tensor) for tensor in node.outputs if tensor.name not in self.ranges)
             if 0 < known.largest < self.low.smallest:
-                self._keep(node, f"a constant of {_number(known)} is too small for {self.low.name}")
+                self._keep(node, f"a constant of {shown(known)} is too small for {self.low.name}")
         if any(id(tensor) in self.large for tensor in node.inputs):
             self._keep(node, f"it reads what is multiplied by a constant beyond the range of {self.low.name}")
             if (
-                _elementwise(node) or node.op in PASSING or node.op in ONE_SIDED
+                elementwise(node) or node.op in PASSING or node.op in ONE_SIDED
             ) and node.op not in ABSORBING - ONE_SIDED:
                 self.large.update(id(tensor) for tensor in node.outputs if tensor.name not in self.ranges)
 
@@ -201,7 +201,7 @@ class _Analysis:
                     return False
                 if reader.op in absorbing or not any(map(is_float32, reader.outputs)):
                     continue
-                if not _elementwise(reader) and reader.op not in PASSING:
+                if not elementwise(reader) and reader.op not in PASSING:
                     return False
                 more = [item for item in reader.outputs if is_float32(item) and id(item) not in seen]
                 seen.update(map(id, more))
@@ -241,7 +241,7 @@ class _Analysis:
                 continue
             self._keep(node, f"a term of {term:.4g} is nearly cancelled: the result is never above {result:.4g}")
             for item in node.inputs:
-                maker = _maker(item)
+                maker = maker_of(item)
                 if maker is not None:
                     self._keep(maker, f"{node.op} subtracts nearly all of what it makes")
 
@@ -272,12 +272,12 @@ class _Analysis:
                     self._lead(node.inputs[index], node)
 
     def _follow(self, node: gs.Node) -> None:
-        free = [tensor for tensor in node.inputs if is_float32(tensor) and not _is_constant(tensor)]
-        if node.op == "Range" or (node.op == "Cast" and _is_integer(node.inputs[0])):
+        free = [tensor for tensor in node.inputs if is_float32(tensor) and not is_constant(tensor)]
+        if node.op == "Range" or (node.op == "Cast" and is_integer(node.inputs[0])):
             self.counted.update(map(id, node.outputs))
-        elif free and _elementwise(node) and all(id(tensor) in self.counted for tensor in free):
+        elif free and elementwise(node) and all(id(tensor) in self.counted for tensor in free):
             self.counted.update(id(tensor) for tensor in node.outputs if is_float32(tensor))
-        if _elementwise(node) and any(id(tensor) in self.precise for tensor in free):
+        if elementwise(node) and any(id(tensor) in self.precise for tensor in free):
             self.precise.update(id(tensor) for tensor in node.outputs if is_float32(tensor))
         self.precise.update(id(tensor) for tensor in node.outputs if id(tensor) in self.counted)
 
@@ -285,8 +285,8 @@ class _Analysis:
         """Keeps the arithmetic that makes a tensor whose digits count."""
         waiting = [tensor]
         while waiting:
-            maker = _maker(waiting.pop())
-            if maker is None or not _elementwise(maker) or id(maker) in self.led:
+            maker = maker_of(waiting.pop())
+            if maker is None or not elementwise(maker) or id(maker) in self.led:
                 continue
             if not any(id(item) in self.precise for item in maker.outputs):
                 continue
@@ -311,11 +311,11 @@ class _Analysis:
         waiting, seen = [(tensor, False)], set()
         while waiting:
             tensor, linear = waiting.pop()
-            maker = _maker(tensor)
+            maker = maker_of(tensor)
             if maker is None or maker.domain or (id(maker), linear) in seen:
                 continue
             seen.add((id(maker), linear))
-            free = [item for item in maker.inputs if is_float32(item) and not _is_constant(item)]
+            free = [item for item in maker.inputs if is_float32(item) and not is_constant(item)]
             if maker.op in SUMS:
                 linear = linear or maker.op == "Sub" or not all(map(self._is_positive, maker.inputs))
             elif maker.op in PROPORTIONAL:
@@ -336,7 +336,7 @@ class _Analysis:
     # neighbours
 
     def _by_neighbours(self, node: gs.Node) -> bool:
-        free = [tensor for tensor in node.inputs if is_float32(tensor) and not _is_constant(tensor)]
+        free = [tensor for tensor in node.inputs if is_float32(tensor) and not is_constant(tensor)]
         if node.op == "Div" and len(node.inputs) > 1 and self._source(node.inputs[1]) is not None:
             return self._keep(node, "it divides by what is computed in float32")
         if node.op == "Mul":
@@ -364,11 +364,11 @@ class _Analysis:
 
     def _source(self, tensor: gs.Tensor) -> gs.Node | None:
         """The node in float32 that makes what the tensor holds, other than by handing it on."""
-        maker = _maker(tensor)
+        maker = maker_of(tensor)
         while maker is not None and maker.op in MOVEMENT and not maker.domain:
             if not maker.inputs or not is_float32(maker.inputs[0]):
                 break
-            maker = _maker(maker.inputs[0])
+            maker = maker_of(maker.inputs[0])
         return maker if maker is not None and id(maker) in self.kept else None
 
     def _is_float32_until(self, tensor: gs.Tensor) -> bool:
@@ -376,20 +376,20 @@ class _Analysis:
         waiting, seen = [tensor], {id(tensor)}
         while waiting:
             one = waiting.pop()
-            maker = _maker(one)
+            maker = maker_of(one)
             if maker is None or self._kept_maker(one):
                 continue
             if maker.domain or maker.op not in MOVEMENT or maker.op in ("Cast", "DequantizeLinear"):
                 return False
             more = [
-                item for item in maker.inputs if is_float32(item) and not _is_constant(item) and id(item) not in seen
+                item for item in maker.inputs if is_float32(item) and not is_constant(item) and id(item) not in seen
             ]
             seen.update(map(id, more))
             waiting.extend(more)
         return True
 
     def _kept_maker(self, tensor: gs.Tensor) -> bool:
-        maker = _maker(tensor)
+        maker = maker_of(tensor)
         return maker is not None and (id(maker) in self.kept or maker.op in CONTROL_FLOW)
 
     def _ends_in(self, outside: set[int], node: gs.Node) -> bool:
@@ -412,87 +412,13 @@ class _Analysis:
         """Finds the tensors of float32 that hold a constant beyond the low type's range."""
         holding: set[int] = set()
         for node in self.nodes:
-            if id(node) not in self.kept or not _elementwise(node):
+            if id(node) not in self.kept or not elementwise(node):
                 continue
-            known = [_extent_of(node, index) for index in range(len(node.inputs))]
+            known = [extent_of(node, index) for index in range(len(node.inputs))]
             own = any(item is not None and item.largest > self.low.largest for item in known)
             if own or any(id(tensor) in holding for tensor in node.inputs):
                 holding.update(map(id, node.outputs))
                 self.done.saturated.update(tensor.name for tensor in node.outputs if is_float32(tensor))
-
-
-def _maker(tensor: gs.Tensor) -> gs.Node | None:
-    return tensor.inputs[0] if tensor.inputs else None
-
-
-def _elementwise(node: gs.Node) -> bool:
-    """Whether it computes element by element, or hands on; a product with one term to each sum does."""
-    if node.domain:
-        return False
-    if node.op in ("MatMul", "Gemm"):
-        shape = node.inputs[0].shape
-        return bool(shape) and shape[-1] == 1
-    return node.op in ARITHMETIC or node.op in MOVEMENT or node.op in REASONS
-
-
-def _is_integer(tensor: gs.Tensor) -> bool:
-    return tensor.dtype is not None and np.dtype(tensor.dtype).kind in "iu"
-
-
-def _is_constant(tensor: gs.Tensor) -> bool:
-    if isinstance(tensor, gs.Constant) or tensor.is_empty():
-        return True
-    maker = _maker(tensor)
-    return maker is not None and maker.op == "Constant" and not maker.domain
-
-
-def _extent_of(node: gs.Node, index: int | None) -> Extent | None:
-    """What a constant input of float32 holds, or (None) the value that a ConstantOfShape fills with."""
-    value = node.attrs.get("value") if index is None and node.op == "ConstantOfShape" else None
-    if index is not None:
-        tensor = node.inputs[index]
-        value = tensor
-        if not isinstance(tensor, gs.Constant) and _is_constant(tensor) and not tensor.is_empty():
-            value = tensor.inputs[0].attrs.get("value")
-    return extent(value) if isinstance(value, gs.Constant) and is_float32(value) else None
-
-
-def _may_clamp(node: gs.Node, index: int | None, known: Extent) -> bool:
-    """Whether the constant means the same at the end of the low type's range: as a mask, or as a bound."""
-    if node.op in ("Where", "Clip", "Max", "Min", "Pad", "ScatterElements", "ScatterND") or index is None:
-        return True
-    if node.op == "Add":
-        return abs(known.low) > abs(known.high)
-    if node.op == "Sub":
-        return (known.high if index == 1 else -known.low) >= known.largest
-    if node.op == "Mul":
-        return all(_is_binary(tensor) for place, tensor in enumerate(node.inputs) if place != index)
-    return known.largest >= MASKS and node.op in MOVEMENT
-
-
-def _is_bound(node: gs.Node) -> bool:
-    """Whether a constant of the node is a bound: that of the type is one as well."""
-    return node.op in ("Clip", "Max", "Min")
-
-
-def _is_binary(tensor: gs.Tensor, depth: int = 8) -> bool:
-    """Whether it holds only zeros and ones, or the negative of such: a mask as numbers."""
-    maker = _maker(tensor)
-    if maker is None or not depth or maker.domain:
-        return False
-    if maker.op == "Cast":
-        kind = maker.inputs[0].dtype
-        return kind is not None and np.dtype(kind) == np.bool_
-    if maker.op == "Sub" or maker.op in MOVEMENT or maker.op == "Neg":
-        free = [item for item in maker.inputs if is_float32(item) and not _is_constant(item)]
-        ones = [_extent_of(maker, place) for place, item in enumerate(maker.inputs) if _is_constant(item)]
-        plain = all(item is None or (item.low in (0.0, 1.0) and item.high in (0.0, 1.0)) for item in ones)
-        return bool(free) and plain and all(_is_binary(item, depth - 1) for item in free)
-    return False
-
-
-def _number(known: Extent) -> str:
-    return f"{known.low if abs(known.low) > abs(known.high) else known.high:.4g}"
 
 
 def touched(graph: gs.Graph) -> Iterator[gs.Node]:

@@ -1,0 +1,83 @@
+"""What a node is, and what its constants hold, as far as that counts for its precision."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from .low_types import Extent, extent, is_float32
+from .sound_tables import ARITHMETIC, MASKS, MOVEMENT, REASONS
+
+
+def maker_of(tensor: gs.Tensor) -> gs.Node | None:
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def elementwise(node: gs.Node) -> bool:
+    """Whether it computes element by element, or hands on; a product with one term to each sum does."""
+    if node.domain:
+        return False
+    if node.op in ("MatMul", "Gemm"):
+        shape = node.inputs[0].shape
+        return bool(shape) and shape[-1] == 1
+    return node.op in ARITHMETIC or node.op in MOVEMENT or node.op in REASONS
+
+
+def is_integer(tensor: gs.Tensor) -> bool:
+    return tensor.dtype is not None and np.dtype(tensor.dtype).kind in "iu"
+
+
+def is_constant(tensor: gs.Tensor) -> bool:
+    if isinstance(tensor, gs.Constant) or tensor.is_empty():
+        return True
+    maker = maker_of(tensor)
+    return maker is not None and maker.op == "Constant" and not maker.domain
+
+
+def extent_of(node: gs.Node, index: int | None) -> Extent | None:
+    """What a constant input of float32 holds, or (None) the value that a ConstantOfShape fills with."""
+    value = node.attrs.get("value") if index is None and node.op == "ConstantOfShape" else None
+    if index is not None:
+        tensor = node.inputs[index]
+        value = tensor
+        if not isinstance(tensor, gs.Constant) and is_constant(tensor) and not tensor.is_empty():
+            value = tensor.inputs[0].attrs.get("value")
+    return extent(value) if isinstance(value, gs.Constant) and is_float32(value) else None
+
+
+def may_clamp(node: gs.Node, index: int | None, known: Extent) -> bool:
+    """Whether the constant means the same at the end of the low type's range: as a mask, or as a bound."""
+    if node.op in ("Where", "Clip", "Max", "Min", "Pad", "ScatterElements", "ScatterND") or index is None:
+        return True
+    if node.op == "Add":
+        return abs(known.low) > abs(known.high)
+    if node.op == "Sub":
+        return (known.high if index == 1 else -known.low) >= known.largest
+    if node.op == "Mul":
+        return all(is_binary(tensor) for place, tensor in enumerate(node.inputs) if place != index)
+    return known.largest >= MASKS and node.op in MOVEMENT
+
+
+def is_bound(node: gs.Node) -> bool:
+    """Whether a constant of the node is a bound: that of the type is one as well."""
+    return node.op in ("Clip", "Max", "Min")
+
+
+def is_binary(tensor: gs.Tensor, depth: int = 8) -> bool:
+    """Whether it holds only zeros and ones, or the negative of such: a mask as numbers."""
+    maker = maker_of(tensor)
+    if maker is None or not depth or maker.domain:
+        return False
+    if maker.op == "Cast":
+        kind = maker.inputs[0].dtype
+        return kind is not None and np.dtype(kind) == np.bool_
+    if maker.op == "Sub" or maker.op in MOVEMENT or maker.op == "Neg":
+        free = [item for item in maker.inputs if is_float32(item) and not is_constant(item)]
+        ones = [extent_of(maker, place) for place, item in enumerate(maker.inputs) if is_constant(item)]
+        plain = all(item is None or (item.low in (0.0, 1.0) and item.high in (0.0, 1.0)) for item in ones)
+        return bool(free) and plain and all(is_binary(item, depth - 1) for item in free)
+    return False
+
+
+def shown(known: Extent) -> str:
+    return f"{known.low if abs(known.low) > abs(known.high) else known.high:.4g}"
