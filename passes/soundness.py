@@ -319,7 +319,8 @@ class _Analysis:
             if maker.op in SUMS:
                 linear = linear or maker.op == "Sub" or not all(map(self._is_positive, maker.inputs))
             elif maker.op in PROPORTIONAL:
-                if linear and not (maker.op == "Neg" or (maker.op in ("Div", "Mul") and free == maker.inputs[:1])):
+                scales = len(free) == 1 and (maker.op == "Mul" or (maker.op == "Div" and free[0] is maker.inputs[0]))
+                if linear and not scales and maker.op != "Neg":
                     continue
             elif maker.op not in MOVEMENT:
                 continue

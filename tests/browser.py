@@ -9,15 +9,8 @@ from typing import Any
 
 import pytest
 
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+from benchmarks.diff_report import FLAGS
+
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
