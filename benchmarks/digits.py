@@ -1,11 +1,12 @@
 """What quantisation costs in accuracy: a small CNN and a small ViT, trained here on scikit-learn's handwritten digits.
 
     pip install 'torch-tensorrt-bridge[benchmarks]'
-    python -m benchmarks.digits [--method max] [--scheme int8] [--build tensorrt-rtx]
+    python -m benchmarks.digits [--method max] [--scheme int8] [--target tensorrt-rtx --build]
 
 Both are trained in torch on the CPU, converted by the bridge, quantised by calibration on training pictures, and run
-in ONNX Runtime on the test pictures; with ``--build`` the quantised model is built too. The exit status is 1 where the
-quantised accuracy is more than half a point below that of fp32.
+in ONNX Runtime on the test pictures; with ``--build`` each is also converted to an engine in that precision, which is
+run on them where there is a GPU for it. The exit status is 1 where the quantised accuracy is more than half a point
+below that of fp32, or there is no engine.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -24,8 +26,7 @@ import torch
 from torch import nn
 
 import bridge
-from bridge import build
-from bridge.inputs import Array, Profile
+from bridge.inputs import Array
 from bridge.ranges import METHODS, measure
 from bridge.target import resolve
 from passes import read, write
@@ -35,6 +36,8 @@ from passes.quantisation import QUANTISABLE, QuantisationLog, quantise
 BATCH = 64
 CALIBRATION = 4
 """Batches of training pictures."""
+ALGORITHM_OF = {"max": "minmax", "entropy": "entropy", "percentile": "legacy"}
+"""What ``convert`` calls them, after TensorRT's calibrators."""
 POINTS = 0.5
 """By how much the accuracy may fall, in hundredths."""
 
@@ -127,9 +130,9 @@ class Digits:
         labels, count = data.target[order], 3 * len(order) // 4
         return cls(pictures[:count], labels[:count], pictures[count:], labels[count:])
 
-    def samples(self, name: str) -> Iterator[dict[str, Array]]:
+    def samples(self) -> Iterator[Array]:
         for index in range(CALIBRATION):
-            yield {name: self.pictures[index * BATCH : (index + 1) * BATCH]}
+            yield self.pictures[index * BATCH : (index + 1) * BATCH]
 
 
 def trained(name: str, digits: Digits) -> nn.Module:
@@ -164,8 +167,9 @@ def accuracy(model: Path, digits: Digits) -> float:
 def quantised(model: Path, path: Path, digits: Digits, scheme: str, method: str) -> QuantisationLog:
     """Writes ``model`` to ``path``, quantised in every node that can be."""
     graph = read(model)
+    feeds = ({graph.inputs[0].name: pictures} for pictures in digits.samples())
     nodes = {node.name for scope in scopes(graph) for node in scope.nodes if node.op in QUANTISABLE[scheme]}
-    log = quantise(graph, scheme, measure(model, digits.samples(graph.inputs[0].name), method), nodes)
+    log = quantise(graph, scheme, measure(model, feeds, method), nodes)
     write(graph, path)
     return log
 
@@ -191,15 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _measure(name: str, model: nn.Module, digits: Digits, folder: Path, options: argparse.Namespace) -> int:
     """Prints a line for each way of quantising; returns how many fell too far."""
-    result = bridge.convert(
-        model,
-        (torch.from_numpy(digits.pictures[:BATCH]),),
-        workdir=folder,
-        target=options.target,
-        profiles={"x" if name == "vit" else "input": ((1, 1, 8, 8), (BATCH, 1, 8, 8), (512, 1, 8, 8))},
-        build=False,
-        check=True,
-    )
+    result = bridge.convert(model, **conversion(name, digits, folder / "fp32", options.target), build=False, check=True)
     assert result.onnx is not None
     before, worse = accuracy(result.onnx, digits), 0
     print(f"{name}: fp32 {before:.2f}%")
@@ -216,8 +212,18 @@ def _measure(name: str, model: nn.Module, digits: Digits, folder: Path, options:
             for reason, nodes in _by_reason(log).items():
                 print(f"  not {', '.join(nodes)}: {reason}")
             if options.build:
-                _build(path, options.target)
+                worse += not _engine(name, model, digits, folder, before, (options.target, scheme, method))
     return worse
+
+
+def conversion(name: str, digits: Digits, folder: Path, target: str) -> dict[str, Any]:
+    """What ``convert`` is given for both models, in every precision."""
+    return {
+        "inputs": (torch.from_numpy(digits.pictures[:BATCH]),),
+        "workdir": folder,
+        "target": target,
+        "profiles": {"x" if name == "vit" else "input": ((1, 1, 8, 8), (BATCH, 1, 8, 8), (512, 1, 8, 8))},
+    }
 
 
 def _by_reason(log: QuantisationLog) -> dict[str, list[str]]:
@@ -227,12 +233,26 @@ def _by_reason(log: QuantisationLog) -> dict[str, list[str]]:
     return found
 
 
-def _build(path: Path, target: str) -> None:
-    (feed,) = read(path).inputs
-    sizes = Profile((1, 1, 8, 8), (BATCH, 1, 8, 8), (512, 1, 8, 8))
-    engine = path.with_suffix(".engine")
-    build.build(path, engine, path.with_suffix(".log"), target=resolve(target), profiles=[{feed.name: sizes}])
-    print(f"  built: {engine.stat().st_size / 2**10:.0f} KiB")
+def _engine(name: str, model: nn.Module, digits: Digits, folder: Path, before: float, how: tuple[str, ...]) -> bool:
+    """Whether the engine that users get is built and, where it runs, as accurate as it should be."""
+    target, scheme, method = how
+    result = bridge.convert(
+        model,
+        **conversion(name, digits, folder / f"{scheme}-{method}", target),
+        precision=scheme,
+        calibration=[(torch.from_numpy(pictures),) for pictures in digits.samples()],
+        calibration_algorithm=ALGORITHM_OF[method],
+        layers=False,
+    )
+    size = f"{result.engine.stat().st_size / 2**10:.0f} KiB" if result.engine is not None else "no engine"
+    shares = ", ".join(f"{share:.1%} {precision}" for precision, share in result.precisions.items())
+    print(f"  engine: {result.status}, {size}, {shares} {result.error or ''}")
+    if result.engine is None or resolve(target).why_not_run():
+        return result.engine is not None
+    scores = bridge.TRTModule.from_result(result)(torch.from_numpy(digits.test_pictures).cuda())
+    after = 100 * float((scores.argmax(1).cpu().numpy() == digits.test_labels).mean())
+    print(f"  engine: {after:.2f}%", flush=True)
+    return before - after <= POINTS
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from .inputs import Case
 from .plugins.loading import NeededPlugin
 from .result import ConversionResult
 from .settings import Settings
+from .target import Target
 
 
 @dataclass
@@ -154,10 +155,14 @@ class Caching:
 
     def timing_file(self) -> Path | None:
         """Where the builder keeps what it has measured of kernels; None where it measures none, or without a cache."""
-        target = self.settings.target
-        if self.cache is None or not target.keeps_timings:
-            return None
-        return self.cache.timing_file(f"{target.flavour}-{target.version_text}-{gpu_here()}")
+        return timing_file(self.cache, self.settings.target)
+
+
+def timing_file(cache: EngineCache | None, target: Target) -> Path | None:
+    """Where a target's builder keeps what it has measured of kernels on this GPU; None where it measures none."""
+    if cache is None or not target.keeps_timings:
+        return None
+    return cache.timing_file(f"{target.flavour}-{target.version_text}-{gpu_here()}")
 
 
 def _words(error: Exception) -> str:

@@ -38,6 +38,8 @@ class Conversion:
     source: Source | None = None
     """The torch module; None where only files are there."""
     notes: list[str] = field(default_factory=list)
+    cache: bool | str | Path = True
+    """As ``convert`` takes it; engines that are built for a diff use its timings of kernels alone."""
 
     @property
     def allowed(self) -> Profiles:
@@ -127,8 +129,11 @@ def converted(source: Any, inputs: Any, folder: Path, options: Mapping[str, Any]
     target = options.get("target", "auto")
     ready = target if isinstance(target, Target) else resolve(target)
     if source_path(source) is not None:
-        return _of_files(result, folder, ready, inputs, options)
-    return _of_module(result, folder, ready, source, inputs, options)
+        conversion = _of_files(result, folder, ready, inputs, options)
+    else:
+        conversion = _of_module(result, folder, ready, source, inputs, options)
+    conversion.cache = options.get("cache", True)
+    return conversion
 
 
 def finished(folder: Path, source: Any, inputs: Any, options: Mapping[str, Any]) -> Conversion:

@@ -76,6 +76,8 @@ class _Engines:
         from passes import read
 
         from ..build_plan import plan_build
+        from ..cache import open_cache
+        from ..caching import timing_file
         from ..plugins.loading import needed_plugins
 
         self.conversion, self.path = conversion, path
@@ -86,6 +88,8 @@ class _Engines:
         self.plugins: list[NeededPlugin] = needed_plugins(graph, target)
         settings = Settings(target, Precision.of(result.precision), builder=BuildSettings.of(result.builder))
         self.plan: BuildPlan = plan_build(settings, graph, result.exporter is not None)
+        self.timings = timing_file(open_cache(conversion.cache), target)
+        """Both engines have the same layers, and what the first one's took need not be measured again."""
         shown = FLOATS - {TensorProto.DOUBLE}
         self.tensors = [
             name
@@ -149,6 +153,7 @@ class _Engines:
                     target=target,
                     profiles=own,
                     plugins=self.plugins,
+                    timing_cache=self.timings,
                     plan=self.plan,
                 )
                 given = {name: array for name, array in feeds.items() if name in wanted}
