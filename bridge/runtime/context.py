@@ -93,7 +93,8 @@ class Context:
         self._address_of_nothing = self._scratch.data_ptr()
         self._set_address = self.trt_context.set_tensor_address
         self._execute = self.trt_context.execute_async_v3
-        self._guard = not engine.target.shares_profiles or torch.cuda.device_count() > 1
+        self._several_gpus = torch.cuda.device_count() > 1
+        self._guard = not engine.target.shares_profiles or self._several_gpus
         """Whether threads may share this, or another GPU be the current one."""
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -106,7 +107,7 @@ class Context:
         if not self._guard:
             return work(inputs)
         with self.lock:
-            if torch.cuda.current_device() != self.index:
+            if self._several_gpus and torch.cuda.current_device() != self.index:
                 with torch.cuda.device(self.device):
                     return work(inputs)
             return work(inputs)

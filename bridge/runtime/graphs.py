@@ -89,9 +89,10 @@ class Graph:
             ):
                 return None
             buffer.copy_(tensor.detach() if tensor.requires_grad else tensor, non_blocking=True)
-            if stream is not None:
-                tensor.record_stream(stream)
         self.graph.replay()
+        if stream is not None:  # while the GPU is at work
+            for tensor in inputs:
+                tensor.record_stream(stream)
         return [output.clone() if dtype is None else output.to(dtype) for output, dtype in self._results]
 
 
