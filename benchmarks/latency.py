@@ -135,7 +135,7 @@ def build_one(out: Path, target: str, name: str, say: Say) -> Row:
             name=name,
             target=target,
             tolerance=Tolerance(loose, loose),
-            cache=False,
+            cache=out / "cache",
         )
         took = time.monotonic() - began
         say("save")

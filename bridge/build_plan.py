@@ -66,7 +66,7 @@ def plan_build(
     if calibration is not None and _operators(graph) & set(QUANTISERS):
         notes.append("the model quantises by itself: it is not calibrated")
         calibration = None
-    own = _own_precisions(graph)
+    own = own_precisions(graph)
     low_types = tuple(sorted(set(own.values()) - {"fp32"}))
     if not layer_precisions and low_types:
         layer_precisions = own
@@ -82,7 +82,7 @@ def plan_build(
     )
 
 
-def _own_precisions(graph: gs.Graph) -> dict[str, str]:
+def own_precisions(graph: gs.Graph) -> dict[str, str]:
     """By node, the lowest precision of its floating-point tensors."""
     from .asking import everywhere
     from .assignment import own_precision

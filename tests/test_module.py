@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from bridge import RunError, UsageError
+from bridge.runtime import context
 from bridge.runtime.flattener import Flattener
 from bridge.runtime.module import TRTModule
 
@@ -60,6 +61,51 @@ def test_each_call_has_outputs_of_its_own(gpu: fake_trt.Gpu) -> None:
     first = made(X)
     made(X + 1)
     assert torch.equal(first, 2 * X)
+
+
+def test_the_next_calls_outputs_are_allocated_while_the_gpu_is_at_work(
+    gpu: fake_trt.Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = module()
+    kept = [(x, made(x)) for x in torch.rand(4, 2, 3)]
+    assert all(torch.equal(y, 2 * x) for x, y in kept)
+    (name,) = made.output_names or ()
+    ahead = made.context.addresses[name]
+    assert ahead not in {y.data_ptr() for _, y in kept}
+    assert made(X).data_ptr() == ahead and made.context.addresses[name] != ahead
+    with gpu.use(fake_trt.Stream(7)):  # whose memory is another one
+        assert torch.equal(made(X), 2 * X)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        waiting = made.context.addresses[name]
+        captured = made(X)
+        assert torch.equal(captured, 2 * X) and made.context.addresses[name] == captured.data_ptr() != waiting
+
+
+@pytest.mark.parametrize(("bound", "ahead"), [(24, True), (23, False)])
+def test_large_outputs_are_not_held_ahead(
+    gpu: fake_trt.Gpu, monkeypatch: pytest.MonkeyPatch, bound: int, ahead: bool
+) -> None:
+    monkeypatch.setattr(context, "PREPARED", bound)
+    made = module()
+    y = made(X)
+    assert (made.context.addresses[(made.output_names or [""])[0]] != y.data_ptr()) == ahead
+
+
+def test_a_call_has_done_its_work_though_there_is_no_memory_for_the_next_one(
+    gpu: fake_trt.Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, allocated = module(), []
+
+    def allocate(*args: Any, **kwargs: Any) -> torch.Tensor:
+        allocated.append(1)
+        if len(allocated) > 1:
+            raise torch.cuda.OutOfMemoryError("none left")
+        return torch.empty_like(*args, **kwargs)
+
+    monkeypatch.setattr(context, "_empty_like", allocate)
+    assert torch.equal(made(X), 2 * X)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        made(X)
 
 
 def test_shapes_are_told_to_tensorrt_when_they_change_and_not_else(gpu: fake_trt.Gpu) -> None:

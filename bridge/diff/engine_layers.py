@@ -12,6 +12,7 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 MARKED = 400
 """Outputs of one engine."""
+FP16_MAX = 65504.0
+"""What any layer of a weakly typed engine in fp16 may be limited to, though all its outputs are float32."""
 
 
 def engine_layers(conversion: Conversion, feeds: Feeds, tolerance: Tolerances) -> tuple[list[LayerDiff], list[str]]:
@@ -75,7 +78,7 @@ class _Engines:
     def __init__(self, conversion: Conversion, path: Path) -> None:
         from passes import read
 
-        from ..build_plan import plan_build
+        from ..build_plan import own_precisions, plan_build
         from ..cache import open_cache
         from ..caching import timing_file
         from ..plugins.loading import needed_plugins
@@ -87,7 +90,10 @@ class _Engines:
         graph = read(path)
         self.plugins: list[NeededPlugin] = needed_plugins(graph, target)
         settings = Settings(target, Precision.of(result.precision), builder=BuildSettings.of(result.builder))
-        self.plan: BuildPlan = plan_build(settings, graph, result.exporter is not None)
+        typed = conversion.models.get("typed")
+        nodes = own_precisions(read(typed)) if typed is not None and typed != path else None
+        self.plan: BuildPlan = plan_build(settings, graph, result.exporter is not None, nodes)
+        """As the conversion's: what a weakly typed engine was told of its nodes, the typed model says."""
         self.timings = timing_file(open_cache(conversion.cache), target)
         """Both engines have the same layers, and what the first one's took need not be measured again."""
         shown = FLOATS - {TensorProto.DOUBLE}
@@ -116,7 +122,7 @@ class _Engines:
         there = {item.name for item in model.graph.output}
         infos = {item.name: item for item in model.graph.value_info}
         model.graph.output.extend(infos[name] for name in names if name not in there)
-        return self._run(model, feeds, self.conversion.profiles, "with its tensors as outputs")
+        return self._run(model, feeds, self.conversion.profiles, self.plan, "with its tensors as outputs")
 
     def apart(self, names: Sequence[str], values: Mapping[str, Array]) -> tuple[dict[str, Array], str]:
         """The tensors, each made by itself of the values given; why there are none, if so."""
@@ -129,11 +135,21 @@ class _Engines:
             for size in given[item.name].shape:
                 shape.dim.add().dim_value = size
         static = {name: Profile(array.shape, array.shape, array.shape) for name, array in given.items()}
-        made, why = self._run(model, given, [static], "of the layers apart")
+        made, why = self._run(model, given, [static], self._plan_apart(), "of the layers apart")
         return {name.removesuffix(APART): array for name, array in made.items()}, why
 
+    def _plan_apart(self) -> BuildPlan:
+        """The plan, of nodes and tensors by their names in a model of the layers apart too."""
+        nodes, made_by, devices = self.plan.layer_precisions, self.plan.made_by, self.plan.devices
+        return replace(
+            self.plan,
+            layer_precisions={**nodes, **{name + APART: kind for name, kind in nodes.items()}},
+            made_by={**made_by, **{tensor + APART: name + APART for tensor, name in made_by.items()}},
+            devices={**devices, **{name + APART: device for name, device in devices.items()}},
+        )
+
     def _run(
-        self, model: ModelProto, feeds: Feeds, profiles: Sequence[Profiles], what: str
+        self, model: ModelProto, feeds: Feeds, profiles: Sequence[Profiles], plan: BuildPlan, what: str
     ) -> tuple[dict[str, Array], str]:
         from ..build import build
         from ..runtime.runner import engine_runner
@@ -154,7 +170,7 @@ class _Engines:
                     profiles=own,
                     plugins=self.plugins,
                     timing_cache=self.timings,
-                    plan=self.plan,
+                    plan=plan,
                 )
                 given = {name: array for name, array in feeds.items() if name in wanted}
                 return run_stage("engine", lambda: engine_runner(engine, target, self.plugins), [given])[0], ""
@@ -182,10 +198,10 @@ def _row(
     node = engines.side.maker(name)
     assert node is not None
     where = origin_of(node.name, {item.key: item.value for item in node.metadata_props})
-    introduced = apart(reference, alone) if alone is not None else None
-    precision = engines.plan.layer_precisions.get(node.name, "") or str(reference.dtype)
-    if not engines.conversion.target.strongly_typed:
-        precision = engines.conversion.result.precision
+    weak, asked = not engines.conversion.target.strongly_typed, engines.conversion.result.precision
+    largest = FP16_MAX if weak and "fp16" in asked.split("+") else math.inf
+    introduced = apart(reference, alone, largest) if alone is not None else None
+    precision = engines.plan.layer_precisions.get(node.name, "") or (asked if weak else str(reference.dtype))
     precision = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(precision, precision)
     finite = np.abs(reference[np.isfinite(reference)].astype(np.float64))
     return LayerDiff(
@@ -200,7 +216,7 @@ def _row(
         list(reference.shape),
         float(finite.max(initial=0.0)),
         introduced,
-        apart(reference, carried) if carried is not None else None,
+        apart(reference, carried, largest) if carried is not None else None,
         diverges(introduced, limit(precision, tolerance)),
         "" if alone is not None else "cannot be run by itself in an engine",
     )

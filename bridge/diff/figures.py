@@ -28,11 +28,12 @@ class Norms:
         self.misshapen = False
 
     @np.errstate(over="ignore", invalid="ignore")
-    def add(self, reference: Array, candidate: Array) -> None:
+    def add(self, reference: Array, candidate: Array, largest: float = math.inf) -> None:
+        """``largest``: what the candidate can hold, where that is less than its array's type says."""
         if reference.shape != candidate.shape:
             self.misshapen = True
             return
-        limit = _range(candidate)
+        limit = min(_range(candidate), largest)
         flat = reference.reshape(-1), candidate.reshape(-1)
         for start in range(0, reference.size, PIECE):
             a, b = (side[start : start + PIECE].astype(np.float64) for side in flat)
@@ -130,10 +131,10 @@ def of_layer(found: TensorError | None) -> Error | None:
     return Error(found.relative, found.max_abs, non_finite=found.non_finite) if found is not None else None
 
 
-def apart(reference: Array, candidate: Array) -> Error | None:
-    """How far two tensors are apart, held to no tolerance; None where their shapes differ."""
+def apart(reference: Array, candidate: Array, largest: float = math.inf) -> Error | None:
+    """How far two tensors are apart, held to no tolerance; None where their shapes differ. ``largest`` as of Norms."""
     norms = Norms()
-    norms.add(reference, candidate)
+    norms.add(reference, candidate, largest)
     if norms.misshapen:
         return None
     return Error(norms.relative, norms.max_abs if norms.counted else None, non_finite=norms.lost)

@@ -6,6 +6,7 @@ is enqueued. What depends on the shapes is worked out when they change.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -21,6 +22,9 @@ Key = tuple[torch.Size, ...]
 """The shapes of all inputs."""
 
 
+PREPARED = 16 << 20
+"""Bytes of all outputs up to which the next call's are allocated before that call."""
+
 _T = TypeVar("_T")
 _empty_like, _CONTIGUOUS = torch.empty_like, torch.contiguous_format
 
@@ -33,7 +37,7 @@ def _capturing() -> bool:
 class _Slot:
     """What one input or output was in the last run: what is still so need not be told to TensorRT again."""
 
-    __slots__ = ("address", "buffer", "dtype", "dtypes", "held", "like", "name", "shape")
+    __slots__ = ("address", "buffer", "dtype", "dtypes", "held", "like", "name", "ready", "shape")
 
     def __init__(self, spec: IOTensor) -> None:
         self.name, self.dtype = spec.name, spec.dtype
@@ -44,6 +48,8 @@ class _Slot:
         """None until it is known; of an output whose size the run finds out, always."""
         self.like: torch.Tensor | None = None
         """An output's shape and type, in one element of memory."""
+        self.ready: torch.Tensor | None = None
+        """The next call's output, which TensorRT knows the place of already; of the stream that is followed."""
         self.held: Callable[[], torch.Tensor | None] = _nothing
         """A weak reference to the input whose memory waits for the stream before it is used again."""
         self.buffer: torch.Tensor | None = None
@@ -74,6 +80,8 @@ class Context:
         self._profile: int = 0
         self._inputs = [_Slot(spec) for spec in engine.inputs]
         self._outputs = [_Slot(spec) for spec in engine.outputs]
+        self._ahead: list[_Slot] = []
+        """Outputs that are allocated one call ahead."""
         self._allocators: dict[str, Any] = {}
         self.index = engine.device.index if engine.device.index is not None else -1
         self._handle_now = current_handle()
@@ -114,7 +122,7 @@ class Context:
 
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         self.follow_current()
-        outputs = self.enqueue(inputs)
+        outputs = self.enqueue(inputs, ahead=not _capturing())
         return outputs if self._same_types else self._restore(outputs)
 
     def follow(self, stream: torch.cuda.Stream) -> None:
@@ -125,35 +133,53 @@ class Context:
         self.stream, self._handle = stream, stream.cuda_stream
         for slot in self._inputs:
             slot.held, slot.buffer = _nothing, None
+        for slot in self._outputs:
+            slot.ready = None
 
     def follow_current(self) -> None:
         if self._handle_now(self.index) != self._handle:
             self.follow(torch.cuda.current_stream(self.device))
 
-    def enqueue(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def enqueue(self, inputs: Sequence[torch.Tensor], ahead: bool = False) -> list[torch.Tensor]:
         """A run on the stream that is followed, with outputs in the engine's types. What has not changed since the
-        last one is not told to TensorRT again: all that is done here is added to the time of every call."""
+        last one is not told to TensorRT again: all that is done before the launch is added to the time of every call.
+
+        ``ahead``: small outputs are allocated one call ahead, while the GPU is at work; not for a CUDA graph, whose
+        memory is its own.
+        """
         if not self._told(inputs):
             fitted = self._fit_all(inputs)  # alive until the run is enqueued
             self._tell(inputs, fitted)
         outputs = []
         for slot in self._outputs:
-            if slot.like is None:
-                outputs.append(self._scratch)
-                continue
-            output = _empty_like(slot.like, memory_format=_CONTIGUOUS)
-            address = output.data_ptr() or self._address_of_nothing
-            if address != slot.address:
-                self._set_address(slot.name, address)
-                slot.address = address
-            outputs.append(output)
+            output, slot.ready = slot.ready, None
+            outputs.append(output if output is not None and ahead else self._allocate(slot))
         errors = self._logger.errors
         if not self._execute(self._handle):
             self.key = None
             raise RunError(f"TensorRT refuses to run: {self._logger.since(errors) or 'it does not say why'}")
+        if ahead:
+            self._prepare()
         if self._allocators or self._host_outputs:
             self._finish(outputs)
         return outputs
+
+    def _allocate(self, slot: _Slot) -> torch.Tensor:
+        """Memory for an output, which TensorRT is told."""
+        if slot.like is None:
+            return self._scratch
+        output = _empty_like(slot.like, memory_format=_CONTIGUOUS)
+        address = output.data_ptr() or self._address_of_nothing
+        if address != slot.address:
+            self._set_address(slot.name, address)
+            slot.address = address
+        return output
+
+    def _prepare(self) -> None:
+        """Allocates the next call's outputs. Where memory does not suffice, that call has to say so."""
+        with contextlib.suppress(torch.cuda.OutOfMemoryError), torch.inference_mode(False):  # that call may be outside
+            for slot in self._ahead:
+                slot.ready = self._allocate(slot)
 
     def _told(self, inputs: Sequence[torch.Tensor]) -> bool:
         """Whether the inputs are as TensorRT reads them, and of the shapes that it knows: it is told where they are."""
@@ -253,12 +279,16 @@ class Context:
             shape = tuple(context.get_tensor_shape(spec.name))
             known = all(size >= 0 for size in shape)
             slot.shape, slot.address, slot.like = (shape if known else None), 0, None
+            slot.ready = None
             if known:
                 place = torch.device("cpu") if spec.on_host else self.device
                 slot.like = torch.empty((), dtype=spec.dtype, device=place).expand(shape)
             elif spec.name not in self._allocators:
                 self._allocators[spec.name] = _allocator(self._trt, self.device)
                 context.set_output_allocator(spec.name, self._allocators[spec.name])
+        sized = [(slot, slot.like) for slot in self._outputs if slot.like is not None]
+        small = sum(like.numel() * like.itemsize for _, like in sized) <= PREPARED
+        self._ahead = [slot for slot, _ in sized] if small and not self._host_outputs else []
         self.key = key
 
     def _choose_profile(self, key: Key) -> int:
