@@ -273,6 +273,18 @@ def _nearest(g: Builder, pairs: list[tuple[gs.Tensor, gs.Tensor]]) -> gs.Tensor:
     return index
 
 
+def _summed_up(g: Builder, numbers: gs.Tensor, lists: Size) -> gs.Tensor:
+    """The sums of the numbers up to each one. Of any number of them by way of the most that there can be: TensorRT 8.5
+    adds up all of a square of which both axes are the same unknown size."""
+    known = isinstance(lists, int)
+    which = iota(g, lists if known else MOST_IMAGES)
+    if not known:
+        numbers = g.slice(g.op.Concat(numbers, np.zeros(MOST_IMAGES, np.int64), axis=0), [0], [MOST_IMAGES], [0], [1])
+    until = g.op.LessOrEqual(g.unsqueeze(which, [0]), g.unsqueeze(which, [1]))  # [list, those up to it]
+    ends = g.reduce("ReduceSum", g.op.Mul(g.op.Cast(until, to=7), g.unsqueeze(numbers, [0])), [1])
+    return ends if known else g.op.Slice(ends, np.array([0]), as_tensor(g, lists), np.array([0]), np.array([1]))
+
+
 def _in_order(g: Builder, filled: gs.Tensor, index: gs.Tensor, lists: Size, classes: int, most: int) -> Result:
     """The filled places of all lists, one after the other, as ONNX gives them; then the others."""
     numbers = g.reduce("ReduceSum", g.op.Cast(filled, to=7), [1])  # [lists]
@@ -281,9 +293,7 @@ def _in_order(g: Builder, filled: gs.Tensor, index: gs.Tensor, lists: Size, clas
         at, place = g.op.Mul(row, np.int64(0)), row
         end = numbers
     else:
-        which = iota(g, lists)
-        until = g.op.LessOrEqual(g.unsqueeze(which, [0]), g.unsqueeze(which, [1]))  # [list, those up to it]
-        ends = g.reduce("ReduceSum", g.op.Mul(g.op.Cast(until, to=7), g.unsqueeze(numbers, [0])), [1])
+        ends = _summed_up(g, numbers, lists)
         past = g.op.GreaterOrEqual(g.unsqueeze(row, [1]), g.unsqueeze(ends, [0]))  # [places, lists]
         at = g.reduce("ReduceSum", g.op.Cast(past, to=7), [1])
         at = g.op.Min(at, g.op.Sub(as_tensor(g, lists), np.array([1])))
