@@ -177,7 +177,10 @@ class Context:
 
     def _prepare(self) -> None:
         """Allocates the next call's outputs. Where memory does not suffice, that call has to say so."""
-        with contextlib.suppress(torch.cuda.OutOfMemoryError), torch.inference_mode(False):  # that call may be outside
+        if torch.is_inference_mode_enabled():  # that call may be made outside of it
+            with torch.inference_mode(False):
+                return self._prepare()
+        with contextlib.suppress(torch.cuda.OutOfMemoryError):
             for slot in self._ahead:
                 slot.ready = self._allocate(slot)
 
