@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .models import CASES, MODELS
-from .timing import Call, GpuClock, interleaved, paired, read_json, words, write_json
+from .timing import Call, GpuClock, PollingClock, interleaved, paired, read_json, words, write_json
 from .workers import Pool, Row, Say, Work, onnx_runtime_threads
 
 NEVER = 1e9
@@ -204,7 +204,8 @@ def time_one(out: Path, rounds: int, name: str, say: Say) -> Row:
 
 
 def differences(ways: dict[str, Call], blocks: Any) -> dict[str, Any]:
-    """What the bars are about, of call and call in turns; and of the calls in rows, back to back (``in_rows``)."""
+    """What the bars are about, of call and call in turns; the same where the end of the work is polled for; and of the
+    calls in rows, back to back (``in_rows``)."""
     pairs = (
         ("module", "raw"),
         ("module_engine_types", "raw"),
@@ -214,7 +215,11 @@ def differences(ways: dict[str, Call], blocks: Any) -> dict[str, Any]:
         ("module", "allocating"),
     )
     return {
-        f"{one} - {other}": {**paired(ways[one], ways[other], GpuClock()), "in_rows": blocks.difference(one, other)}
+        f"{one} - {other}": {
+            **paired(ways[one], ways[other], GpuClock()),
+            "polled": paired(ways[one], ways[other], PollingClock()),
+            "in_rows": blocks.difference(one, other),
+        }
         for one, other in pairs
         if one in blocks.host and other in blocks.host
     }

@@ -9,13 +9,16 @@ from .models import CASES
 from .timing import read_json
 
 HEAD = (
-    "| model, batch | raw enqueue | TRTModule | minus raw | with CUDA graph | raw graph and copy | ratio "
-    "| torch2trt's way | eager | torch.compile | error |"
+    "| model, batch | raw enqueue | TRTModule | minus raw | polled | with CUDA graph | raw graph and copy | ratio "
+    "| polled | torch2trt's way | eager | torch.compile | error |"
 )
 
 
 def table(out: Path) -> str:
-    """Medians in milliseconds of single calls, from the call to the end of its work; a dash where there is none."""
+    """Medians in milliseconds of single calls, from the call to the end of its work; a dash where there is none.
+
+    "Polled" are the differences to the left, where the end of the work is asked for rather than waited for in CUDA.
+    """
     run = read_json(out / "run.json") or {"cases": {}}
     compiled = read_json(out / "compile.json") or {"rows": {}}
     build = read_json(out / "build.json") or {"cases": {}}
@@ -43,9 +46,11 @@ def line(name: str, row: dict[str, Any], compiled: dict[str, Any]) -> str:
         milliseconds(ways.get("raw")),
         milliseconds(ways.get("module")),
         f"{module['host_us']:+.1f} us" if module else "–",
+        f"{module['polled']['host_us']:+.1f} us" if module else "–",
         milliseconds(ways.get("module_graph")),
         milliseconds(ways.get("raw_graph")),
         f"{graph['host_percent']:+.1f}%" if graph else "–",
+        f"{graph['polled']['host_percent']:+.1f}%" if graph else "–",
         milliseconds(ways.get("allocating")),
         milliseconds(fastest(ways, ("eager", "eager_channels_last"))),
         best_mode(name, compiled),

@@ -122,7 +122,12 @@ def outcomes_of_precision(
             report = diff(name, inputs, module=module)
             layer = named(report)
             found = layer is not None and layer.node == node.name
-            shown = f"{layer} at {layer.candidate}" if layer is not None else f"nothing; {result.status}"
+            own = [item for item in report.layers if item.node == node.name]
+            shown = "; ".join(
+                f"{item} at {item.candidate} introduces {item.introduced.relative if item.introduced else None}"
+                for item in ([layer] if layer is not None else []) + own
+            )
+            shown = shown or f"nothing; {result.status}"
             yield Outcome(node.name, shown, found, time.perf_counter() - start, report.verdict)
 
 

@@ -18,6 +18,9 @@ class Stream:
     def synchronize(self) -> None:
         """Nothing is under way."""
 
+    def query(self) -> bool:
+        return True
+
     def wait_stream(self, other: Any) -> None:
         """As above."""
 

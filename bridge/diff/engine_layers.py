@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,8 +60,10 @@ def engine_layers(conversion: Conversion, feeds: Feeds, tolerance: Tolerances) -
     notes = [_HOW]
     for names in engines.chunks(feeds):
         known = engines.reference.open([*names, *engines.pieces(names).read])(feeds)
-        carried, why = engines.marked(names, feeds)
-        alone, why_not = engines.apart(names, {**feeds, **known})
+        with ThreadPoolExecutor(2) as pool:  # each is built by a process of its own
+            whole = pool.submit(engines.marked, names, feeds)
+            parts = pool.submit(engines.apart, names, {**feeds, **known})
+        (carried, why), (alone, why_not) = whole.result(), parts.result()
         notes += [words for words in (why, why_not) if words]
         for name in names:
             found.append(_row(engines, stage, name, known[name], carried.get(name), alone.get(name), tolerance))
@@ -94,6 +98,8 @@ class _Engines:
         nodes = own_precisions(read(typed)) if typed is not None and typed != path else None
         self.plan: BuildPlan = plan_build(settings, graph, result.exporter is not None, nodes)
         """As the conversion's: what a weakly typed engine was told of its nodes, the typed model says."""
+        self.running = threading.Lock()
+        """While one engine runs, another may be built, and none run."""
         self.timings = timing_file(open_cache(conversion.cache), target)
         """Both engines have the same layers, and what the first one's took need not be measured again."""
         shown = FLOATS - {TensorProto.DOUBLE}
@@ -173,7 +179,8 @@ class _Engines:
                     plan=plan,
                 )
                 given = {name: array for name, array in feeds.items() if name in wanted}
-                return run_stage("engine", lambda: engine_runner(engine, target, self.plugins), [given])[0], ""
+                with self.running:
+                    return run_stage("engine", lambda: engine_runner(engine, target, self.plugins), [given])[0], ""
             except (BuildError, RunError) as error:
                 return {}, f"an engine {what} cannot be had: {' '.join(str(error).splitlines()[:2])}"
             finally:
