@@ -203,26 +203,23 @@ def time_one(out: Path, rounds: int, name: str, say: Say) -> Row:
     return row
 
 
+BARS = (("module", "raw"), ("module_engine_types", "raw"), ("module_graph", "raw_graph"))
+"""What the bars are about."""
+OTHERS = (("module_graph", "raw_graph_copied_out"), ("allocating", "raw"), ("module", "allocating"))
+
+
 def differences(ways: dict[str, Call], blocks: Any) -> dict[str, Any]:
-    """What the bars are about, of call and call in turns; the same where the end of the work is polled for; and of the
-    calls in rows, back to back (``in_rows``)."""
-    pairs = (
-        ("module", "raw"),
-        ("module_engine_types", "raw"),
-        ("module_graph", "raw_graph"),
-        ("module_graph", "raw_graph_copied_out"),
-        ("allocating", "raw"),
-        ("module", "allocating"),
-    )
-    return {
-        f"{one} - {other}": {
-            **paired(ways[one], ways[other], GpuClock()),
-            "polled": paired(ways[one], ways[other], PollingClock()),
-            "in_rows": blocks.difference(one, other),
-        }
-        for one, other in pairs
-        if one in blocks.host and other in blocks.host
-    }
+    """Of the calls in rows, round by round (``in_rows``). What the bars are about also of call and call in turns, and
+    so where the end of the work is polled for (``polled``)."""
+    found: dict[str, Any] = {}
+    for one, other in (*BARS, *OTHERS):
+        if one not in blocks.host or other not in blocks.host:
+            continue
+        row = found[f"{one} - {other}"] = {"in_rows": blocks.difference(one, other)}
+        if (one, other) in BARS:
+            row.update(paired(ways[one], ways[other], GpuClock()))
+            row["polled"] = paired(ways[one], ways[other], PollingClock())
+    return found
 
 
 class Session:
