@@ -135,8 +135,8 @@ def precisions(folder: Path, shapes: Mapping[str, Any] | None = None) -> dict[st
     return {name: layer.precision for layer in engine_layers(told) for name in layer.names}
 
 
-def convolutions(model: Path) -> list[str]:
-    return [node.name for node in onnx.load(str(model)).graph.node if node.op_type == "Conv"]
+def nodes_of(model: Path, operator: str = "Conv") -> list[str]:
+    return [node.name for node in onnx.load(str(model)).graph.node if node.op_type == operator]
 
 
 @pytest.fixture(scope="module")
@@ -148,14 +148,14 @@ def test_fp16_computes_its_convolutions_in_half(resnet: Path, tmp_path: Path) ->
     found = built(resnet, tmp_path, plan_for(resnet, "fp16"))
     assert found.precisions["fp16"] > 0.95, found
     told = precisions(tmp_path)
-    assert {told[name] for name in convolutions(resnet)} == {"fp16"}, told
+    assert {told[name] for name in nodes_of(resnet)} == {"fp16"}, told
 
 
 def test_without_a_lower_precision_everything_is_in_fp32(resnet: Path, tmp_path: Path) -> None:
     found = built(resnet, tmp_path, plan_for(resnet, "fp32"))
     assert found.precisions == {"fp32": 1.0}
     told = precisions(tmp_path)
-    assert {told[name] for name in convolutions(resnet)} == {"fp32"}, told
+    assert {told[name] for name in nodes_of(resnet)} == {"fp32"}, told
 
 
 def test_fp16_with_all_layers_in_fp32_is_no_success(resnet: Path, tmp_path: Path) -> None:
@@ -192,9 +192,10 @@ def test_the_rules_of_a_precision_file_are_obeyed(resnet: Path, tmp_path: Path) 
     plan = plan_for(resnet, file)
     found = built(resnet, tmp_path, plan)
     told = precisions(tmp_path)
-    expected = {name: plan.layer_precisions[name] for name in convolutions(resnet)}
+    expected = {name: plan.layer_precisions[name] for name in nodes_of(resnet)}
     assert sorted(expected.values()) == ["fp16"] * 3 + ["fp32"] * 2
     assert {name: told[name] for name in expected} == expected
+    assert [told[name] for name in nodes_of(resnet, "Gemm")] == ["fp32"]
     assert 0.3 < found.precisions["fp16"] < 0.7, found.precisions
 
 
@@ -252,14 +253,14 @@ def test_int8_by_quantisation_in_the_graph(resnet: Path, tmp_path: Path) -> None
     (name,) = profile_of(resnet)
     graph = read(resnet)
     nodes = assign(graph, Precision.of("int8+fp16"), None, resolve("tensorrt")).of("int8")
-    assert set(convolutions(resnet)) <= nodes
+    assert set(nodes_of(resnet)) <= nodes
     quantise(graph, "int8", measure(resnet, [{name: IMAGE.numpy()}]), nodes)
     write(graph, tmp_path / "q.onnx")
     plan = plan_for(tmp_path / "q.onnx", "int8+fp16")
     found = built(tmp_path / "q.onnx", tmp_path, plan)
     assert found.precisions["int8"] > 0.9, found
     told = precisions(tmp_path)
-    assert {told[item] for item in convolutions(resnet)} == {"int8"}, told
+    assert {told[item] for item in nodes_of(resnet)} == {"int8"}, told
 
 
 def test_what_nobody_asked_for_by_node_is_in_half_as_well(resnet: Path, tmp_path: Path) -> None:
