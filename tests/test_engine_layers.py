@@ -1,18 +1,23 @@
-"""What the engines that show a model's layers are told: the same of each node as the conversion's own engine."""
+"""The engines that show a model's layers: what they are told of its nodes, and what becomes of what they compute."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
 import bridge
+from bridge.compare import onnx_runner
 from bridge.diff.conversion import finished
-from bridge.diff.engine_layers import _Engines
+from bridge.diff.engine_layers import _Engines, engine_layers
 from bridge.diff.figures import apart
+from bridge.diff.model import LayerDiff
+from bridge.errors import BuildError
 from bridge.network_layers import node_names
 from bridge.pairs import APART
 
@@ -27,6 +32,55 @@ def engines(folder: Path, precision: object) -> _Engines:
     )
     assert result.ok and result.onnx is not None, result.error
     return _Engines(finished(folder, None, None, {}), result.onnx)
+
+
+def built_as(monkeypatch: pytest.MonkeyPatch, wrong: str = "", refused: str = "") -> list[Any]:
+    """Has ONNX Runtime run what would be built, in which the node ``wrong`` computes something else, and lets no model
+    with the output ``refused`` be built; returns the plans."""
+    plans = []
+
+    def build(model: Path, engine: Path, log: Path, *, plan: Any, **options: Any) -> None:
+        made = onnx.load(str(model))
+        plans.append(plan)
+        if refused in [item.name for item in made.graph.output]:
+            raise BuildError("no kernel")
+        for node in made.graph.node:
+            if node.name.removesuffix(APART) == wrong:
+                node.op_type = "Softplus"
+        onnx.save(made, str(engine))
+
+    monkeypatch.setattr("bridge.build.build", build)
+    monkeypatch.setattr("bridge.runtime.runner.engine_runner", lambda engine, *more: onnx_runner(engine, "engine"))
+    return plans
+
+
+def rows(found: _Engines) -> tuple[list[LayerDiff], list[str]]:
+    return engine_layers(found.conversion, found.conversion.example, None)
+
+
+def test_a_layer_that_is_wrong_introduces_the_error_that_others_carry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = engines(tmp_path, "fp32")
+    plans = built_as(monkeypatch, wrong=next(node.name for node in found.side.graph.node if node.op_type == "Relu"))
+    layers, _ = rows(found)
+    assert len(plans) == 2
+    assert [layer.operator for layer in layers if layer.diverges] == ["Relu"]
+    first, *_, last = layers
+    assert first.carried is not None and first.carried.relative == 0.0
+    assert last.carried is not None and (last.carried.relative or 0.0) > 0.1
+    assert last.introduced is not None and last.introduced.relative == 0.0
+
+
+def test_without_one_of_the_engines_the_other_still_says_what_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = engines(tmp_path, "fp32")
+    built_as(monkeypatch, refused=found.tensors[0] + APART)
+    layers, notes = rows(found)
+    assert all(layer.introduced is None and layer.carried is not None for layer in layers)
+    assert [note for note in notes if "of the layers apart cannot be had: no kernel" in note]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".diff")], "nothing is left behind"
 
 
 def test_a_weakly_typed_engine_of_the_layers_keeps_each_node_in_its_precision(tmp_path: Path) -> None:
