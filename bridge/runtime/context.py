@@ -6,7 +6,6 @@ is enqueued. What depends on the shapes is worked out when they change.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -108,7 +107,7 @@ class Context:
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Enqueues a run on the current stream; the outputs, in the module's types, are ready when it has done its
         work. Raises RunError where an input is not what the engine takes, or TensorRT refuses."""
-        return self.guarded(self._run, inputs)
+        return self.guarded(self._run, inputs) if self._guard else self._run(inputs)
 
     def guarded(self, work: Callable[[Sequence[torch.Tensor]], _T], inputs: Sequence[torch.Tensor]) -> _T:
         """``work(inputs)``, one thread at a time and with the engine's GPU as the current one."""
@@ -180,9 +179,11 @@ class Context:
         if torch.is_inference_mode_enabled():  # that call may be made outside of it
             with torch.inference_mode(False):
                 return self._prepare()
-        with contextlib.suppress(torch.cuda.OutOfMemoryError):
+        try:
             for slot in self._ahead:
                 slot.ready = self._allocate(slot)
+        except torch.cuda.OutOfMemoryError:
+            return
 
     def _told(self, inputs: Sequence[torch.Tensor]) -> bool:
         """Whether the inputs are as TensorRT reads them, and of the shapes that it knows: it is told where they are."""
