@@ -126,7 +126,7 @@ class _Assigning:
         notes = (f"{note}, and rules for float types ({', '.join(left)}) have no effect" if left else note,)
         if not self.precision.scheme:
             return Assignment(notes=notes)
-        return replace(self._quantised(self._own(), {}, frozenset()), notes=notes)
+        return replace(self._quantised(self._own(), self._losing(), frozenset()), notes=notes)
 
     def _own(self) -> dict[str, str]:
         return {node.name: own_precision(node) for node in self.nodes}
@@ -134,7 +134,7 @@ class _Assigning:
     def run(self, opset: int | None = None) -> Assignment:
         """The assignment by the schemas of ``opset``, by default the graph's."""
         if not self.precision.half:
-            return self._quantised(self._own(), {}, frozenset())
+            return self._quantised(self._own(), self._losing(), frozenset())
         from passes.low_types import low_type
         from passes.soundness import keep_in_float32
 
@@ -144,6 +144,17 @@ class _Assigning:
         asked = {name for name in kept.reasons if self._asked(name) != "fp32"}
         reasons = {name: reason for name, reason in kept.reasons.items() if name in asked}
         return self._quantised(nodes, reasons, frozenset(kept.saturated))
+
+    def _losing(self) -> dict[str, str]:
+        """The products that a quantisation, beside float32, would take too many digits from, and why: what bfloat16,
+        with its range, has too few for."""
+        from passes.low_types import low_type
+        from passes.raising import NEWEST
+        from passes.soundness import keep_in_float32
+
+        kept = keep_in_float32(self.graph, low_type("bfloat16"), self.ranges, {}, HEAD_ROOM, NEWEST)
+        asked = {node.name for node in self.nodes if (scheme := self._scheme(node.name)) and _can_be(node, scheme)}
+        return {name: reason for name, reason in kept.reasons.items() if name in asked}
 
     def _asked(self, name: str) -> str:
         """The float type that a node is asked to be in: a quantised one is in the low type around."""
@@ -186,8 +197,9 @@ class _Assigning:
             if not _can_be(node, scheme):
                 if _is_product(node) or self._is_named(node):
                     reasons.setdefault(node.name, _why_not(node, scheme))
-            elif node.name not in reasons:
+            elif node.name not in reasons or node.name in self.rules:
                 nodes[node.name] = scheme
+                reasons.pop(node.name, None)
         return Assignment(nodes, floats, reasons, saturated)
 
 

@@ -79,8 +79,8 @@ def convert(
             it by node, operator and torch module. A list of them converts to each, in ``workdir/<precision>``, and
             gives a ``bridge.TradeOff`` of their errors, sizes and latencies, also written as ``trade_off.json``.
         tolerance: one for all outputs, or by output name; by default according to dtype and precision, integers and
-            booleans exact. Of a list of precisions it is for those that keep the model's own types; the lower ones are
-            held to their defaults.
+            booleans exact, of which in a lower precision a share may differ. Of a list of precisions it is for those
+            that keep the model's own types; the lower ones are held to their defaults.
         task_check: is given a function that runs the converted model, and returns what it found; raises
             AssertionError where the model does not do its job.
         build: False stops after the rewrite.

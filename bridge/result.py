@@ -33,7 +33,8 @@ class Tolerance:
     rtol: float
     atol: float
     whole: bool = False
-    """Of the norms of error and reference instead, ``atol`` for each element: for values that are rounded coarsely."""
+    """Of the norms of error and reference instead, ``atol`` for each element: for values that are rounded coarsely. Of
+    integers and booleans, ``rtol`` is the share that may differ."""
 
 
 @dataclass(frozen=True)

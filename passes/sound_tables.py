@@ -67,6 +67,14 @@ FEW_DIGITS = 128
 """Tensors whose largest value is not so many times the smallest that has all its digits lose too many of them."""
 CANCELLED: Mapping[str, int] = {"float16": 32, "bfloat16": 8}
 """Terms that are so many times as large as their sum cancel five of 11 binary digits, or three of 8."""
+PRODUCTS = frozenset(("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"))
+"""Operators whose terms cannot be told one by one: what leads to such a sum is not looked for beyond them."""
+ARGUMENTS: Mapping[str, Mapping[str, float]] = {
+    "float16": {**dict.fromkeys(("Cos", "Exp", "Sin", "Tan"), 16.0), "Softmax": 128.0},
+    "bfloat16": {**dict.fromkeys(("Cos", "Exp", "Sin", "Tan"), 8.0), "Softmax": 64.0},
+}
+"""Operators of which an absolute error of the argument is a relative one of the result, by low type, and up to which
+argument rounding leaves digits enough. A softmax averages, and few of its terms are near the largest."""
 TERMS: Mapping[str, slice] = {
     **dict.fromkeys(("Add", "Sub", "Sum"), slice(None)),
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), slice(2, 3)),

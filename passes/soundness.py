@@ -18,6 +18,7 @@ from .low_types import LowType, Ports, extent, is_float32, is_half, ports
 from .sound_nodes import elementwise, extent_of, is_bound, is_constant, is_integer, maker_of, may_clamp, shown
 from .sound_tables import (
     ABSORBING,
+    ARGUMENTS,
     ARITHMETIC,
     CANCELLED,
     EXACT,
@@ -27,6 +28,7 @@ from .sound_tables import (
     NEAR,
     ONE_SIDED,
     PASSING,
+    PRODUCTS,
     PROPORTIONAL,
     REASONS,
     SCALES,
@@ -119,6 +121,8 @@ class _Analysis:
                 self._by_ranges(node)
         self._by_places()
         self._by_logarithms()
+        for node in self.nodes:
+            self._by_argument(node)
         settled = False
         while not settled:
             settled = not sum(self._by_neighbours(node) for node in self.nodes if self._is_free(node))
@@ -244,6 +248,28 @@ class _Analysis:
                 maker = maker_of(item)
                 if maker is not None:
                     self._keep(maker, f"{node.op} subtracts nearly all of what it makes")
+            self._lead_to_cancelled(tensor, node, CANCELLED[self.low.name] * result)
+
+    def _lead_to_cancelled(self, tensor: gs.Tensor, to: gs.Node, limit: float) -> None:
+        """Keeps what makes a term, up to the products that it comes from and as far as it is more than ``limit``."""
+        waiting = [(tensor, limit)]
+        while waiting:
+            tensor, limit = waiting.pop()
+            maker = maker_of(tensor)
+            if maker is None or self._largest(tensor) <= limit or not (elementwise(maker) or maker.op in PRODUCTS):
+                continue
+            self._keep(maker, f"{to.op} subtracts nearly all of what comes of it")
+            if maker.op not in PRODUCTS and id(maker) in self.kept:
+                gain = self._gain(maker)
+                waiting.extend((item, limit / gain) for item in maker.inputs if gain and is_float32(item))
+
+    def _gain(self, node: gs.Node) -> float:
+        """How much larger errors are behind an element by element operator; 0 where nothing is known of it."""
+        if node.op not in ("Div", "Mul"):
+            return float(node.op in MOVEMENT or node.op in ("Abs", "Add", "Neg", "Sub", "Sum", "Where"))
+        factors = [extent(item).largest for item in node.inputs if isinstance(item, gs.Constant) and is_float32(item)]
+        factor = factors[0] if len(factors) == 1 else 0.0
+        return 1 / factor if factor and node.op == "Div" else factor
 
     def _largest(self, tensor: gs.Tensor) -> float:
         """The largest magnitude that was seen of a tensor, or that a constant has; 0 where nothing is known."""
@@ -333,6 +359,35 @@ class _Analysis:
             return not is_float32(tensor) or extent(tensor).low >= 0
         seen = self.ranges.get(tensor.name)
         return tensor.is_empty() or not is_float32(tensor) or (seen is not None and seen.low >= 0)
+
+    # large arguments
+
+    def _by_argument(self, node: gs.Node) -> None:
+        """Keeps what makes a large argument of a sine, an exponential or a softmax: rounded, it has too few digits."""
+        most = ARGUMENTS[self.low.name].get(node.op) if not node.domain else None
+        if most is None or self._argument(node, node.inputs[0]) <= most:
+            return
+        waiting = [node.inputs[0]]
+        reason = f"{node.op} is given {self._argument(node, node.inputs[0]):.4g}, and needs its absolute error small"
+        self._keep(node, reason)
+        while waiting:
+            maker = maker_of(waiting.pop())
+            if maker is None or not self._is_free(maker) or not (elementwise(maker) or maker.op in PRODUCTS):
+                continue
+            self._keep(maker, reason)
+            if maker.op in PRODUCTS:
+                for item in maker.inputs:
+                    self._lead(item, node)
+            else:
+                adds = maker.op in ("Add", "Sum", "Sub")
+                waiting.extend(item for item in maker.inputs if not adds or self._argument(node, item) > most / 2)
+
+    def _argument(self, node: gs.Node, tensor: gs.Tensor) -> float:
+        """How large an argument of ``node`` is, where that counts: an exponential of what is far below 0 vanishes."""
+        if node.op not in ("Exp", "Softmax"):
+            return self._largest(tensor)
+        seen = self.ranges.get(tensor.name)
+        return max(0.0, seen.high) if seen is not None else 0.0
 
     # neighbours
 

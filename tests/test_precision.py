@@ -406,6 +406,56 @@ def test_a_sum_that_cancels_nearly_all_of_its_terms_stays_in_float32_with_what_m
     assert not assigned(model, name, {**seen, "c": Range(-7, 300)}).fp32
 
 
+def test_what_makes_cancelled_terms_stays_in_float32_up_to_the_products_and_down_to_the_size_of_the_result() -> None:
+    model = parse(
+        """g (float[2,4] x) => (float[2,4] y) <float[4,4] w, float s = {1.001}, float o = {200}>
+        { h = MatMul(x, w)  k = Mul(h, s)  t = Transpose<perm = [0, 1]>(k)  a = Add(h, o)  b = Add(t, o)
+          d = Sub(a, b)  y = Tanh(d) }"""
+    )
+    seen = {"x": Range(-6, 6), "h": Range(-2, 2), "k": Range(-2, 2), "t": Range(-2, 2)}
+    seen |= {"a": Range(198, 202), "b": Range(198, 202), "d": Range(-0.02, 0.02), "y": Range(-0.02, 0.02)}
+    assert assigned(model, "fp16", seen).fp32 == {"h", "k", "t", "a", "b", "d"}
+    larger = {**seen, "d": Range(-1, 1), "y": Range(-1, 1)}
+    assert assigned(model, "fp16", larger).fp32 == {"a", "b", "d"}, "the other terms are no larger than the result"
+
+
+LARGE = """g (float[2,3] x) => (float[2,4] y) <float[3,4] w, float[4,4] v, float s = {6.3}>
+        { m = Mul(x, s)  p = MatMul(m, w)  a = Mul(p, s)  e = OPERATOR(a)  y = MatMul(e, v) }"""
+
+
+@pytest.mark.parametrize(("operator", "largest"), [("Sin", 300), ("Exp", 40), ("Softmax", 400)])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_makes_a_large_argument_keeps_its_digits(precision: str, operator: str, largest: float) -> None:
+    model = parse(LARGE.replace("OPERATOR", operator))
+    found = assigned(model, precision, {"p": Range(-largest, largest), "a": Range(-largest, largest)})
+    assert found.fp32 == {"m", "p", "a", "e"}, "also what the caller's values go through before the product"
+    assert f"{operator} is given {largest}" in found.reasons["p"]
+    usual = assigned(model, precision, {"a": Range(-3, 3)}).fp32
+    assert "p" not in usual and "a" not in usual
+    vanishing = assigned(model, precision, {"p": Range(-largest, 2), "a": Range(-largest, 2)}).fp32
+    assert ("p" in vanishing) == (operator == "Sin"), "an exponential of what is far below 0 is 0"
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8", "int8+fp16"])
+def test_products_that_lead_to_phases_are_not_quantised(precision: str) -> None:
+    seen = {"p": Range(-300, 300), "a": Range(-300, 300)}
+    found = assigned(parse(LARGE.replace("OPERATOR", "Sin")), precision, seen)
+    assert found.of(precision.partition("+")[0]) == {"y"} and "Sin is given 300" in found.reasons["p"]
+    positions = parse(
+        """g (int64[1,5] t, float[5,4] x) => (float[5,4] y) <float[4,1] f, float[4,4] w>
+        { p = Cast<to = 1>(t)  a = MatMul(f, p)  b = Transpose(a)  c = Cos(b)  d = MatMul(x, w)  y = Mul(d, c) }"""
+    )
+    found = assigned(positions, precision, {"a": Range(0, 9)})
+    assert found.of(precision.partition("+")[0]) == {"d"} and "integers" in found.reasons["a"]
+
+
+def test_a_rule_quantises_what_would_stay_in_float32() -> None:
+    seen = {"p": Range(-300, 300), "a": Range(-300, 300)}
+    for precision in ("int8", "int8+fp16"):
+        found = assigned(parse(LARGE.replace("OPERATOR", "Sin")), {"precision": precision, "int8": ["p"]}, seen)
+        assert found.nodes["p"] == "int8" and "p" not in found.reasons
+
+
 def test_bfloat16_can_afford_to_cancel_less() -> None:
     model = parse("g (float[4] x, float[4] z) => (float[4] y) { a = Relu(x)  b = Sub(a, z)  y = Tanh(b) }")
     seen = {"x": Range(-20, 20), "z": Range(0, 20), "a": Range(0, 20), "b": Range(-1, 1), "y": Range(-1, 1)}

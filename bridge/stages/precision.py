@@ -112,10 +112,10 @@ def measured_model(state: State) -> Path:
 
 
 def ranges_of(state: State, samples: Iterable[Feeds], model: Path) -> Mapping[str, Range]:
-    """What the tensors of ``model`` hold, where that decides what can be in the low type."""
+    """What the tensors of ``model`` hold, which decides what can be in the low type, or loses too much as integers."""
     from ..ranges import measure
 
-    return measure(model, samples) if state.settings.precision.half else {}
+    return measure(model, samples)
 
 
 def scales_of(state: State, samples: Iterable[Feeds], model: Path) -> Mapping[str, Range]:
