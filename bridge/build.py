@@ -93,6 +93,8 @@ class BuildOutcome:
     not_as_asked: list[dict[str, Any]] = field(default_factory=list)
     """The largest layers that are not in the precision that was asked for: name, ONNX node, kind, precision, the one
     that was asked for, and share of the compute."""
+    branches: bool = False
+    """Whether there is an If in the network."""
 
 
 def build(
@@ -292,6 +294,7 @@ def write_sidecar(
         "engine_inputs": outcome.inputs,
         "engine_outputs": outcome.outputs,
         "plugins": [plugin.record() for plugin in plugins],
+        "branches": outcome.branches,
         "tensorrt_seconds": outcome.seconds,
         "onnx_sha256": sha256(result.onnx),
         "engine_sha256": engine_sha256 or sha256(engine),

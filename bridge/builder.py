@@ -65,6 +65,8 @@ def run(job: BuildJob) -> BuildOutcome:
     }
     if not job.engine:
         return BuildOutcome(**described)
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    described["branches"] = any(layer.type.name == "CONDITION" for layer in layers)
     timings = TimingCache(Path(job.timing_cache)) if job.timing_cache else None
     try:
         engine, preferred = _engine(job, trt, (builder, network, parser), logger, timings)

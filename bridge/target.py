@@ -182,6 +182,11 @@ class Target:
         )
 
     @property
+    def captures_branches(self) -> bool:
+        """Whether a run with an If in it can be captured as a CUDA graph: TensorRT 8.5 ends the process (measured)."""
+        return self.flavour == "tensorrt-rtx" or self.version >= (9,)
+
+    @property
     def shares_profiles(self) -> bool:
         """Whether several execution contexts may use one optimization profile at the same time."""
         return self.flavour == "tensorrt-rtx" or self.version >= (10,)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import bridge
+from bridge.build import BuildOutcome
 from bridge.compare import onnx_runner
 from bridge.diff.conversion import finished
 from bridge.diff.engine_layers import _Engines, engine_layers
@@ -39,7 +40,7 @@ def built_as(monkeypatch: pytest.MonkeyPatch, wrong: str = "", refused: str = ""
     with the output ``refused`` be built; returns the plans."""
     plans = []
 
-    def build(model: Path, engine: Path, log: Path, *, plan: Any, **options: Any) -> None:
+    def build(model: Path, engine: Path, log: Path, *, plan: Any, **options: Any) -> BuildOutcome:
         made = onnx.load(str(model))
         plans.append(plan)
         if refused in [item.name for item in made.graph.output]:
@@ -48,6 +49,7 @@ def built_as(monkeypatch: pytest.MonkeyPatch, wrong: str = "", refused: str = ""
             if node.name.removesuffix(APART) == wrong:
                 node.op_type = "Softplus"
         onnx.save(made, str(engine))
+        return BuildOutcome(notes=["precisions were preferred"])
 
     monkeypatch.setattr("bridge.build.build", build)
     monkeypatch.setattr("bridge.runtime.runner.engine_runner", lambda engine, *more: onnx_runner(engine, "engine"))
@@ -63,8 +65,12 @@ def test_a_layer_that_is_wrong_introduces_the_error_that_others_carry(
 ) -> None:
     found = engines(tmp_path, "fp32")
     plans = built_as(monkeypatch, wrong=next(node.name for node in found.side.graph.node if node.op_type == "Relu"))
-    layers, _ = rows(found)
+    layers, notes = rows(found)
     assert len(plans) == 2
+    assert [note for note in notes if "preferred" in note] == [
+        "the engine with its tensors as outputs: precisions were preferred",
+        "the engine of the layers apart: precisions were preferred",
+    ]
     assert [layer.operator for layer in layers if layer.diverges] == ["Relu"]
     first, *_, last = layers
     assert first.carried is not None and first.carried.relative == 0.0

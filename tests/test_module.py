@@ -163,7 +163,7 @@ def test_what_the_torch_module_has_as_int64_comes_back_as_int64(gpu: fake_trt.Gp
     assert y.dtype == torch.int64 and torch.equal(y, (2 * X).long())
 
 
-def with_sidecar(folder: Path, version: str = fake_trt.__version__, **changes: Any) -> Path:
+def with_sidecar(folder: Path, version: str = fake_trt.__version__, branches: bool = False, **changes: Any) -> Path:
     """An engine file of a module that has int64 where the engine has int32, with what convert writes beside it."""
     import hashlib
 
@@ -183,10 +183,22 @@ def with_sidecar(folder: Path, version: str = fake_trt.__version__, **changes: A
         "inputs": infos(values["inputs"]),
         "outputs": infos(values["outputs"]),
         "plugins": [],
+        "branches": branches,
         "engine_sha256": hashlib.sha256(plan).hexdigest(),
     }
     path.with_name("model.engine.json").write_text(json.dumps(sidecar))
     return path
+
+
+def test_an_if_is_not_captured_where_that_ends_the_process(
+    gpu: fake_trt.Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(fake_trt, "__version__", "8.5.3")
+    made = TRTModule(with_sidecar(tmp_path, "8.5.3", branches=True))
+    with pytest.raises(RunError, match=r"there is an If in it, and TensorRT 8\.5\.3 ends the process"):
+        made.capture(X)
+    made.cuda_graphs = True
+    assert all(torch.equal(made(x), 2 * x) for x in torch.rand(6, 2, 3)), "by themselves there are none, either"
 
 
 def test_an_engine_file_that_is_cut_short_is_refused_before_tensorrt_sees_it(tmp_path: Path) -> None:

@@ -161,6 +161,19 @@ def test_a_result_can_be_moved_with_its_folder(done: ConversionResult, tmp_path:
     assert ConversionResult.load(tmp_path / "moved" / "result.json").engine == tmp_path / "moved" / "model.engine"
 
 
+class Branches(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cond(x.sum() > 0, lambda x: x * 2, lambda x: x - 1, (x,))
+
+
+@pytest.mark.skipif(not RTX_INSTALLED, reason="tensorrt_rtx is not installed")
+def test_an_if_in_the_engine_is_told_to_who_runs_it(done: ConversionResult, tmp_path: Path) -> None:
+    result = support.convert(Branches(), (torch.ones(2, 3),), workdir=tmp_path)
+    assert result.status == "built", result.error
+    told = [json.loads((folder / "model.engine.json").read_text()) for folder in (tmp_path, folder_of(done))]
+    assert [sidecar["branches"] for sidecar in told] == [True, False]
+
+
 def test_seconds_are_each_counted_once(done: ConversionResult) -> None:
     wall = float(done.notes[-1])
     assert set(done.seconds) == {"export", "rewrite", "build", "run", "compare"}

@@ -64,7 +64,7 @@ def engine_layers(conversion: Conversion, feeds: Feeds, tolerance: Tolerances) -
             whole = pool.submit(engines.marked, names, feeds)
             parts = pool.submit(engines.apart, names, {**feeds, **known})
         (carried, why), (alone, why_not) = whole.result(), parts.result()
-        notes += [words for words in (why, why_not) if words]
+        notes += [words for words in (*why, *why_not) if words not in notes]
         for name in names:
             found.append(_row(engines, stage, name, known[name], carried.get(name), alone.get(name), tolerance))
     return found, notes
@@ -121,8 +121,8 @@ class _Engines:
         shapes = self.reference.open(self.tensors, shapes=True)(feeds)
         return chunks(self.tensors, lambda name: 16 * math.prod(int(size) for size in shapes[name]), MARKED)
 
-    def marked(self, names: Sequence[str], feeds: Feeds) -> tuple[dict[str, Array], str]:
-        """The tensors of an engine that has them as outputs; why there is none, if so."""
+    def marked(self, names: Sequence[str], feeds: Feeds) -> tuple[dict[str, Array], list[str]]:
+        """The tensors of an engine that has them as outputs, and notes; why there is none, if so."""
         model = ModelProto()
         model.CopyFrom(self.side.model)
         there = {item.name for item in model.graph.output}
@@ -130,8 +130,8 @@ class _Engines:
         model.graph.output.extend(infos[name] for name in names if name not in there)
         return self._run(model, feeds, self.conversion.profiles, self.plan, "with its tensors as outputs")
 
-    def apart(self, names: Sequence[str], values: Mapping[str, Array]) -> tuple[dict[str, Array], str]:
-        """The tensors, each made by itself of the values given; why there are none, if so."""
+    def apart(self, names: Sequence[str], values: Mapping[str, Array]) -> tuple[dict[str, Array], list[str]]:
+        """The tensors, each made by itself of the values given, and notes; why there are none, if so."""
         pieces = self.pieces(names)
         model = pieces.model
         given = {item.name: values[item.name] for item in model.graph.input}
@@ -156,7 +156,7 @@ class _Engines:
 
     def _run(
         self, model: ModelProto, feeds: Feeds, profiles: Sequence[Profiles], plan: BuildPlan, what: str
-    ) -> tuple[dict[str, Array], str]:
+    ) -> tuple[dict[str, Array], list[str]]:
         from ..build import build
         from ..runtime.runner import engine_runner
 
@@ -168,7 +168,7 @@ class _Engines:
             try:
                 onnx_file.write_bytes(model.SerializeToString())
                 engine = folder / "model.engine"
-                build(
+                outcome = build(
                     onnx_file,
                     engine,
                     folder / "build.log",
@@ -180,9 +180,10 @@ class _Engines:
                 )
                 given = {name: array for name, array in feeds.items() if name in wanted}
                 with self.running:
-                    return run_stage("engine", lambda: engine_runner(engine, target, self.plugins), [given])[0], ""
+                    found = run_stage("engine", lambda: engine_runner(engine, target, self.plugins), [given])[0]
+                return found, [f"the engine {what}: {note}" for note in outcome.notes]
             except (BuildError, RunError) as error:
-                return {}, f"an engine {what} cannot be had: {' '.join(str(error).splitlines()[:2])}"
+                return {}, [f"an engine {what} cannot be had: {' '.join(str(error).splitlines()[:2])}"]
             finally:
                 onnx_file.unlink(missing_ok=True)
 

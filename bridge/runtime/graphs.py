@@ -33,6 +33,12 @@ class Graph:
     def __init__(self, context: Context, example: Sequence[torch.Tensor], asked: bool) -> None:
         """Runs the context on ``example`` and captures it. Raises CannotCapture, and RunError as ``Context.run``."""
         self.context, self.asked = context, asked
+        engine = context.engine
+        if engine.record.branches and not engine.target.captures_branches:
+            raise CannotCapture(
+                f"no CUDA graph can be made of this engine: there is an If in it, and {engine.target} ends the process "
+                "when one is captured"
+            )
         with _ONE_AT_A_TIME, torch.inference_mode(False), torch.no_grad(), torch.cuda.device(context.device):
             self.inputs = [tensor.clone() for tensor in context.fit(example)]
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]

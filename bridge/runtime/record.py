@@ -35,6 +35,8 @@ class Record:
     """Whether it runs on every GPU from compute capability 8.0 on."""
     stripped: bool = False
     """Whether its weights were left out, and have to be put in by a refit."""
+    branches: bool = False
+    """Whether there is an If in it."""
 
     def pack(self) -> dict[str, Any]:
         """Plain values that JSON and ``torch.load(weights_only=True)`` take."""
@@ -88,4 +90,5 @@ def record_of(sidecar: Mapping[str, Any]) -> Record:
         newer_versions=bool(builder.get("version_compatible")),
         ampere_plus=builder.get("hardware_compatibility") == "ampere_plus",
         stripped=bool(builder.get("strip_weights")),
+        branches=bool(sidecar.get("branches")),
     )
