@@ -97,6 +97,11 @@ def _made_by(graph: gs.Graph) -> dict[str, str]:
     return {item.name: node.name for node, _, _ in everywhere(graph) for item in node.outputs if item.name}
 
 
+def quantises(graph: gs.Graph) -> bool:
+    """Whether the model rounds what it computes to steps of integers, be it in operators of ONNX Runtime's."""
+    return any(name.startswith(("QuantizeLinear", "DynamicQuantize", "QLinear", "QGemm")) for name in _operators(graph))
+
+
 def _operators(graph: gs.Graph) -> set[str]:
     from .asking import everywhere
 

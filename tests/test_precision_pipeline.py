@@ -233,6 +233,33 @@ def test_nothing_to_quantise_is_an_error_with_the_reasons(tmp_path: Path) -> Non
     assert bridge.ConversionResult.load(tmp_path / "result.json").stage == "precision"
 
 
+class Stepped(nn.Module):
+    """Rounds what it computes to steps, as ONNX Runtime's and torch's quantised models do."""
+
+    def __init__(self, zero: int) -> None:
+        super().__init__()
+        self.zero = zero
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(4))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            rows = torch.fake_quantize_per_tensor_affine(layer(rows), 0.03, self.zero, -128, 127)
+        return rows
+
+
+@pytest.mark.parametrize("zero", [0, 5])
+def test_a_model_that_quantises_by_itself_is_held_to_its_steps_where_the_rest_is_rounded(
+    tmp_path: Path, zero: int
+) -> None:
+    torch.manual_seed(0)
+    result = convert(Stepped(zero).eval(), torch.randn(9, 64), tmp_path, "fp16")
+    assert result.status in BUILT, result.error
+    typed = next(item for item in result.comparisons if item.candidate == "typed")
+    assert result.source_error.relative > 1e-2, "more than fp16 alone is allowed: a value went to the next step"
+    assert typed.tolerance.rtol == 0.2 and typed.agreed
+    assert next(item for item in result.comparisons if item.candidate == "rewritten").tolerance.rtol == 1e-3
+
+
 @pytest.mark.parametrize(("dtype", "precision"), [(torch.float16, "fp16"), (torch.bfloat16, "bf16")])
 def test_a_module_that_is_in_16_bits_already_converts_as_it_is(
     tmp_path: Path, dtype: torch.dtype, precision: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..advice import RESTRICTIONS
+from ..build_plan import quantises
 from ..compare import disagreement
 from ..errors import RewriteError, RunError
 from ..onnx_source import pinned_shapes
@@ -31,6 +32,7 @@ def rewrite(state: State) -> gs.Graph:
     assert result.exported_onnx is not None
     with state.clock("rewrite"):
         graph = read(result.exported_onnx)
+        state.quantises = quantises(graph)
         try:
             log = rewrite(graph, target, pinned_shapes(graph, state.profiles), record=state.settings.prove)
         except PassError as error:
