@@ -123,6 +123,8 @@ NATIVE = ("view_as_real", "view_as_complex", "_fft_r2c", "_fft_c2c", "_fft_c2r")
 
 ASSERTIONS = {overload("_assert_tensor_metadata")}
 
+VIEWS = {overload("view"), overload("_unsafe_view")}
+
 
 def lower_complex(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The program, changed in place, with no complex values but between transforms and real ones.
@@ -153,6 +155,7 @@ class _Lowering:
         """Rewrites the graph; returns the new names of the outputs that have one."""
         outputs = next(node for node in self.graph.nodes if node.op == "output").all_input_nodes
         before = {item: item.name for item in outputs}
+        self._contiguous_views()
         nodes = list(self.graph.nodes)
         body = next(node for node in nodes if node.op not in ("placeholder", "get_attr"))
         for node in nodes:
@@ -168,6 +171,15 @@ class _Lowering:
         self.graph.eliminate_dead_code()
         self.graph.lint()
         return after
+
+    def _contiguous_views(self) -> None:
+        """Each view is of a copy: the pairs' strides, and those of what is computed from them, differ from before."""
+        for node in list(self.graph.nodes):
+            if node.op == "call_function" and node.target in VIEWS:
+                self.writer.at(node, node)
+                source = Real(self.writer, node.args[0])
+                copied = self.writer("clone", source, memory_format=torch.contiguous_format)
+                node.replace_input_with(source.node, copied.node)
 
     def _outputs(self, node: fx.Node) -> None:
         self.writer.at(node, node)

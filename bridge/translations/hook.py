@@ -13,6 +13,7 @@ from torch._ops import OpOverload
 
 from .complex_pairs import lower_complex
 from .embedding import of_rows
+from .masks import of_any_values
 from .registry import AT_CAPTURE, DECOMPOSITIONS
 
 
@@ -27,7 +28,8 @@ def installed() -> Iterator[None]:
         table.update(DECOMPOSITIONS)
         return lower_complex(program.run_decompositions(table))
 
-    with mock.patch.object(_fx_passes, "decompose_with_registry", decompose), _kernels(AT_CAPTURE), of_rows():
+    decomposing = mock.patch.object(_fx_passes, "decompose_with_registry", decompose)
+    with decomposing, _kernels(AT_CAPTURE), of_rows(), of_any_values():
         yield
 
 

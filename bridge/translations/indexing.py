@@ -110,3 +110,23 @@ def kron(self: Tensor, other: Tensor) -> Tensor:
         [size for item in b.shape for size in (1, item)]
     )
     return product.reshape([x * y for x, y in zip(a.shape, b.shape, strict=True)])
+
+
+@decomposes("copy")
+def copy(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
+    """``x[:, 1:].copy_(y)`` broadcasts, which torch.onnx forgets."""
+    return src.to(self.dtype).expand(self.shape)
+
+
+@decomposes("roll")
+def roll(self: Tensor, shifts: Sequence[Any], dims: Sequence[int] = ()) -> Tensor:
+    """By a number that depends on the sizes, as ``fftshift`` of a dynamic axis does."""
+    if all(isinstance(shift, int) for shift in shifts):
+        return NotImplemented  # type: ignore[no-any-return]
+    if not dims:
+        return roll(self.reshape(-1), shifts, (0,)).reshape(self.shape)
+    for shift, dim in zip(shifts, dims, strict=True):
+        length = self.shape[dim]
+        places = torch.remainder(torch.arange(length, device=self.device) - shift, torch.full((), length))
+        self = self.index_select(dim, places)
+    return self

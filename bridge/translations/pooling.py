@@ -61,12 +61,24 @@ def adaptive_max_pool(self: Tensor, output_size: Sequence[Any]) -> tuple[Tensor,
 
 
 @decomposes("_adaptive_avg_pool3d", "adaptive_avg_pool3d")
-def adaptive_avg_pool3d(self: Tensor, output_size: Sequence[Any]) -> Tensor:
+def adaptive_avg_pool(self: Tensor, output_size: Sequence[Any]) -> Tensor:
     """One product with a matrix of means for each axis: the mean over a box is the mean of means."""
-    for axis, out in zip((-3, -2, -1), output_size, strict=True):
+    for axis, out in zip(range(-len(output_size), 0), output_size, strict=True):
         size = self.shape[axis]
         index, counts = _windows(size, out, self)
         hits = (index.unsqueeze(-1) == torch.arange(size, device=self.device)) & counts.unsqueeze(-1)
         weights = hits.to(self.dtype).sum(1) / counts.to(self.dtype).sum(1, keepdim=True)
         self = torch.matmul(self.movedim(axis, -1), weights.mT).movedim(-1, axis)
     return self
+
+
+_OF_KNOWN_SIZES = torch._decomp.decomposition_table[torch.ops.aten._adaptive_avg_pool2d.default]
+
+
+@decomposes("_adaptive_avg_pool2d")
+def adaptive_avg_pool2d(self: Tensor, output_size: Sequence[Any]) -> Tensor:
+    """torch's own writes windows of the lengths that the example has."""
+    if all(isinstance(size, int) for size in (*self.shape[-2:], *output_size)):
+        found: Tensor = _OF_KNOWN_SIZES(self, output_size)
+        return found
+    return adaptive_avg_pool(self, output_size)

@@ -1,0 +1,85 @@
+"""Translations of what depends on sizes, strides and values that are known at run time alone."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .test_translations import All, check, exported
+
+
+def overwritten(x: torch.Tensor) -> torch.Tensor:
+    x = x.clone()
+    x[:, 1:].copy_(x[:, :1])
+    x[:, 0].copy_(torch.tensor(3))
+    return x
+
+
+def test_what_is_done_to_an_axis_follows_its_size() -> None:
+    module = All(
+        {
+            "rolled": lambda x: (torch.roll(x, x.shape[0] // 2, 0), torch.roll(x, (-x.shape[0], 1), (1, 0))),
+            "rolled_flat": lambda x: torch.roll(x, x.shape[0]),
+            "shifted": lambda x: torch.fft.fftshift(torch.fft.fft(x)).real,
+            "overwritten": overwritten,
+            "averaged": lambda x: F.adaptive_avg_pool1d(x.transpose(0, 2), 2),
+            "averaged_planes": lambda x: F.adaptive_avg_pool2d(x.transpose(0, 1), (4, 2)),
+        }
+    )
+    model = exported(module, (torch.randn(3, 4, 9),))
+    for size in (3, 4, 7):
+        check(model, module, (torch.randn(size, 4, 9),))
+
+
+def test_antialiasing_by_a_factor_is_not_that_by_the_ratio_of_the_sizes() -> None:
+    def by(mode: str, factor: float | tuple[float, float], x: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(x, scale_factor=factor, mode=mode, antialias=True)
+
+    module = All(
+        {
+            "bilinear": lambda x: by("bilinear", (0.7, 1.3), x),
+            "bicubic": lambda x: by("bicubic", 0.45, x),
+            "bicubic_of_any_size": lambda x: by("bicubic", 0.7, x.transpose(0, 2)),
+        }
+    )
+    model = exported(module, (torch.randn(3, 3, 9, 8),))
+    for size in (3, 5):
+        check(model, module, (torch.randn(size, 3, 9, 8),))
+
+
+def test_the_masks_of_transformers_may_have_any_size() -> None:
+    torch.manual_seed(0)
+    sizes = {"d_model": 8, "nhead": 2, "dim_feedforward": 16}
+    decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(**sizes), 1)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(**sizes), 1, enable_nested_tensor=False)
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.decoder, self.encoder = decoder, encoder
+
+        def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            (x,) = inputs
+            mask = nn.Transformer.generate_square_subsequent_mask(x.shape[0])
+            memory = self.encoder(x, mask=mask)
+            return {"causal": self.decoder(x, memory, tgt_mask=mask), "other": self.encoder(x, mask=mask.T * 0 + 1)}
+
+    module = Both()
+    model = exported(module, (torch.randn(3, 2, 8),))
+    check(model, module, (torch.randn(6, 2, 8),))
+
+
+def test_rotary_embeddings_by_complex_numbers_leave_the_heads_to_be_joined() -> None:
+    def attention(x: torch.Tensor) -> torch.Tensor:
+        time, batch, width = x.shape
+        heads = x.reshape(time, batch, 2, 4).permute(1, 2, 0, 3)
+        angle = torch.arange(time)[:, None] * torch.tensor([1.0, 0.1])
+        turned = torch.view_as_complex(heads.reshape(batch, 2, time, 2, 2)) * torch.polar(torch.ones_like(angle), angle)
+        turned = torch.view_as_real(turned).flatten(-2)
+        found = F.scaled_dot_product_attention(turned, turned, heads)
+        return found.transpose(1, 2).reshape(batch, time, width)
+
+    module = All({"attention": attention})
+    model = exported(module, (torch.randn(3, 2, 8),))
+    check(model, module, (torch.randn(6, 2, 8),))
