@@ -76,8 +76,9 @@ KEPT = {
 }
 """Type variables that keep the type they have: nothing is gained by rounding what they stand for."""
 
-COUPLED = {"RMSNormalization": ("T",)}
-"""Type variables of inputs alone that go low with the outputs all the same: shape inference takes them for one."""
+COUPLED = {"GridSample": ("T2",), "RMSNormalization": ("T",)}
+"""Type variables of inputs alone that go low with the outputs all the same: shape inference, or TensorRT, takes them for
+one."""
 
 TYPE_ATTRIBUTES = {
     "Bernoulli": "dtype",
@@ -183,7 +184,7 @@ def ports(node: gs.Node, opset: int, low: LowType) -> Ports:
         {
             index: name
             for index, name in enumerate(known.inputs)
-            if name in free and name not in lowered and name not in made and _there(node.inputs[index])
+            if name in free - lowered - made and name not in COUPLED.get(node.op, ()) and _there(node.inputs[index])
         },
     )
 

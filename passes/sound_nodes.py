@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from .low_types import Extent, extent, is_float32
-from .sound_tables import ARITHMETIC, MASKS, MOVEMENT, REASONS
+from .sound_tables import ARITHMETIC, IN_SPACE, LINEAR, MASKS, MOVEMENT, REASONS
 
 
 def maker_of(tensor: gs.Tensor) -> gs.Node | None:
@@ -21,6 +21,22 @@ def elementwise(node: gs.Node) -> bool:
         shape = node.inputs[0].shape
         return bool(shape) and shape[-1] == 1
     return node.op in ARITHMETIC or node.op in MOVEMENT or node.op in REASONS
+
+
+def gain(node: gs.Node) -> float:
+    """How much larger the errors of its inputs are behind the node; 0 where they are not to be followed through it.
+
+    A product of vectors in space has so few terms that these do not average out.
+    """
+    if node.op in ("Gemm", "MatMul"):
+        shape = node.inputs[0].shape
+        terms = shape[0 if node.attrs.get("transA", 0) else -1] if shape else None
+        return float(isinstance(terms, int) and terms <= IN_SPACE)
+    if node.op not in ("Div", "Mul"):
+        return float(node.op in MOVEMENT or node.op in LINEAR)
+    factors = [extent(item).largest for item in node.inputs if isinstance(item, gs.Constant) and is_float32(item)]
+    factor = factors[0] if len(factors) == 1 else 0.0
+    return 1 / factor if factor and node.op == "Div" else factor
 
 
 def is_integer(tensor: gs.Tensor) -> bool:

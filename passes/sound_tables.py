@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+PLACED = "it is given places in an image"
 DEFAULTS: Mapping[str, tuple[str, ...]] = {
     "it adds up many elements": (
         *("CumProd", "CumSum", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd"),
@@ -16,7 +17,7 @@ DEFAULTS: Mapping[str, tuple[str, ...]] = {
         *("Cosh", "Exp", "Log", "Pow", "Reciprocal", "Sinh", "Sqrt"),
     ),
     "it magnifies the rounding of what it is given": (*("Acos", "Acosh", "Asin", "Atanh", "Cos", "Det", "Sin", "Tan"),),
-    "it is given places in an image": ("AffineGrid", "GridSample", "MaxRoiPool", "RoiAlign"),
+    PLACED: ("AffineGrid", "GridSample", "MaxRoiPool", "RoiAlign"),
     "it draws numbers": (
         *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
     ),
@@ -69,6 +70,10 @@ CANCELLED: Mapping[str, int] = {"float16": 32, "bfloat16": 8}
 """Terms that are so many times as large as their sum cancel five of 11 binary digits, or three of 8."""
 PRODUCTS = frozenset(("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"))
 """Operators whose terms cannot be told one by one: what leads to such a sum is not looked for beyond them."""
+LINEAR = frozenset(("Abs", "Add", "AffineGrid", "Neg", "ReduceMean", "ReduceSum", "Sub", "Sum", "Where"))
+"""Operators whose results are about as far off as what they are given."""
+IN_SPACE = 4
+"""Terms of a product that turns or moves points: homogeneous coordinates have four."""
 ARGUMENTS: Mapping[str, Mapping[str, float]] = {
     "float16": {**dict.fromkeys(("Cos", "Exp", "Sin", "Tan"), 16.0), "Softmax": 128.0},
     "bfloat16": {**dict.fromkeys(("Cos", "Exp", "Sin", "Tan"), 8.0), "Softmax": 64.0},

@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from .ir import CONTROL_FLOW, bodies, scopes
 from .low_types import LowType, Ports, extent, is_float32, is_half, ports
-from .sound_nodes import elementwise, extent_of, is_bound, is_constant, is_integer, maker_of, may_clamp, shown
+from .sound_nodes import elementwise, extent_of, gain, is_bound, is_constant, is_integer, maker_of, may_clamp, shown
 from .sound_tables import (
     ABSORBING,
     ARGUMENTS,
@@ -28,6 +28,7 @@ from .sound_tables import (
     NEAR,
     ONE_SIDED,
     PASSING,
+    PLACED,
     PRODUCTS,
     PROPORTIONAL,
     REASONS,
@@ -248,28 +249,20 @@ class _Analysis:
                 maker = maker_of(item)
                 if maker is not None:
                     self._keep(maker, f"{node.op} subtracts nearly all of what it makes")
-            self._lead_to_cancelled(tensor, node, CANCELLED[self.low.name] * result)
+            cancelled = CANCELLED[self.low.name] * result
+            self._lead_to_large(tensor, cancelled, f"{node.op} subtracts nearly all of what comes of it")
 
-    def _lead_to_cancelled(self, tensor: gs.Tensor, to: gs.Node, limit: float) -> None:
-        """Keeps what makes a term, up to the products that it comes from and as far as it is more than ``limit``."""
+    def _lead_to_large(self, tensor: gs.Tensor, limit: float, reason: str) -> None:
+        """Keeps what makes a tensor, up to the products that it comes from and as far as it is more than ``limit``."""
         waiting = [(tensor, limit)]
         while waiting:
             tensor, limit = waiting.pop()
             maker = maker_of(tensor)
             if maker is None or self._largest(tensor) <= limit or not (elementwise(maker) or maker.op in PRODUCTS):
                 continue
-            self._keep(maker, f"{to.op} subtracts nearly all of what comes of it")
-            if maker.op not in PRODUCTS and id(maker) in self.kept:
-                gain = self._gain(maker)
-                waiting.extend((item, limit / gain) for item in maker.inputs if gain and is_float32(item))
-
-    def _gain(self, node: gs.Node) -> float:
-        """How much larger errors are behind an element by element operator; 0 where nothing is known of it."""
-        if node.op not in ("Div", "Mul"):
-            return float(node.op in MOVEMENT or node.op in ("Abs", "Add", "Neg", "Sub", "Sum", "Where"))
-        factors = [extent(item).largest for item in node.inputs if isinstance(item, gs.Constant) and is_float32(item)]
-        factor = factors[0] if len(factors) == 1 else 0.0
-        return 1 / factor if factor and node.op == "Div" else factor
+            self._keep(maker, reason)
+            factor = gain(maker) if id(maker) in self.kept else 0.0
+            waiting.extend((item, limit / factor) for item in maker.inputs if factor and is_float32(item))
 
     def _largest(self, tensor: gs.Tensor) -> float:
         """The largest magnitude that was seen of a tensor, or that a constant has; 0 where nothing is known."""
@@ -296,6 +289,9 @@ class _Analysis:
             for index in (0,) if cuts else EXACT.get(node.op, ()) if not node.domain else ():
                 if index < len(node.inputs):
                     self._lead(node.inputs[index], node)
+            if REASONS.get(node.op) == PLACED and not node.domain:
+                most = self._largest(node.inputs[1])
+                self._lead_to_large(node.inputs[1], most / 8, f"{node.op} is given what it makes as places")
 
     def _follow(self, node: gs.Node) -> None:
         free = [tensor for tensor in node.inputs if is_float32(tensor) and not is_constant(tensor)]

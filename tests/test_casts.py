@@ -468,6 +468,17 @@ def test_grid_samples_modes_get_their_new_names(tmp_path: Path) -> None:
     assert {item.name: item.s for item in sample.attribute}["mode"] == b"linear"
 
 
+@pytest.mark.skipif(not RTX_INSTALLED, reason="needs TensorRT-RTX")
+@pytest.mark.parametrize("fp32", [{"y"}, {"p"}, {"x"}, set()])
+def test_an_image_and_the_places_in_it_have_one_type_which_tensorrt_asks_for(
+    fp32: Collection[str], tmp_path: Path
+) -> None:
+    text = """g (float[1,2,4,4] a, float[1,2,2,2] b) => (float[1,2,2,2] y)
+    { x = Relu(a)  p = Tanh(b)  y = GridSample(x, p) }"""
+    agrees(parse(text, 20), "float16", tmp_path, fp32)
+    build(tmp_path / "half.onnx", tmp_path / "e", tmp_path / "log", target=resolve("tensorrt-rtx"), profiles=[])
+
+
 # --- large models ------------------------------------------------------------------------------------------------
 
 

@@ -380,6 +380,29 @@ def test_what_leads_to_places_stays_in_float32_through_what_is_there_by_default(
     assert assigned(model, "bf16").fp32 == {"a", "b", "y"}
 
 
+def test_places_that_the_model_makes_keep_their_digits_and_what_moves_them_a_little_does_not() -> None:
+    text = """g (float[1,2,9,9] x) => (float[1,2,9,9] y) <float[2,2,1,1] w, float[1,9,9,2] grid, float s = {0.1}>
+        { f = Conv(x, w)  t = Transpose<perm = [0, 2, 3, 1]>(f)  m = Mul(t, s)  p = Add(m, grid)  y = GridSample(x, p) }"""
+    seen = {"f": Range(-1, 1), "t": Range(-1, 1), "m": Range(-0.1, 0.1), "p": Range(-1, 1)}
+    for precision in ("fp16", "bf16"):
+        found = assigned(parse(text, 22), precision, seen)
+        assert found.fp32 == {"p", "y"} and found.reasons["p"] == "GridSample is given what it makes as places"
+    far = {"f": Range(-9, 9), "t": Range(-9, 9), "m": Range(-0.9, 0.9), "p": Range(-1.9, 1.9)}
+    assert assigned(parse(text, 22), "fp16", far).fp32 == {"f", "t", "m", "p", "y"}
+
+
+def test_what_turns_places_in_space_keeps_its_digits() -> None:
+    model = parse(
+        """g (float[1,3,9,9] x, float[1,8] h) => (float[1,3,9,9] y) <float[8,6] w, float[1,3,81] grid>
+        { l = MatMul(h, w)  r = Reshape<allowzero = 0>(l, turn)  q = MatMul(r, grid)
+          t = Transpose<perm = [0, 2, 1]>(q)  p = Reshape(t, places)  y = GridSample(x, p) }"""
+    )
+    for name, values in (("turn", [1, 2, 3]), ("places", [1, 9, 9, 2])):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values), name))
+    seen = {name: Range(-1, 1) for name in "hlrqtp"}
+    assert assigned(model, "fp16", seen).fp32 == {"l", "r", "q", "t", "p", "y"}
+
+
 def test_einsum_is_said_in_products_where_the_type_has_none(tmp_path: Path) -> None:
     model = parse(
         """g (float[2,3,4] x, float[2,5,4] z) => (float[2,3,5] y)
