@@ -214,8 +214,9 @@ def rules_for(graph: gs.Graph, precision: Precision) -> dict[str, Rule]:
 def _can_be(node: gs.Node, scheme: str) -> bool:
     """Whether the operator has kernels for it; int4 is for weights alone."""
     from passes.quantisation import QUANTISABLE
+    from passes.sound_nodes import is_in_space
 
-    if node.domain or node.op not in QUANTISABLE[scheme]:  # type: ignore[index]
+    if node.domain or node.op not in QUANTISABLE[scheme] or is_in_space(node):  # type: ignore[index]
         return False
     return scheme != "int4" or any(map(_is_weight, node.inputs[:2]))
 
@@ -229,7 +230,10 @@ def _is_product(node: gs.Node) -> bool:
 
 def _why_not(node: gs.Node, scheme: str) -> str:
     from passes.quantisation import QUANTISABLE
+    from passes.sound_nodes import is_in_space
 
+    if is_in_space(node):
+        return f"it adds up so few products that {scheme} gains nothing, as of points in space, whose digits count"
     if node.op in QUANTISABLE[scheme]:  # type: ignore[index]
         return f"{scheme} is for weights alone, and {node.op} multiplies no weight here"
     return f"{node.op} is not among what is quantised to {scheme}"

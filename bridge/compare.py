@@ -106,6 +106,8 @@ def compare_arrays(
     placed = bool((same | finite).all())
     if used.whole:
         share, note = _as_a_whole(a[finite], error[finite], used, figures["cosine_similarity"])
+        if not placed:
+            note = f"infinite or NaN at {int((~(same | finite)).sum())} of {a.size} places where one side is not"
         figures = {**figures, "tolerance_used": share}
         return Comparison(**frame, **figures, agreed=placed and share is not None and share <= 1, note=note)
     return Comparison(**frame, **figures, agreed=placed and _within(a[finite], error[finite], used))

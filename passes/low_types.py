@@ -77,8 +77,8 @@ KEPT = {
 """Type variables that keep the type they have: nothing is gained by rounding what they stand for."""
 
 COUPLED = {"GridSample": ("T2",), "RMSNormalization": ("T",)}
-"""Type variables of inputs alone that go low with the outputs all the same: shape inference, or TensorRT, takes them for
-one."""
+"""Type variables of inputs alone that go low with the outputs all the same: shape inference, or TensorRT, takes them
+for one."""
 
 TYPE_ATTRIBUTES = {
     "Bernoulli": "dtype",

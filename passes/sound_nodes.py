@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from .low_types import Extent, extent, is_float32
+from .ir import CONTROL_FLOW, scopes
+from .low_types import Extent, extent, is_float32, is_half
 from .sound_tables import ARITHMETIC, IN_SPACE, LINEAR, MASKS, MOVEMENT, REASONS
+
+
+def touched(graph: gs.Graph) -> Iterator[gs.Node]:
+    """The nodes of ``graph`` and its bodies that read or make float32, or 16 bits, but for what runs bodies."""
+    for scope in scopes(graph, functions=False):
+        for node in scope.nodes:
+            if node.op not in CONTROL_FLOW and any(
+                is_float32(item) or is_half(item) for item in (*node.inputs, *node.outputs)
+            ):
+                yield node
 
 
 def maker_of(tensor: gs.Tensor) -> gs.Node | None:
@@ -18,8 +31,7 @@ def elementwise(node: gs.Node) -> bool:
     if node.domain:
         return False
     if node.op in ("MatMul", "Gemm"):
-        shape = node.inputs[0].shape
-        return bool(shape) and shape[-1] == 1
+        return terms(node) == 1
     return node.op in ARITHMETIC or node.op in MOVEMENT or node.op in REASONS
 
 
@@ -29,14 +41,45 @@ def gain(node: gs.Node) -> float:
     A product of vectors in space has so few terms that these do not average out.
     """
     if node.op in ("Gemm", "MatMul"):
-        shape = node.inputs[0].shape
-        terms = shape[0 if node.attrs.get("transA", 0) else -1] if shape else None
-        return float(isinstance(terms, int) and terms <= IN_SPACE)
+        return float(is_in_space(node))
     if node.op not in ("Div", "Mul"):
         return float(node.op in MOVEMENT or node.op in LINEAR)
     factors = [extent(item).largest for item in node.inputs if isinstance(item, gs.Constant) and is_float32(item)]
     factor = factors[0] if len(factors) == 1 else 0.0
     return 1 / factor if factor and node.op == "Div" else factor
+
+
+def terms(node: gs.Node) -> int | None:
+    """How many products each sum of a MatMul or Gemm has; None where that is not known."""
+    shape = node.inputs[0].shape
+    found = shape[0 if node.attrs.get("transA", 0) else -1] if shape else None
+    return found if isinstance(found, int) else None
+
+
+def is_in_space(node: gs.Node) -> bool:
+    """Whether it is a MatMul or Gemm of so few terms as points in space have coordinates."""
+    known = terms(node) if node.op in ("Gemm", "MatMul") and not node.domain else None
+    return known is not None and known <= IN_SPACE
+
+
+def handed_on(tensor: gs.Tensor) -> gs.Node | None:
+    """What makes the values that the tensor holds, some of which a Where may have replaced by a constant."""
+    maker = maker_of(tensor)
+    while maker is not None and not maker.domain and (maker.op in MOVEMENT or maker.op == "Where"):
+        free = [item for item in maker.inputs[maker.op == "Where" :] if not is_constant(item)]
+        maker = maker_of(free[0]) if free else None
+    return maker
+
+
+def added_to(tensor: gs.Tensor, others: Collection[int]) -> bool:
+    """Whether what becomes of it, element by element, is next added to one of ``others``, as a part of these."""
+    for reader in tensor.outputs:
+        if reader.op in ("Add", "Sub", "Sum"):
+            if any(id(item) in others for item in reader.inputs):
+                return True
+        elif elementwise(reader) and any(added_to(item, others) for item in reader.outputs):
+            return True
+    return False
 
 
 def is_integer(tensor: gs.Tensor) -> bool:

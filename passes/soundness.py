@@ -7,15 +7,28 @@ TensorRT computes in float32 inside, whatever their tensors are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import onnx_graphsurgeon as gs
 
-from .ir import CONTROL_FLOW, bodies, scopes
-from .low_types import LowType, Ports, extent, is_float32, is_half, ports
-from .sound_nodes import elementwise, extent_of, gain, is_bound, is_constant, is_integer, maker_of, may_clamp, shown
+from .ir import CONTROL_FLOW, bodies
+from .low_types import LowType, Ports, extent, is_float32, ports
+from .sound_nodes import (
+    added_to,
+    elementwise,
+    extent_of,
+    gain,
+    handed_on,
+    is_bound,
+    is_constant,
+    is_integer,
+    maker_of,
+    may_clamp,
+    shown,
+)
+from .sound_nodes import touched as touched
 from .sound_tables import (
     ABSORBING,
     ARGUMENTS,
@@ -228,7 +241,8 @@ class _Analysis:
                 if abs(end) > self.limit and not mask:
                     end_of_type = f"{self.low.name} ends at {self.low.largest:.6g}"
                     self._keep(node, f"its {what} {tensor.name!r} reaches {end:.4g}; {end_of_type}")
-            if 0 < max(abs(seen.low), abs(seen.high)) < FEW_DIGITS * self.low.smallest:
+            shares = (maker := handed_on(tensor)) is not None and maker.op == "Softmax"  # which add up to 1
+            if 0 < max(abs(seen.low), abs(seen.high)) < self.low.smallest * (1 if shares else FEW_DIGITS):
                 largest = max(abs(seen.low), abs(seen.high))
                 small = f"is never above {largest:.4g}, where {self.low.name} has few digits"
                 self._keep(node, f"its {what} {tensor.name!r} {small}")
@@ -363,20 +377,21 @@ class _Analysis:
         most = ARGUMENTS[self.low.name].get(node.op) if not node.domain else None
         if most is None or self._argument(node, node.inputs[0]) <= most:
             return
-        waiting = [node.inputs[0]]
-        reason = f"{node.op} is given {self._argument(node, node.inputs[0]):.4g}, and needs its absolute error small"
-        self._keep(node, reason)
+        waiting, found = [node.inputs[0]], {id(node): node}
         while waiting:
             maker = maker_of(waiting.pop())
             if maker is None or not self._is_free(maker) or not (elementwise(maker) or maker.op in PRODUCTS):
                 continue
-            self._keep(maker, reason)
-            if maker.op in PRODUCTS:
-                for item in maker.inputs:
-                    self._lead(item, node)
-            else:
+            found[id(maker)] = maker
+            if maker.op not in PRODUCTS:
                 adds = maker.op in ("Add", "Sum", "Sub")
                 waiting.extend(item for item in maker.inputs if not adds or self._argument(node, item) > most / 2)
+        if added_to(node.outputs[0], {id(tensor) for maker in found.values() for tensor in maker.outputs}):
+            return
+        for maker in found.values():
+            self._keep(maker, f"{node.op} is given {self._argument(node, node.inputs[0]):.4g}: it needs all digits")
+            for item in maker.inputs if maker.op in PRODUCTS else ():
+                self._lead(item, node)
 
     def _argument(self, node: gs.Node, tensor: gs.Tensor) -> float:
         """How large an argument of ``node`` is, where that counts: an exponential of what is far below 0 vanishes."""
@@ -471,15 +486,3 @@ class _Analysis:
             if own or any(id(tensor) in holding for tensor in node.inputs):
                 holding.update(map(id, node.outputs))
                 self.done.saturated.update(tensor.name for tensor in node.outputs if is_float32(tensor))
-
-
-def touched(graph: gs.Graph) -> Iterator[gs.Node]:
-    """The nodes of ``graph`` and its bodies that read or make float32, or 16 bits, but for what runs bodies."""
-    for scope in scopes(graph, functions=False):
-        for node in scope.nodes:
-            if node.op not in CONTROL_FLOW and any(is_float32(item) or is_half(item) for item in _tensors(node)):
-                yield node
-
-
-def _tensors(node: gs.Node) -> Iterable[gs.Tensor]:
-    return (*node.inputs, *node.outputs)

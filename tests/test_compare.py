@@ -95,6 +95,11 @@ def test_in_a_lower_precision_a_share_of_the_integers_may_differ_since_rounding_
     assert not compare(classes, found, precision="fp32").agreed
 
 
+def test_what_is_no_longer_finite_is_said_where_the_rest_is_judged_as_a_whole() -> None:
+    found = compare([1.0, 2.0, NAN], [INF, 2.0, NAN], precision="fp16")
+    assert not found.agreed and found.note == "infinite or NaN at 1 of 3 places where one side is not"
+
+
 def test_integers_that_float64_cannot_tell_apart_are_told_apart() -> None:
     assert not compare([2**53], [2**53 + 1], dtype=np.int64).agreed
     far = compare([2**63 - 1], [-(2**63)], dtype=np.int64)
