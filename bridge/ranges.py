@@ -35,6 +35,8 @@ STRIDE = 4
 """Bins between two thresholds that entropy compares."""
 MOST_CUT = 1e-3
 """Share of the values that entropy may cut off: none of few, and of many what can be called outliers."""
+MOST_LOST = 1e-2
+"""Share of the squares that entropy may cut off: rare values may be what a product is made of."""
 BATCH_BYTES = 256 << 20
 """Bytes of tensors that are taken out of the model at a time for histograms."""
 UNKNOWN_DIM = 64
@@ -447,10 +449,11 @@ def _entropy(counts: Array) -> int:
 
     Values above are put into the last bin that is kept; each of STEPS groups of bins becomes its mean. The number is
     that of the smallest Kullback-Leibler divergence (S. Migacz, 8-bit Inference with TensorRT, 2017), of those that cut
-    off no more than MOST_CUT: where nearly all that is kept lies in the last bin, or there are few values, the
-    divergence is small whatever is lost.
+    off no more than MOST_CUT, and MOST_LOST: where nearly all that is kept lies in the last bin, there are few values,
+    or the few largest are what counts, the divergence is small whatever is lost.
     """
     counts = counts.astype(np.float64)
+    squares = float(counts @ _magnitudes(counts) ** 2)
     counts[0] = counts[1]  # zeros are exact at any scale: a ReLU's would outweigh everything
     best, kept = math.inf, len(counts)
     least = 1 + int(np.searchsorted(np.cumsum(counts), counts.sum() * (1 - MOST_CUT)))
@@ -469,6 +472,15 @@ def _entropy(counts: Array) -> int:
             continue
         p, q = given[used] / given.sum(), rounded[used] / rounded.sum()
         divergence = float(np.sum(p * np.log(p / q)))
-        if divergence < best:
+        if divergence < best and _cut_squares(counts, size) <= MOST_LOST * squares:
             best, kept = divergence, size
     return kept
+
+
+def _magnitudes(counts: Array) -> Array:
+    return np.arange(len(counts)) + 0.5
+
+
+def _cut_squares(counts: Array, size: int) -> float:
+    """The squares of what is cut off of values beyond the lowest ``size`` bins."""
+    return float(counts[size:] @ (_magnitudes(counts)[size:] - size) ** 2)

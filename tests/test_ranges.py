@@ -213,3 +213,18 @@ def test_entropy_cuts_off_outliers_and_not_the_values(tmp_path: Path, shape: str
     cut = measure(model, [{"x": found}], "entropy")["x"]
     inside = float((np.abs(found) <= cut.largest).mean())
     assert inside >= 0.999, f"{shape}: {1 - inside:.1%} of the values are beyond {cut.largest:.3g}"
+
+
+@pytest.mark.parametrize("spread", ["one channel of many", "heavy tails"])
+def test_entropy_keeps_the_rare_values_that_hold_most_of_what_there_is(tmp_path: Path, spread: str) -> None:
+    random = np.random.default_rng(0)
+    found = random.standard_normal((2048, 64)).astype(np.float32)
+    if spread == "heavy tails":
+        found = np.sinh(2 * found)
+    else:
+        found[:, 0] *= 200
+    model = model_file(tmp_path, "main (float[n,m] x) => (float[n,m] y) { y = Neg(x) }")
+    cut = measure(model, [{"x": found}], "entropy")["x"]
+    lost = np.maximum(np.abs(found) - cut.largest, 0)
+    share = float((lost**2).sum() / (found**2).sum())
+    assert share <= 0.011, f"{share:.1%} of the squares is beyond {cut.largest:.4g}"
