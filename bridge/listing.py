@@ -50,6 +50,7 @@ def _whole_graph() -> list[Callable[..., Any]]:
     from passes.clean import remove_unused, sanitise
     from passes.expand import expand_functions
     from passes.fold import fold_constants, take_branches
+    from passes.loops import settle_loops
     from passes.lower import lower
     from passes.narrow import bfloat16_to_float32, float64_to_float32
     from passes.unroll import unroll_loops
@@ -63,6 +64,7 @@ def _whole_graph() -> list[Callable[..., Any]]:
         fold_constants,
         take_branches,
         unroll_loops,
+        settle_loops,
         remove_unused,
         expand_functions,
         lower,

@@ -45,6 +45,11 @@ def prepare(
     """
     for tensor in graph.inputs:
         _check_type(tensor)
+        if any(tensor is item for item in graph.outputs):
+            raise UsageError(
+                f"output {tensor.name!r}: is an input too, and an engine's tensors are one or the other. Take it out "
+                "of the model's outputs, or let an Identity give it another name."
+            )
     listed = known_profiles(given, input_names(graph))
     example = given_inputs(graph, inputs)
     shapes: dict[str, Sequence[int]] = {name: array.shape for name, array in example.items()}

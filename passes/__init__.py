@@ -20,6 +20,7 @@ from .expand import expand_functions
 from .fold import fold_constants, take_branches
 from .framework import RULES, Log, PassError, Rule
 from .ir import ModelError, collector_paused
+from .loops import settle_loops
 from .lower import lower
 from .matches import Recorder
 from .narrow import bfloat16_to_float32, check_int64_range, float64_to_float32
@@ -73,6 +74,7 @@ def rewrite(
             taught = fold_constants(graph, log)
             taken = take_branches(graph, log)
             taken = unroll_loops(graph, log) or taken
+            taken = settle_loops(graph, log) or taken
             remove_unused(graph, log)
             applied = run_rules(graph, rules, target, log)
             settled = not (taught or taken or applied)

@@ -292,7 +292,10 @@ class Builder:
         except (onnx.defs.SchemaError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
             if self.opset >= OLDEST_OPSET:
                 raise
-            self.decline(f"its rewrite needs {op} as it is since opset {OLDEST_OPSET}; the model's is {self.opset}")
+            self.decline(
+                f"its rewrite needs {op} as it is since opset {OLDEST_OPSET}, and the model's is {self.opset}: export "
+                f"it at opset {OLDEST_OPSET} or newer, or let onnx.version_converter bring it there"
+            )
         self.made.append(node)
         return results[0] if outputs == 1 else results
 

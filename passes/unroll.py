@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 from .engine import redirect
 from .framework import Log, infer
 from .ir import Names, Node, bodies, detach, node_metadata, scopes
+from .loops import nothing_ends
 from .matches import part
 from .provenance import describe
 
@@ -54,28 +55,9 @@ def _rounds(node: gs.Node) -> int | None:
     if not isinstance(body, gs.Graph) or not isinstance(count, gs.Constant):
         return None
     rounds = int(np.asarray(count.values).reshape(-1)[0])
-    begins = len(node.inputs) < 2 or node.inputs[1].is_empty() or _true(node.inputs[1])
-    if not begins or not 0 < rounds <= MOST_ROUNDS or rounds * len(body.nodes) > MOST_NODES:
+    if not 0 < rounds <= MOST_ROUNDS or rounds * len(body.nodes) > MOST_NODES:
         return None
-    if any(True for item in body.nodes for _ in bodies(item)) or not _goes_on(body):
-        return None
-    known = all(tensor.__dict__.get("container") is None for tensor in (*node.outputs, *body.outputs, *node.inputs))
-    return rounds if known else None  # of sequences, nothing can be joined
-
-
-def _true(tensor: gs.Tensor) -> bool:
-    return isinstance(tensor, gs.Constant) and bool(np.asarray(tensor.values).all())
-
-
-def _goes_on(body: gs.Graph) -> bool:
-    """Whether each round says that there is to be another."""
-    condition, given = body.outputs[0], body.inputs[1]
-    while condition.inputs and condition.inputs[0].op in ("Identity", "Cast") and not condition.inputs[0].domain:
-        condition = condition.inputs[0].inputs[0]
-    if condition.inputs and condition.inputs[0].op == "Constant":
-        values = condition.inputs[0].attrs.get("value")
-        return values is not None and _true(values)
-    return condition is given or _true(condition)
+    return None if any(True for item in body.nodes for _ in bodies(item)) or not nothing_ends(node) else rounds
 
 
 def _written_out(node: gs.Node, rounds: int, scope: gs.Graph, names: Names, log: Log) -> list[gs.Node]:

@@ -210,6 +210,14 @@ def test_an_output_that_nothing_computes_is_named(tmp_path: Path) -> None:
     assert "'y'" in failure(path)[0]
 
 
+def test_an_output_that_is_an_input_is_named_with_the_way_out(tmp_path: Path) -> None:
+    model = product()
+    model.graph.output.append(model.graph.input[0])
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match=r"output 'x': is an input too.*Identity"):
+        bridge.convert(tmp_path / "m.onnx", np.zeros((2, 16), np.float32), workdir=tmp_path / "out")
+
+
 @pytest.mark.parametrize("change", ["names", "order", "version"])
 def test_names_given_twice_nodes_out_of_order_and_a_version_too_new_are_put_right_and_said(
     tmp_path: Path, change: str

@@ -235,3 +235,8 @@ def test_what_a_loop_carries_has_the_type_that_it_has_outside() -> None:
         )
     )
     assert "CastLike" not in operators(made) and "Loop" in operators(made)
+
+
+def test_the_oldest_form_of_topk_is_no_business_of_what_orders_integers() -> None:
+    graph = from_proto(model("main (float[n, 6] x) => (float[n, 2] y, int64[n, 2] i) { y, i = TopK <k = 2> (x) }", 9))
+    assert "topk_of_integers" not in rewrite(graph, OLD).nodes

@@ -42,10 +42,10 @@ def place_of_the_extreme_integer(node: gs.Node, g: Builder) -> Replacement:
 @rule("TopK", when=_orders_floats_alone)
 def topk_of_integers(node: gs.Node, g: Builder) -> Replacement:
     """Before TensorRT 8.6, TopK takes floats alone; the places that integers have in their order are floats too."""
-    x, count = node.inputs
+    x = node.inputs[0]
     if g.dtype(x).kind not in "iu":
         return None
-    rank = len(g.shape(x))
+    count, rank = node.inputs[1], len(g.shape(x))
     axis = int(node.attrs.get("axis", -1)) % rank
     attrs = {"axis": axis, "largest": int(node.attrs.get("largest", 1)), "sorted": node.attrs.get("sorted")}
     keys = x
