@@ -408,6 +408,14 @@ def test_a_family_computes_what_torch_does_at_both_shapes(name: str) -> None:
     check(model, module, inputs_of(shapes, 5))
 
 
+def test_bags_at_offsets_are_no_loop_with_a_sequence() -> None:
+    module = nn.EmbeddingBag(20, 5, mode="max", padding_idx=3)
+    inputs = torch.arange(12) % 7, torch.tensor([0, 4, 4, 9])
+    model = exported(module, inputs)
+    assert not {node.op_type for node in model.graph.node} & {"Loop", "SequenceEmpty", "ConcatFromSequence"}
+    check(model, module, inputs)
+
+
 def test_a_recurrent_layer_takes_sequences_of_any_length() -> None:
     torch.manual_seed(0)
     module = All({kind: getattr(nn, kind)(6, 4, bidirectional=True) for kind in ("LSTM", "GRU", "RNN")})

@@ -21,7 +21,7 @@ SUM, MEAN, MAX = 0, 1, 2
 _MODES = {"sum": SUM, "mean": MEAN, "max": MAX}
 
 
-@decomposes("_embedding_bag", "_embedding_bag_forward_only")
+@decomposes("embedding_bag", "embedding_bag.padding_idx", "_embedding_bag", "_embedding_bag_forward_only")
 def embedding_bag(
     weight: Tensor,
     indices: Tensor,
@@ -31,7 +31,7 @@ def embedding_bag(
     sparse: bool = False,
     per_sample_weights: Tensor | None = None,
     include_last_offset: bool = False,
-    padding_idx: int = -1,
+    padding_idx: int | None = -1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     places = torch.arange(indices.shape[0], device=indices.device)
     if include_last_offset:
@@ -39,7 +39,7 @@ def embedding_bag(
     else:
         begins, ends = offsets, torch.cat([offsets[1:], torch.full_like(offsets[:1], indices.shape[0])])
     inside = (places >= begins.unsqueeze(1)) & (places < ends.unsqueeze(1))
-    if padding_idx >= 0:
+    if padding_idx is not None and padding_idx >= 0:
         inside = inside & (indices != padding_idx)
     rows = F.embedding(indices, weight)
     if per_sample_weights is not None:
