@@ -21,7 +21,29 @@ SUM, MEAN, MAX = 0, 1, 2
 _MODES = {"sum": SUM, "mean": MEAN, "max": MAX}
 
 
-@decomposes("embedding_bag", "embedding_bag.padding_idx", "_embedding_bag", "_embedding_bag_forward_only")
+Bags = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@decomposes("embedding_bag", "embedding_bag.padding_idx")
+def any_embedding_bag(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = SUM,
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Bags:
+    """As a composite operator has it: what is negative counts from the end, and None is no padding."""
+    place = -1 if padding_idx is None else padding_idx % weight.shape[0]
+    return embedding_bag(
+        weight, indices, offsets, scale_grad_by_freq, mode, sparse, per_sample_weights, include_last_offset, place
+    )
+
+
+@decomposes("_embedding_bag", "_embedding_bag_forward_only")
 def embedding_bag(
     weight: Tensor,
     indices: Tensor,
@@ -31,15 +53,15 @@ def embedding_bag(
     sparse: bool = False,
     per_sample_weights: Tensor | None = None,
     include_last_offset: bool = False,
-    padding_idx: int | None = -1,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    padding_idx: int = -1,
+) -> Bags:
     places = torch.arange(indices.shape[0], device=indices.device)
     if include_last_offset:
         begins, ends = offsets[:-1], offsets[1:]
     else:
         begins, ends = offsets, torch.cat([offsets[1:], torch.full_like(offsets[:1], indices.shape[0])])
     inside = (places >= begins.unsqueeze(1)) & (places < ends.unsqueeze(1))
-    if padding_idx is not None and padding_idx >= 0:
+    if padding_idx >= 0:
         inside = inside & (indices != padding_idx)
     rows = F.embedding(indices, weight)
     if per_sample_weights is not None:
