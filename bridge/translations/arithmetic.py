@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -91,6 +92,31 @@ def aminmax(self: Tensor, *, dim: int | None = None, keepdim: bool = False) -> t
             low, high = low.reshape([1] * self.dim()), high.reshape([1] * self.dim())
         return low, high
     return self.amin(dim, keepdim), self.amax(dim, keepdim)
+
+
+@decomposes("amax")
+def amax(self: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
+    """torch.onnx knows it along axes alone, and not of the whole tensor."""
+    return _extremum(torch.amax, self, dim, keepdim)
+
+
+@decomposes("amin")
+def amin(self: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
+    return _extremum(torch.amin, self, dim, keepdim)
+
+
+def _extremum(choose: Callable[..., Tensor], x: Tensor, dim: Sequence[int], keepdim: bool) -> Tensor:
+    if dim or not x.dim():
+        return NotImplemented  # type: ignore[no-any-return]
+    return choose(x, list(range(x.dim())), keepdim)
+
+
+@decomposes("clamp")
+def clamp(self: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
+    """``clamp(1e-8, 1)``: torch.onnx knows no clamp between an integer and a float."""
+    if min is None or max is None or {type(min), type(max)} != {float, int}:
+        return NotImplemented  # type: ignore[no-any-return]
+    return torch.clamp(self, float(min), float(max))
 
 
 EUCLID = {torch.uint8: 13, torch.int8: 12, torch.int16: 23, torch.int32: 46, torch.int64: 92}
