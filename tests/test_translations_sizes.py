@@ -1,11 +1,17 @@
-"""Translations of what depends on sizes, strides and values that are known at run time alone."""
+"""Translations of what depends on sizes, strides and values; and small numbers that the exporter drops."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bridge import Tolerance, convert
+
+from .support import RTX
 from .test_translations import All, check, exported
 
 
@@ -83,3 +89,15 @@ def test_rotary_embeddings_by_complex_numbers_leave_the_heads_to_be_joined() -> 
     module = All({"attention": attention})
     model = exported(module, (torch.randn(3, 2, 8),))
     check(model, module, (torch.randn(6, 2, 8),))
+
+
+def test_a_small_number_that_guards_a_logarithm_is_kept(tmp_path: Path) -> None:
+    class Guarded(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return x * (x + 1e-10).log(), (x - -1e-12).rsqrt(), (x * 1.000009 - x) * 1e5
+
+    x = torch.tensor([[0.0, 0.5, 1.0]])
+    tolerance = Tolerance(1e-2, 1e-2)
+    result = convert(Guarded(), (x,), target=RTX, build=False, workdir=tmp_path, tolerance=tolerance)
+    assert result.status == "rewritten" and result.exporter == "dynamo", result.error
+    assert all(np.isfinite(item.max_abs_error) for item in result.comparisons)

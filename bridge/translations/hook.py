@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from .complex_pairs import lower_complex
 from .embedding import of_rows
 from .masks import of_any_values
+from .optimiser import exact
 from .registry import AT_CAPTURE, DECOMPOSITIONS
 
 
@@ -29,7 +30,7 @@ def installed() -> Iterator[None]:
         return lower_complex(program.run_decompositions(table))
 
     decomposing = mock.patch.object(_fx_passes, "decompose_with_registry", decompose)
-    with decomposing, _kernels(AT_CAPTURE), of_rows(), of_any_values():
+    with decomposing, _kernels(AT_CAPTURE), of_rows(), of_any_values(), exact():
         yield
 
 
