@@ -73,12 +73,15 @@ def handed_on(tensor: gs.Tensor) -> gs.Node | None:
 
 def added_to(tensor: gs.Tensor, others: Collection[int]) -> bool:
     """Whether what becomes of it, element by element, is next added to one of ``others``, as a part of these."""
-    for reader in tensor.outputs:
-        if reader.op in ("Add", "Sub", "Sum"):
-            if any(id(item) in others for item in reader.inputs):
-                return True
-        elif elementwise(reader) and any(added_to(item, others) for item in reader.outputs):
-            return True
+    waiting, seen = [tensor], {id(tensor)}
+    while waiting:
+        for reader in waiting.pop().outputs:
+            if reader.op in ("Add", "Sub", "Sum"):
+                if any(id(item) in others for item in reader.inputs):
+                    return True
+            elif elementwise(reader):
+                waiting.extend(item for item in reader.outputs if id(item) not in seen)
+                seen.update(map(id, reader.outputs))
     return False
 
 

@@ -7,6 +7,7 @@ TensorRT computes in float32 inside, whatever their tensors are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -268,12 +269,15 @@ class _Analysis:
 
     def _lead_to_large(self, tensor: gs.Tensor, limit: float, reason: str) -> None:
         """Keeps what makes a tensor, up to the products that it comes from and as far as it is more than ``limit``."""
-        waiting = [(tensor, limit)]
+        waiting, seen = [(tensor, limit)], dict[int, float]()
         while waiting:
             tensor, limit = waiting.pop()
             maker = maker_of(tensor)
             if maker is None or self._largest(tensor) <= limit or not (elementwise(maker) or maker.op in PRODUCTS):
                 continue
+            if limit > seen.get(id(maker), math.inf) / 2:
+                continue
+            seen[id(maker)] = limit
             self._keep(maker, reason)
             factor = gain(maker) if id(maker) in self.kept else 0.0
             waiting.extend((item, limit / factor) for item in maker.inputs if factor and is_float32(item))
@@ -380,7 +384,9 @@ class _Analysis:
         waiting, found = [node.inputs[0]], {id(node): node}
         while waiting:
             maker = maker_of(waiting.pop())
-            if maker is None or not self._is_free(maker) or not (elementwise(maker) or maker.op in PRODUCTS):
+            if maker is None or id(maker) in found or not self._is_free(maker):
+                continue
+            if not (elementwise(maker) or maker.op in PRODUCTS):
                 continue
             found[id(maker)] = maker
             if maker.op not in PRODUCTS:

@@ -492,6 +492,19 @@ def test_what_is_added_to_its_own_argument_may_lose_digits_as_that_does() -> Non
     assert "h" in assigned(parse(text.replace("OTHER", "x"), 22), "bf16", seen).fp32
 
 
+def test_a_tensor_that_leads_to_another_by_many_ways_is_looked_at_once() -> None:
+    turns = "  ".join(f"p{i} = Neg(t{i})  q{i} = Abs(t{i})  t{i + 1} = Mul(p{i}, q{i})" for i in range(60))
+    sums = "  ".join(f"n{i} = Neg(s{i})  s{i + 1} = Sub(s{i}, n{i})" for i in range(60))
+    model = parse(
+        f"""g (float[8,8] x) => (float[8,8] y) <float[8,8] w>
+        {{ t0 = MatMul(x, w)  {turns}  a = Sin(t60)  b = MatMul(a, w)  s0 = MatMul(b, w)  {sums}
+           c = MatMul(s60, w)  d = Sub(s60, c)  y = Tanh(d) }}"""
+    )
+    seen = {f"{name}{i}": Range(-99, 99) for name in "tpqsn" for i in range(61)} | {"c": Range(-99, 99)}
+    found = assigned(model, "fp16", {**seen, "d": Range(-1, 1), "a": Range(-1, 1)})
+    assert {"t0", "t60", "s0", "s60", "d"} <= found.fp32 and "b" not in found.fp32
+
+
 @pytest.mark.parametrize("made", ["Softmax<axis = -1>(l)", "Tanh(l)"])
 def test_shares_of_a_whole_may_be_small_where_other_values_may_not(made: str) -> None:
     model = parse(
