@@ -175,6 +175,18 @@ def test_an_empty_example_cannot_be_made_larger() -> None:
     assert resized(np.zeros((3, 2)), (0, 2)).shape == (0, 2)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_no_two_candidates_of_a_larger_example_are_the_same_and_what_was_given_stays(dtype: str) -> None:
+    example = np.array([[[0.3, 1.0], [-0.7, 0.0]]], dtype)
+    larger = resized(example, (2, 64, 2))
+    assert larger.dtype == example.dtype and np.array_equal(larger[:1, :2], example)
+    assert np.array_equal(larger[0], larger[1]), "items of a batch are not ranked with one another"
+    measured = larger[0, :, 0]
+    assert len(set(measured.tolist())) > 30, "float16 has few values here"
+    assert abs(measured).max() == abs(example).max(where=example != 1.0, initial=0.0)
+    assert set(larger[0, :, 1].tolist()) == {0.0, 1.0}, "a mask stays one"
+
+
 # --- dtypes ------------------------------------------------------------------------------------------------------
 
 

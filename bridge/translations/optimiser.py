@@ -1,4 +1,4 @@
-"""What onnxscript's optimiser, takes for nothing: ``x + 1e-10``, ``x * 1.000009``.
+"""What onnxscript's optimiser takes for nothing: ``x + 1e-10``, ``x * 1.000009``.
 
 It drops sums with 0 and products with 1, and compares constants with these by tolerances of 1e-8 and 1e-5. That loses
 the small number that a logarithm, a root or a quotient is guarded by.
