@@ -91,6 +91,20 @@ def test_rotary_embeddings_by_complex_numbers_leave_the_heads_to_be_joined() -> 
     check(model, module, (torch.randn(6, 2, 8),))
 
 
+def test_hammings_window_is_torchs() -> None:
+    module = All(
+        {
+            "periodic": lambda x: x[:, :16] * torch.hamming_window(16),
+            "symmetric": lambda x: x[:, :16] * torch.hamming_window(16, periodic=False),
+            "chosen": lambda x: x[:, :16].double() * torch.hamming_window(16, True, 0.6, 0.3, dtype=torch.float64),
+            "of_one": lambda x: x * torch.hamming_window(1, periodic=False),
+            "spectrum": lambda x: torch.stft(x, 16, 8, window=torch.hamming_window(16), return_complex=True),
+        }
+    )
+    model = exported(module, (torch.randn(3, 40),))
+    check(model, module, (torch.randn(5, 40),))
+
+
 def test_a_small_number_that_guards_a_logarithm_is_kept(tmp_path: Path) -> None:
     class Guarded(nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -68,3 +70,21 @@ def fftfreq(n: int, d: float = 1.0, *, dtype: torch.dtype | None = None, device:
 @decomposes("fft_rfftfreq")
 def rfftfreq(n: int, d: float = 1.0, *, dtype: torch.dtype | None = None, device: object = None, **_: object) -> Tensor:
     return torch.arange(n // 2 + 1, dtype=torch.get_default_dtype() if dtype is None else dtype) / (n * d)
+
+
+@decomposes(*(f"hamming_window{which}" for which in ("", ".periodic", ".periodic_alpha", ".periodic_alpha_beta")))
+def hamming_window(
+    window_length: int,
+    periodic: bool = True,
+    alpha: float = 0.54,
+    beta: float = 0.46,
+    *,
+    dtype: torch.dtype | None = None,
+    device: object = None,
+    **_: object,
+) -> Tensor:
+    """torch.onnx writes ONNX's HammingWindow, whose coefficients are 25 / 46 and 21 / 46."""
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    period = window_length if periodic else window_length - 1
+    places = torch.arange(window_length, dtype=dtype)
+    return alpha - beta * torch.cos(2 * math.pi / period * places) if period else torch.ones_like(places)
