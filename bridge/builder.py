@@ -79,11 +79,24 @@ def run(job: BuildJob) -> BuildOutcome:
     if timings is not None:
         timings.save()
     verdict = examine(job, trt, logger, network, engine, obeyed=not preferred)
-    notes = [*filter(None, [preferred]), *(timings.notes if timings is not None else ()), *verdict.notes]
+    told = [*filter(None, [preferred]), *_sizes_by_value(network)]
+    notes = [*told, *(timings.notes if timings is not None else ()), *verdict.notes]
     described |= {"notes": notes, "precisions": verdict.shares, "not_as_asked": verdict.others}
     if verdict.error:
         return BuildOutcome(error=verdict.error, **described)
     return _written(job, engine, described)
+
+
+def _sizes_by_value(network: Any) -> list[str]:
+    """What is to be said of inputs whose values are sizes: profiles are of shapes, and Polygraphy's default is 1."""
+    inputs = (network.get_input(index) for index in range(network.num_inputs))
+    return [
+        f"input {tensor.name!r}: its values are sizes or places in shapes (a shape tensor), of which a profile of "
+        "shapes says nothing: the engine takes no values but 1 there. Make it a constant, or take it from the shape "
+        "of another input"
+        for tensor in inputs
+        if tensor.is_shape_tensor
+    ]
 
 
 def _start(job: BuildJob) -> tuple[Any, Any]:

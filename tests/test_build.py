@@ -103,6 +103,20 @@ def test_a_dynamic_axis_is_built_with_its_profile(tmp_path: Path, target: Target
     assert outcome.inputs[0]["shape"] == [-1, 3]
 
 
+def test_an_input_whose_values_are_sizes_is_told_with_what_the_engine_takes_there(
+    tmp_path: Path, target: Target
+) -> None:
+    path = model(tmp_path / "m.onnx", [oh.make_node("Slice", ["x", "zero", "end", "one"], ["y"])])
+    sized = onnx.load(str(path))
+    sized.graph.input.append(oh.make_tensor_value_info("end", TensorProto.INT64, [1]))
+    values = [oh.make_tensor(name, TensorProto.INT64, [1], [value]) for name, value in (("zero", 0), ("one", 1))]
+    sized.graph.initializer.extend(values)
+    onnx.save(sized, str(path))
+    outcome = run(path, target, profiles=[{**STATIC[0], "end": Profile((1,), (1,), (1,))}])
+    assert [note for note in outcome.notes if "'end'" in note and "no values but 1" in note], outcome.notes
+    assert run(relu(tmp_path), target).notes == []
+
+
 def test_compute_capabilities_are_those_asked_for_and_an_unknown_one_is_refused_in_tensorrts_words(
     tmp_path: Path, target: Target
 ) -> None:
