@@ -105,6 +105,20 @@ def test_hammings_window_is_torchs() -> None:
     check(model, module, (torch.randn(5, 40),))
 
 
+def test_a_mean_by_a_divisor_of_its_own_keeps_it() -> None:
+    module = All(
+        {
+            "ceil": lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, divisor_override=5),
+            "cut": lambda x: F.avg_pool2d(x, 2, 3, 1, ceil_mode=True, count_include_pad=False, divisor_override=1),
+            "of_any_size": lambda x: F.avg_pool2d(x.transpose(0, 2), (2, 1), divisor_override=3),
+            "volumes": lambda x: F.avg_pool3d(x, (1, 2, 3), (1, 2, 2), (0, 1, 1), divisor_override=2),
+            "usual": lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True),
+        }
+    )
+    model = exported(module, (torch.randn(3, 2, 9, 10),))
+    check(model, module, (torch.randn(5, 2, 9, 10),))
+
+
 def test_a_small_number_that_guards_a_logarithm_is_kept(tmp_path: Path) -> None:
     class Guarded(nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .registry import decomposes
+from .registry import decomposes, static
 
 
 def _windows(size: Any, out: Any, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,3 +83,32 @@ def adaptive_avg_pool2d(self: Tensor, output_size: Sequence[Any]) -> Tensor:
         found: Tensor = _OF_KNOWN_SIZES(self, output_size)
         return found
     return adaptive_avg_pool(self, output_size)
+
+
+@decomposes("avg_pool2d", "avg_pool3d")
+def average_by_a_divisor(
+    self: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """torch.onnx forgets the divisor: here the padding is made first, and the mean of a whole window is rescaled."""
+    if divisor_override is None:
+        return NotImplemented  # type: ignore[no-any-return]
+    rank = 3 if self.dim() == 5 or (self.dim() == 4 and len(kernel_size) == 3) else 2
+    kernel, step, pad = (list(given) * (rank // len(given)) for given in (kernel_size, stride or kernel_size, padding))
+    around: list[int] = []
+    for axis in range(rank):
+        more = 0
+        if ceil_mode:
+            length = static(self.shape[axis - rank], "avg_pool with ceil_mode and divisor_override: the size")
+            count = -((kernel[axis] - length - 2 * pad[axis]) // step[axis]) + 1
+            count -= (count - 1) * step[axis] >= length + pad[axis]  # no window begins in the padding on the right
+            more = max(0, (count - 1) * step[axis] + kernel[axis] - length - 2 * pad[axis])
+        around = [pad[axis], pad[axis] + more, *around]
+    pool = torch.nn.functional.avg_pool2d if rank == 2 else torch.nn.functional.avg_pool3d
+    means = pool(torch.nn.functional.pad(self, around), kernel, step)
+    return means * (math.prod(kernel) / divisor_override)
