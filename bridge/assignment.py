@@ -83,7 +83,7 @@ def make_ready(graph: gs.Graph, precision: Precision, target: Target) -> bool:
     UsageError where a rule's pattern fits no node.
     """
     from passes.casts import prepare
-    from passes.soundness import touched
+    from passes.sound_nodes import touched
 
     functions = bool(graph.functions)
     prepare(graph)
@@ -107,7 +107,7 @@ def _without_einsum(graph: gs.Graph, wanted: Callable[[gs.Node], bool], target: 
 
 class _Assigning:
     def __init__(self, graph: gs.Graph, precision: Precision, ranges: Mapping[str, Range], target: Target) -> None:
-        from passes.soundness import touched
+        from passes.sound_nodes import touched
 
         self.graph, self.precision, self.ranges, self.target = graph, precision, ranges, target
         self.nodes = list(touched(graph))
@@ -205,7 +205,7 @@ class _Assigning:
 
 def rules_for(graph: gs.Graph, precision: Precision) -> dict[str, Rule]:
     """By name, the rule that says what a node is computed in; those of which none does are not here."""
-    from passes.soundness import touched
+    from passes.sound_nodes import touched
 
     found = {node.name: precision.rule_for(place_of(node)) for node in touched(graph)}
     return {name: rule for name, rule in found.items() if rule is not None}

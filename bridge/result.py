@@ -203,6 +203,8 @@ class ConversionResult:
     error: str | None = None
     target: TargetInfo | None = None
     precision: str = "fp32"
+    quantises: bool = False
+    """Whether the source quantises what it computes by itself."""
     builder: dict[str, Any] = field(default_factory=dict)
     """What the builder was told, by the names of ``bridge.BuildSettings``; what it was not told is left out."""
     source: str = ""
@@ -266,6 +268,16 @@ class ConversionResult:
     @calling.setter
     def calling(self, calling: Calling) -> None:
         self._calling = calling
+
+    @property
+    def computed_in(self) -> str:
+        """What decides how far off outputs may be: the precision asked for, and the int8 of a model that quantises by
+        itself, where a value on the border of two steps is a whole step off after the least rounding."""
+        return self.also_quantised(self.precision)
+
+    def also_quantised(self, precision: str) -> str:
+        """``precision``, with the int8 of the source."""
+        return f"int8+{precision}" if self.quantises else precision
 
     @property
     def ok(self) -> bool:

@@ -29,7 +29,6 @@ from .sound_nodes import (
     may_clamp,
     shown,
 )
-from .sound_nodes import touched as touched
 from .sound_tables import (
     ABSORBING,
     ARGUMENTS,

@@ -416,7 +416,7 @@ class _Bisecting:
 def _places(graph: Any) -> dict[str, tuple[str, str, str, str]]:
     """By node that computes with float32: its name, operator, torch module and source line."""
     from passes.provenance import origin
-    from passes.soundness import touched
+    from passes.sound_nodes import touched
 
     found = {}
     for node in touched(graph):

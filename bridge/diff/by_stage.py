@@ -47,7 +47,7 @@ class Stages:
 
     def precision(self, stage: StageName) -> str:
         """What the stage may have been computed in."""
-        return self.conversion.result.precision if stage in LOWERED else "fp32"
+        return self.conversion.result.computed_in if stage in LOWERED else "fp32"
 
     def run(self, feeds: Sequence[Feeds]) -> dict[StageName, Outputs]:
         """What each stage computes. Raises RunError or ExportError where the first of them does not run; others that do
@@ -167,7 +167,9 @@ class OverSamples:
                     rows.append(StageError(stage, output, what, note=note, failed=stage in self.stages.failed))
                     continue
                 figures = carried.error(), added.error()
-                rows.append(StageError(stage, output, what, self.before[stage], *figures, added.tolerance))
+                rows.append(
+                    StageError(stage, output, what, self.before[stage], *figures, added.tolerance, added.integers)
+                )
         return rows
 
 

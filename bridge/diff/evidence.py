@@ -57,7 +57,7 @@ def write_golden(
     place = files or folder
     types = {item.name: item.dtype for item in result.outputs}
     used = {
-        name: tolerance_for(name, array.dtype.name, types.get(name, array.dtype.name), tolerance, result.precision)
+        name: tolerance_for(name, array.dtype.name, types.get(name, array.dtype.name), tolerance, result.computed_in)
         for name, array in outputs["rewritten"][0].items()
     }
     facts = {

@@ -74,11 +74,13 @@ class Tally:
         self.found: list[Comparison] = []
         self.total = Norms()
         self.tolerance: Tolerance | None = None
+        self.integers = False
         self.points: Frontier | None = []
 
     def add(self, reference: Array, candidate: Array, sample: str) -> Error:
         """Adds one sample; returns its own error."""
         kinds = str(reference.dtype), str(candidate.dtype)
+        self.integers = reference.dtype.kind in "biu"
         self.tolerance = tolerance_for(self.output, *kinds, self.given, self.precision)
         compared = compare_arrays(
             reference,

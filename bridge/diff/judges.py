@@ -89,7 +89,7 @@ class EvaluatorJudge:
                 self.reference,
                 found,
                 self.state.settings.tolerance,
-                precision.name,
+                self.state.result.also_quantised(precision.name),
             )
         )
 
@@ -143,7 +143,7 @@ class EngineJudge:
         times: list[float] = []
         outputs = self._run(result.engine, times)
         compared = compare_stages(
-            ("rewritten", "engine"), self.names, self.reference, outputs, self.tolerance, precision.name
+            ("rewritten", "engine"), self.names, self.reference, outputs, self.tolerance, result.computed_in
         )
         return judged(compared, statistics.median(times) if times else None)
 

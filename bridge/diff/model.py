@@ -70,6 +70,8 @@ class StageError:
     """Against the stage before."""
     tolerance: Tolerance | None = None
     """What ``added`` was held to."""
+    integers: bool = False
+    """Whether the output is of integers or booleans, which no tolerance for all outputs is for."""
     note: str = ""
     """Why there are no figures: ``no GPU here can run the engine``."""
     failed: bool = False

@@ -12,7 +12,6 @@ from .frontier import tolerance_used
 from .model import DiffReport, Error, ShapeError, StageError
 from .verdict import agrees, verdict
 
-EXACT = Tolerance(0.0, 0.0)
 _KEPT = "whether single samples agree is as it was measured"
 
 
@@ -29,7 +28,7 @@ def rejudge(report: DiffReport, tolerance: Tolerances) -> DiffReport:
     unknown = [name for name in given if name and name not in outputs]
     if unknown:
         raise UsageError(f"tolerance: {unknown[0]!r} is no output; the outputs are {', '.join(outputs)}.")
-    exact = {row.output for row in report.stages if row.tolerance == EXACT}
+    exact = {row.output for row in report.stages if row.integers}
 
     def limit(output: str) -> Tolerance | None:
         return given.get(output) or (given.get("") if output not in exact else None)

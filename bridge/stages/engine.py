@@ -69,7 +69,7 @@ def run_engine(state: State, engine: Path) -> None:
         )
     state.result.gpu = gpu_here()
     keep_engine_run(state, outputs)
-    comparisons = state.compare(("rewritten", "engine"), state.rewritten, outputs, state.computed_in)
+    comparisons = state.compare(("rewritten", "engine"), state.rewritten, outputs, state.result.computed_in)
     state.hold_to_source("engine", outputs)
     if not all(item.agreed for item in comparisons):
         raise CompareError(f"the engine computes something else: {disagreement(comparisons)}")

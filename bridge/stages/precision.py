@@ -209,7 +209,7 @@ def _check(state: State, model: Path, samples: Sequence[Feeds]) -> None:
             reference += run_stage("rewritten", lambda: onnx_runner(rewritten, "rewritten"), samples)
         found = evaluate(model, [*state.feeds, *samples])
     names = [case.name for case in state.cases] + [f"calibration {index}" for index in range(len(samples))]
-    comparisons = state.compare(("rewritten", "typed"), reference, found, state.computed_in, names)
+    comparisons = state.compare(("rewritten", "typed"), reference, found, result.computed_in, names)
     if state.settings.target.strongly_typed or not state.settings.precision.scheme:  # else a part of it: see ``_typed``
         state.hold_to_source("typed", found[: len(state.cases)])
     named = "layers=True names the layers that introduce most of it."

@@ -32,7 +32,7 @@ def rewrite(state: State) -> gs.Graph:
     assert result.exported_onnx is not None
     with state.clock("rewrite"):
         graph = read(result.exported_onnx)
-        state.quantises = quantises(graph)
+        result.quantises = quantises(graph)
         try:
             log = rewrite(graph, target, pinned_shapes(graph, state.profiles), record=state.settings.prove)
         except PassError as error:

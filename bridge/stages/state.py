@@ -47,8 +47,6 @@ class State:
     """What the builder is told beside all this."""
     read: Read | None = None
     """Reads further inputs, for the calibration."""
-    quantises: bool = False
-    """Whether the source quantises what it computes by itself."""
     hints: dict[str, str] = field(default_factory=dict)
     """By node or operator, what could help where the parser refuses it."""
     source: Outputs = field(default_factory=list)
@@ -80,12 +78,6 @@ class State:
     @property
     def feeds(self) -> list[Mapping[str, Array]]:
         return [case.feeds for case in self.cases]
-
-    @property
-    def computed_in(self) -> str:
-        """What decides how far off outputs may be: the precision asked for, and the int8 of a model that quantises by
-        itself, where a value on the border of two steps is a whole step off after the least rounding."""
-        return "+".join(["int8"] * self.quantises + [self.settings.precision.name])
 
     def compare(
         self,
