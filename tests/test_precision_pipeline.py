@@ -16,6 +16,7 @@ from onnx import TensorProto
 from torch import nn
 
 import bridge
+from bridge.diff import diff
 from bridge.errors import CompareError, PrecisionError, UsageError
 from bridge.runtime.record import record_of, sidecar_of
 
@@ -258,6 +259,8 @@ def test_a_model_that_quantises_by_itself_is_held_to_its_steps_where_the_rest_is
     assert result.source_error.relative > 1e-2, "more than fp16 alone is allowed: a value went to the next step"
     assert typed.tolerance.rtol == 0.2 and typed.agreed
     assert next(item for item in result.comparisons if item.candidate == "rewritten").tolerance.rtol == 1e-3
+    limits = {row.stage: row.tolerance.rtol for row in diff(tmp_path, layers=False).stages if row.tolerance}
+    assert limits == {"rewritten": 1e-3, "typed": 0.2}, "and so it is in a diff"
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [(torch.float16, "fp16"), (torch.bfloat16, "bf16")])

@@ -57,11 +57,13 @@ def test_a_frontier_of_many_elements_is_small() -> None:
     assert points == sorted(points) and [y for _, y in points] == sorted(y for _, y in points)
 
 
-def row(stage: Any, before: Any, output: str, reference: Any, candidate: Any, given: Any = None) -> StageError:
-    tally = Tally((before, stage), output, given, "fp32")
+def row(
+    stage: Any, before: Any, output: str, reference: Any, candidate: Any, given: Any = None, precision: str = "fp32"
+) -> StageError:
+    tally = Tally((before, stage), output, given, precision)
     tally.add(np.asarray(reference), np.asarray(candidate), "one")
     error = tally.error()
-    return StageError(stage, output, "1 sample", before, error, error, tally.tolerance)
+    return StageError(stage, output, "1 sample", before, error, error, tally.tolerance, tally.integers)
 
 
 def report(given: Any = None) -> DiffReport:
@@ -110,6 +112,15 @@ def test_integers_are_loosened_by_name_alone() -> None:
     assert agreed(rejudge(report(), Tolerance(1, 5))) == {"y": True, "n": False}
     anew = rejudge(report(), {"n": Tolerance(0, 1), "y": Tolerance(1, 1)})
     assert agreed(anew) == {"y": True, "n": True} and anew.ok and "agree on 1 sample" in anew.verdict
+
+
+def test_integers_of_a_lower_precision_are_loosened_by_name_alone() -> None:
+    """A share of them may differ there, and that is a tolerance like any other."""
+    rows = [row("typed", "rewritten", "n", [1, 2], [1, 3], precision="fp16")]
+    found = DiffReport("net", "?", False, stages=rows)
+    assert rows[0].tolerance is not None and rows[0].tolerance.rtol > 0
+    assert agreed(rejudge(found, Tolerance(1, 5))) == {"n": False}
+    assert agreed(rejudge(found, {"n": Tolerance(0, 1)})) == {"n": True}
 
 
 def test_what_is_not_finite_in_the_same_places_no_tolerance_makes_agree() -> None:
