@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 MARKED = 400
 """Outputs of one engine."""
+BESIDE = 1 << 27
+"""Elements of all weights up to which two engines are built at the same time: each build holds them several times."""
 FP16_MAX = 65504.0
 """What any layer of a weakly typed engine in fp16 may be limited to, though all its outputs are float32."""
 
@@ -60,7 +62,7 @@ def engine_layers(conversion: Conversion, feeds: Feeds, tolerance: Tolerances) -
     notes = [_HOW]
     for names in engines.chunks(feeds):
         known = engines.reference.open([*names, *engines.pieces(names).read])(feeds)
-        with ThreadPoolExecutor(2) as pool:  # each is built by a process of its own
+        with ThreadPoolExecutor(2 if engines.small else 1) as pool:  # each is built by a process of its own
             whole = pool.submit(engines.marked, names, feeds)
             parts = pool.submit(engines.apart, names, {**feeds, **known})
         (carried, why), (alone, why_not) = whole.result(), parts.result()
@@ -98,6 +100,7 @@ class _Engines:
         nodes = own_precisions(read(typed)) if typed is not None and typed != path else None
         self.plan: BuildPlan = plan_build(settings, graph, result.exporter is not None, nodes)
         """As the conversion's: what a weakly typed engine was told of its nodes, the typed model says."""
+        self.small = sum(math.prod(item.dims) for item in self.side.initializers.values()) <= BESIDE
         self.running = threading.Lock()
         """While one engine runs, another may be built, and none run."""
         self.timings = timing_file(open_cache(conversion.cache), target)
