@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from unittest import mock
 
 from . import custom_ops
 from .errors import ExportError, RunError, UsageError
@@ -464,10 +465,17 @@ def _shapes(feeds: Mapping[str, Array]) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the exporters' advice to their developers off the user's screen; errors are raised all the same."""
+    import torch
+
     names = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # torch.export prints partial graphs
+    graphs = mock.patch.object(torch._C, "_jit_onnx_log", lambda *words: None)  # printed on stdout where one fails
+    with (
+        graphs,
+        warnings.catch_warnings(),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):  # torch.export prints partial graphs
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)

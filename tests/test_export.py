@@ -380,6 +380,17 @@ def test_a_module_that_raises_is_reported_with_the_line_of_the_users_code_and_th
     assert "input float32[2, 3]" in error, error
 
 
+def test_what_no_exporter_knows_is_said_once_and_printed_nowhere(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Fits(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.lstsq(x, x.sum(-1, keepdim=True))[0]
+
+    assert "linalg_lstsq" in failure(Fits(), (torch.randn(4, 4),), tmp_path)
+    assert "graph" not in capfd.readouterr().out
+
+
 def test_a_module_that_fails_at_the_max_shapes_alone_is_reported_with_those_shapes(tmp_path: Path) -> None:
     table = nn.Embedding(4, 2)
     module = Calls(lambda x: table(torch.arange(x.shape[0])))
