@@ -470,12 +470,8 @@ def _quiet() -> Iterator[None]:
     names = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
-    graphs = mock.patch.object(torch._C, "_jit_onnx_log", lambda *words: None)  # printed on stdout where one fails
-    with (
-        graphs,
-        warnings.catch_warnings(),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):  # torch.export prints partial graphs
+    graphs = mock.patch.object(torch._C, "_jit_onnx_log", lambda *words: None)  # of a failure; others go to stderr
+    with graphs, warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
