@@ -45,7 +45,7 @@ MARKED = 400
 """Outputs of one engine."""
 BESIDE = 1 << 27
 """Elements of all weights up to which two engines are built at the same time: each build holds them several times."""
-FP16_MAX = 65504.0
+FP16_MAX = float(np.finfo(np.float16).max)
 """What any layer of a weakly typed engine in fp16 may be limited to, though all its outputs are float32."""
 
 
@@ -104,7 +104,7 @@ class _Engines:
         self.running = threading.Lock()
         """While one engine runs, another may be built, and none run."""
         self.timings = timing_file(open_cache(conversion.cache), target)
-        """Both engines have the same layers, and what the first one's took need not be measured again."""
+        """What the conversion's build, or one before, has measured of kernels is not measured again."""
         shown = FLOATS - {TensorProto.DOUBLE}
         self.tensors = [
             name
