@@ -128,7 +128,8 @@ def outcomes_of_precision(
                 for item in ([layer] if layer is not None else []) + own
             )
             shown = shown or f"nothing; {result.status}"
-            yield Outcome(node.name, shown, found, time.perf_counter() - start, report.verdict)
+            said = "\n    ".join([report.verdict, *report.notes])
+            yield Outcome(node.name, shown, found, time.perf_counter() - start, said)
 
 
 def outcome_of_nothing(folder: Path, inputs: Any, module: Any) -> Iterator[Outcome]:
