@@ -91,6 +91,60 @@ def test_large_outputs_are_not_held_ahead(
     assert (made.context.addresses[(made.output_names or [""])[0]] != y.data_ptr()) == ahead
 
 
+def test_a_stream_that_is_left_at_once_costs_one_output_and_calls_in_a_row_are_allocated_for_together(
+    gpu: fake_trt.Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, allocated = module(), []
+
+    def allocate(*args: Any, **kwargs: Any) -> torch.Tensor:
+        allocated.append(1)
+        return torch.empty_like(*args, **kwargs)
+
+    monkeypatch.setattr(context, "_empty_like", allocate)
+    for stream in (1, 2) * 10:
+        with gpu.use(fake_trt.Stream(stream)):
+            assert torch.equal(made(X), 2 * X)
+    assert len(allocated) == 40
+    kept, most = [], 0
+    for _ in range(50):
+        before = len(allocated)
+        kept.append(made(X + len(kept)))
+        most = max(most, len(allocated) - before)
+    assert most == context.AHEAD and len(allocated) - 40 <= 50 + context.AHEAD + 1
+    assert all(torch.equal(y, 2 * (X + index)) for index, y in enumerate(kept))
+
+
+def test_a_captured_call_between_others_does_not_lead_their_outputs_astray(
+    gpu: fake_trt.Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, kept = module(), []
+    for index in range(9):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda index=index: index % 3 == 2)
+        kept.append(made(X + index))
+    assert all(torch.equal(y, 2 * (X + index)) for index, y in enumerate(kept))
+
+
+def test_hooks_are_called_and_a_compiled_forward_is_used(gpu: fake_trt.Gpu) -> None:
+    made, seen = module(), []
+    assert torch.equal(made(X), 2 * X) and not seen
+    own = [
+        made.register_forward_pre_hook(lambda module, args: seen.append("before")),
+        made.register_forward_hook(lambda module, args, output: output + 1),
+    ]
+    everywhere = torch.nn.modules.module.register_module_forward_pre_hook(lambda module, args: seen.append("all"))
+    try:
+        assert torch.equal(made(X), 2 * X + 1) and seen == ["all", "before"]
+        for hook in own:
+            hook.remove()
+        assert torch.equal(made(X), 2 * X) and seen == ["all", "before", "all"]
+    finally:
+        everywhere.remove()
+    assert torch.equal(made(X), 2 * X) and len(seen) == 3
+    made.compile(backend="eager")
+    net = torch.compile(nn.Sequential(nn.Identity(), made), backend="eager")
+    assert torch.equal(made(X), 2 * X) and torch.equal(net(X), 2 * X)
+
+
 def test_a_call_has_done_its_work_though_there_is_no_memory_for_the_next_one(
     gpu: fake_trt.Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,10 @@ Key = tuple[torch.Size, ...]
 
 
 PREPARED = 16 << 20
-"""Bytes of all outputs up to which the next call's are allocated before that call."""
+"""Bytes of outputs that are allocated before the calls that return them."""
+
+AHEAD = 8
+"""Calls whose outputs are allocated at once, at most: each one more takes a tenth of the time of the first."""
 
 _T = TypeVar("_T")
 _empty_like, _CONTIGUOUS = torch.empty_like, torch.contiguous_format
@@ -36,7 +39,7 @@ def _capturing() -> bool:
 class _Slot:
     """What one input or output was in the last run: what is still so need not be told to TensorRT again."""
 
-    __slots__ = ("address", "buffer", "dtype", "dtypes", "held", "like", "name", "ready", "shape")
+    __slots__ = ("address", "batch", "buffer", "dtype", "dtypes", "held", "like", "name", "ready", "shape")
 
     def __init__(self, spec: IOTensor) -> None:
         self.name, self.dtype = spec.name, spec.dtype
@@ -47,8 +50,11 @@ class _Slot:
         """None until it is known; of an output whose size the run finds out, always."""
         self.like: torch.Tensor | None = None
         """An output's shape and type, in one element of memory."""
-        self.ready: torch.Tensor | None = None
-        """The next call's output, which TensorRT knows the place of already; of the stream that is followed."""
+        self.ready: list[tuple[torch.Tensor, int]] = []
+        """The outputs of coming calls and their addresses, of the stream that is followed; the last is the next one,
+        of which TensorRT has been told."""
+        self.batch = 1
+        """How many are allocated next: more from time to time, as long as shapes and stream are the same."""
         self.held: Callable[[], torch.Tensor | None] = _nothing
         """A weak reference to the input whose memory waits for the stream before it is used again."""
         self.buffer: torch.Tensor | None = None
@@ -79,8 +85,8 @@ class Context:
         self._profile: int = 0
         self._inputs = [_Slot(spec) for spec in engine.inputs]
         self._outputs = [_Slot(spec) for spec in engine.outputs]
-        self._ahead: list[_Slot] = []
-        """Outputs that are allocated one call ahead."""
+        self._ahead = 0
+        """The calls whose outputs are allocated at once, at most; none where outputs are large, or of unknown size."""
         self._allocators: dict[str, Any] = {}
         self.index = engine.device.index if engine.device.index is not None else -1
         self._handle_now = current_handle()
@@ -133,7 +139,7 @@ class Context:
         for slot in self._inputs:
             slot.held, slot.buffer = _nothing, None
         for slot in self._outputs:
-            slot.ready = None
+            slot.ready, slot.batch = [], 1
 
     def follow_current(self) -> None:
         if self._handle_now(self.index) != self._handle:
@@ -143,22 +149,30 @@ class Context:
         """A run on the stream that is followed, with outputs in the engine's types. What has not changed since the
         last one is not told to TensorRT again: all that is done before the launch is added to the time of every call.
 
-        ``ahead``: small outputs are allocated one call ahead, while the GPU is at work; not for a CUDA graph, whose
+        ``ahead``: small outputs are allocated before their calls, while the GPU is at work; not for a CUDA graph, whose
         memory is its own.
         """
         if not self._told(inputs):
             fitted = self._fit_all(inputs)  # alive until the run is enqueued
             self._tell(inputs, fitted)
+        ahead = ahead and self._ahead > 0
         outputs = []
         for slot in self._outputs:
-            output, slot.ready = slot.ready, None
-            outputs.append(output if output is not None and ahead else self._allocate(slot))
+            if ahead and slot.ready:
+                output, address = slot.ready.pop()
+                if address != slot.address:
+                    self._tell_output(slot, address)
+                outputs.append(output)
+            else:
+                outputs.append(self._allocate(slot))
         errors = self._logger.errors
         if not self._execute(self._handle):
             self.key = None
             raise RunError(f"TensorRT refuses to run: {self._logger.since(errors) or 'it does not say why'}")
         if ahead:
-            self._prepare()
+            for slot in self._outputs:
+                if slot.ready or self._prepare(slot):
+                    self._tell_output(slot, slot.ready[-1][1])
         if self._allocators or self._host_outputs:
             self._finish(outputs)
         return outputs
@@ -170,20 +184,24 @@ class Context:
         output = _empty_like(slot.like, memory_format=_CONTIGUOUS)
         address = output.data_ptr() or self._address_of_nothing
         if address != slot.address:
-            self._set_address(slot.name, address)
-            slot.address = address
+            self._tell_output(slot, address)
         return output
 
-    def _prepare(self) -> None:
-        """Allocates the next call's outputs. Where memory does not suffice, that call has to say so."""
-        if torch.is_inference_mode_enabled():  # that call may be made outside of it
-            with torch.inference_mode(False):
-                return self._prepare()
+    def _tell_output(self, slot: _Slot, address: int) -> None:
+        self._set_address(slot.name, address)
+        slot.address = address
+
+    def _prepare(self, slot: _Slot) -> bool:
+        """Allocates an output of the next calls. Where memory does not suffice, those calls have to say so."""
+        assert slot.like is not None
         try:
-            for slot in self._ahead:
-                slot.ready = self._allocate(slot)
+            with torch.inference_mode(False):  # those calls may be made outside of it
+                made = [_empty_like(slot.like, memory_format=_CONTIGUOUS) for _ in range(slot.batch)]
         except torch.cuda.OutOfMemoryError:
-            return
+            return False
+        slot.ready = [(output, output.data_ptr() or self._address_of_nothing) for output in made]
+        slot.batch = min(2 * slot.batch, self._ahead)
+        return True
 
     def _told(self, inputs: Sequence[torch.Tensor]) -> bool:
         """Whether the inputs are as TensorRT reads them, and of the shapes that it knows: it is told where they are."""
@@ -283,16 +301,17 @@ class Context:
             shape = tuple(context.get_tensor_shape(spec.name))
             known = all(size >= 0 for size in shape)
             slot.shape, slot.address, slot.like = (shape if known else None), 0, None
-            slot.ready = None
+            slot.ready, slot.batch = [], 1
             if known:
                 place = torch.device("cpu") if spec.on_host else self.device
                 slot.like = torch.empty((), dtype=spec.dtype, device=place).expand(shape)
             elif spec.name not in self._allocators:
                 self._allocators[spec.name] = _allocator(self._trt, self.device)
                 context.set_output_allocator(spec.name, self._allocators[spec.name])
-        sized = [(slot, slot.like) for slot in self._outputs if slot.like is not None]
-        small = sum(like.numel() * like.itemsize for _, like in sized) <= PREPARED
-        self._ahead = [slot for slot, _ in sized] if small and not self._host_outputs else []
+        likes = [slot.like for slot in self._outputs]
+        size = sum(like.numel() * like.itemsize for like in likes if like is not None)
+        can = not self._host_outputs and all(like is not None for like in likes)
+        self._ahead = min(AHEAD, PREPARED // max(size, 1)) if can else 0
         self.key = key
 
     def _choose_profile(self, key: Key) -> int:

@@ -24,6 +24,11 @@ from .record import Record, record_of, sidecar_of
 
 _OF_THIS_PROCESS = ("_local", "_profile")
 """Attributes that are neither copied nor pickled."""
+_is_compiling = torch.compiler.is_compiling
+_GLOBAL_HOOKS = tuple(
+    value for name, value in vars(torch.nn.modules.module).items() if name.startswith("_global_") and "hooks" in name
+)
+"""What is called around the calls of all modules; torch keeps these dicts, and fills them."""
 
 
 class TRTModule(torch.nn.Module):
@@ -127,8 +132,21 @@ class TRTModule(torch.nn.Module):
 
     # calls
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As nn.Module's, whose way to ``forward`` takes longer than the rest where nobody hooks into it."""
+        if (
+            self._forward_pre_hooks
+            or self._forward_hooks
+            or self._backward_pre_hooks
+            or self._backward_hooks
+            or self._compiled_call_impl is not None
+            or any(_GLOBAL_HOOKS)
+        ):
+            return super().__call__(*args, **kwargs)
+        return self.forward(*args, **kwargs)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if _is_compiling():
             return self._uncompiled(args, kwargs)
         session = getattr(self._local, "session", None)
         if session is None or session.engine is not self.engine:
