@@ -193,10 +193,12 @@ class Context:
 
     def _prepare(self, slot: _Slot) -> bool:
         """Allocates an output of the next calls. Where memory does not suffice, those calls have to say so."""
+        if torch.is_inference_mode_enabled():  # those calls may be made outside of it
+            with torch.inference_mode(False):
+                return self._prepare(slot)
         assert slot.like is not None
         try:
-            with torch.inference_mode(False):  # those calls may be made outside of it
-                made = [_empty_like(slot.like, memory_format=_CONTIGUOUS) for _ in range(slot.batch)]
+            made = [_empty_like(slot.like, memory_format=_CONTIGUOUS) for _ in range(slot.batch)]
         except torch.cuda.OutOfMemoryError:
             return False
         slot.ready = [(output, output.data_ptr() or self._address_of_nothing) for output in made]

@@ -1,0 +1,100 @@
+"""What TRTModule's own Python costs in a call, with warm caches and with cold ones; needs no GPU.
+
+    python -m benchmarks.cold_calls
+
+TensorRT's launch of a large engine runs through so much of the driver's code that Python's is out of the processor's
+caches afterwards. Here a stand-in for the engine does that by writing to memory. "Before" and "after" are the
+microseconds up to the launch and from its end on; of every ``AHEAD`` calls one allocates outputs for the next ones.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bridge.runtime.context import AHEAD
+from bridge.runtime.module import TRTModule
+
+from .timing import median
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests import fake_trt
+
+CALLS = 400
+CACHES = np.zeros(16 << 20, np.uint8)
+"""More than the caches of a core hold."""
+TWO_INPUTS: dict[str, Any] = {
+    "inputs": {"x": ["FLOAT", [-1, 3]], "b": ["FLOAT", [1, 3]]},
+    "profiles": [{"x": [[1, 3], [4, 3], [8, 3]]}],
+}
+
+
+def evict() -> None:
+    CACHES[::64] += 1
+
+
+class Launch:
+    """In TensorRT's place: notes when it is called and when it returns."""
+
+    def __init__(self, cold: bool) -> None:
+        self.cold = cold
+        self.began = self.ended = 0
+
+    def __call__(self, stream: int) -> bool:
+        self.began = time.perf_counter_ns()
+        if self.cold:
+            evict()
+        self.ended = time.perf_counter_ns()
+        return True
+
+
+def measure(module: TRTModule, inputs: tuple[torch.Tensor, ...], cold: bool) -> list[tuple[float, float]]:
+    """Microseconds before and after the launch, of each call."""
+    context = module._local.session.context
+    context._execute = launch = Launch(cold)
+    context._set_address = lambda name, address: True
+    found = []
+    for _ in range(CALLS):
+        if cold:
+            evict()
+        began = time.perf_counter_ns()
+        output = module(*inputs)
+        found.append(((launch.began - began) / 1e3, (time.perf_counter_ns() - launch.ended) / 1e3))
+        del output
+    return found
+
+
+def main() -> None:
+    monkeypatch = pytest.MonkeyPatch()
+    fake_trt.install(monkeypatch)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0, raising=False)
+    print("| inputs | caches | before | after | together | one call in 8 |".replace("8", str(AHEAD)))
+    print("|---|---|---|---|---|---|")
+    x, bias = torch.rand(2, 3), torch.ones(1, 3)
+    examples: tuple[tuple[dict[str, Any], tuple[torch.Tensor, ...]], ...] = (({}, (x,)), (TWO_INPUTS, (x, bias)))
+    with torch.no_grad():
+        for changes, inputs in examples:
+            module = TRTModule(fake_trt.plan(**changes))
+            for _ in range(10):
+                module(*inputs)
+            gc.disable()
+            for cold in (False, True):
+                times = measure(module, inputs, cold)
+                sums = sorted(before + after for before, after in times)
+                usual = [median([time[place] for time in times]) for place in (0, 1)]
+                slow = median(sums[-CALLS // AHEAD :])
+                cells = [f"{value:.1f}" for value in (*usual, median(sums), slow)]
+                print(f"| {len(inputs)} | {'cold' if cold else 'warm'} | {' | '.join(cells)} |")
+            gc.enable()
+    monkeypatch.undo()
+
+
+if __name__ == "__main__":
+    main()
