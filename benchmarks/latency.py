@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .models import CASES, MODELS
-from .timing import Call, GpuClock, PollingClock, interleaved, paired, read_json, words, write_json
+from .timing import Call, GpuClock, interleaved, paired, read_json, words, write_json
 from .workers import Pool, Row, Say, Work, onnx_runtime_threads
 
 NEVER = 1e9
@@ -209,8 +209,7 @@ OTHERS = (("module_graph", "raw_graph_copied_out"), ("allocating", "raw"), ("mod
 
 
 def differences(ways: dict[str, Call], blocks: Any) -> dict[str, Any]:
-    """Of the calls in rows, round by round (``in_rows``). What the bars are about also of call and call in turns, and
-    so where the end of the work is polled for (``polled``)."""
+    """Of the calls in rows, round by round (``in_rows``). What the bars are about also of call and call in turns."""
     found: dict[str, Any] = {}
     for one, other in (*BARS, *OTHERS):
         if one not in blocks.host or other not in blocks.host:
@@ -218,7 +217,6 @@ def differences(ways: dict[str, Call], blocks: Any) -> dict[str, Any]:
         row = found[f"{one} - {other}"] = {"in_rows": blocks.difference(one, other)}
         if (one, other) in BARS:
             row.update(paired(ways[one], ways[other], GpuClock()))
-            row["polled"] = paired(ways[one], ways[other], PollingClock())
     return found
 
 

@@ -9,15 +9,16 @@ from .models import CASES
 from .timing import read_json
 
 HEAD = (
-    "| model, batch | raw enqueue | TRTModule | minus raw | polled | with CUDA graph | raw graph and copy | ratio "
-    "| polled | torch2trt's way | eager | torch.compile | error |"
+    "| model, batch | raw enqueue | TRTModule | more, in rows | in turns | with CUDA graph | raw graph and copy "
+    "| more, in rows | in turns | torch2trt's way | eager | torch.compile | error |"
 )
 
 
 def table(out: Path) -> str:
     """Medians in milliseconds of single calls, from the call to the end of its work; a dash where there is none.
 
-    "Polled" are the differences to the left, where the end of the work is asked for rather than waited for in CUDA.
+    How much more a call takes is the median of what it is from round to round, where each way is called several times
+    in a row, and where the two are called in turns.
     """
     run = read_json(out / "run.json") or {"cases": {}}
     compiled = read_json(out / "compile.json") or {"rows": {}}
@@ -45,12 +46,12 @@ def line(name: str, row: dict[str, Any], compiled: dict[str, Any]) -> str:
         f"{case.model}, {case.batch}, {case.precision}",
         milliseconds(ways.get("raw")),
         milliseconds(ways.get("module")),
+        f"{module['in_rows']['host_us']:+.1f} us" if module else "–",
         f"{module['host_us']:+.1f} us" if module else "–",
-        f"{module['polled']['host_us']:+.1f} us" if module else "–",
         milliseconds(ways.get("module_graph")),
         milliseconds(ways.get("raw_graph")),
-        f"{graph['host_percent']:+.1f}%" if graph else "–",
-        f"{graph['polled']['host_percent']:+.1f}%" if graph else "–",
+        f"{graph['in_rows']['host_percent']:+.1f} %" if graph else "–",
+        f"{graph['host_percent']:+.1f} %" if graph else "–",
         milliseconds(ways.get("allocating")),
         milliseconds(fastest(ways, ("eager", "eager_channels_last"))),
         best_mode(name, compiled),

@@ -73,16 +73,6 @@ class GpuClock:
         return first.elapsed_time(last) * 1e3 / times
 
 
-class PollingClock(GpuClock):
-    """Asks until the work is done, rather than have CUDA wait: a processor that waits in CUDA, above all a virtual one,
-    may be given to others meanwhile, and then runs the next call with cold caches."""
-
-    def synchronize(self) -> None:
-        done = self._torch.cuda.current_stream().query
-        while not done():
-            pass
-
-
 Clock = HostClock | GpuClock
 
 

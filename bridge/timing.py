@@ -36,10 +36,8 @@ class TimingCache:
         def create(builder: Any, network: Any) -> Any:
             self._config = create_config(builder, network)
             self._known = self._read()
-            if self._known is not None and not self._config.set_timing_cache(self._known, False):
+            if self._known is not None and not self._add(self._known):
                 self._note("is of another GPU or TensorRT, and was not used")
-                self._known = self._config.create_timing_cache(b"")
-                self._config.set_timing_cache(self._known, False)
             return self._config
 
         return create
@@ -58,6 +56,13 @@ class TimingCache:
                 _write(self.path, bytes(memoryview(made.serialize())))
         except (OSError, filelock.Timeout) as error:
             self._note(f"was not written: {error}")
+
+    def _add(self, known: Any) -> bool:
+        """Whether TensorRT takes what is known. Polygraphy's configurations have a cache, which TensorRT 8.5 does not
+        replace by another: what is known is put into it."""
+        there = self._config.get_timing_cache()
+        taken = there.combine(known, False) if there is not None else self._config.set_timing_cache(known, False)
+        return bool(taken)
 
     def _read(self) -> Any:
         """The timings of the file; None where there is none, or it is damaged."""
