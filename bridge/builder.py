@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from .build import BuildJob, BuildOutcome
-from .builder_config import SettingRefused, make_config
+from .builder_config import Constraints, SettingRefused, make_config
 from .gpu import why_it_cannot_be_used
 from .inspection import examine
 from .layer_precisions import lowered
+from .network_layers import quantised_types
 from .plugins.loading import NeededPlugin, PluginError, add_import_paths, load_plugins
 from .target import MODULES, gpu_compute_capabilities
 from .timing import TimingCache
@@ -136,24 +137,34 @@ def _engine(
     from polygraphy.exception import PolygraphyException
 
     note = ""
+    kept: Constraints = "obey"
     while True:
-        config = make_config(job, trt, *parsed[:2], prefer=bool(note))
+        config = make_config(job, trt, *parsed[:2], constraints=kept)
         if timings is not None:
             config = timings.into(config)
         try:
             return EngineBytesFromNetwork(parsed, config=config)(), note
         except PolygraphyException:
             refusal = next((words for words in logger.errors if _NO_KERNEL.search(words)), "")
-            if note or not refusal or not lowered(job) or not job.layer_precisions or "strict_types" in job.builder:
+            settable = lowered(job) and job.layer_precisions and "strict_types" not in job.builder
+            if not refusal or not settable or kept == "ignore" or (kept == "prefer" and not quantised_types(parsed[1])):
                 raise
-            note = (
-                "TensorRT has no kernels that keep to the precision of every layer: they were preferred to others, and "
-                f"not obeyed at all costs ({refusal})"
-            )
+            kept = "ignore" if kept == "prefer" else "prefer"
+            logger.errors.clear()
+            note = f"{_LOOSENED[kept]} ({refusal})"
 
 
-_NO_KERNEL = re.compile(r"requested constraints|PRECISION_CONSTRAINTS|find any implementation", re.IGNORECASE)
+_NO_KERNEL = re.compile(
+    r"requested constraints|PRECISION_CONSTRAINTS|find any implementation|incorrectly marked as an int8 node",
+    re.IGNORECASE,
+)
 """What TensorRT says where it has no kernel of the types that a layer was given."""
+_LOOSENED = {
+    "prefer": "TensorRT has no kernels that keep to the precision of every layer: they were preferred to others, and "
+    "not obeyed at all costs",
+    "ignore": "TensorRT has no kernels for what the model quantises beside layers whose precision is fixed: that was "
+    "left to it",
+}
 
 
 def _refusal(error: Any) -> dict[str, Any]:

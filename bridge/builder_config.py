@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .build import BuildJob
 from .layer_precisions import constrain
@@ -78,11 +78,12 @@ APPLIED: Mapping[str, Applied] = {
 }
 
 
-def make_config(job: BuildJob, trt: Any, builder: Any, network: Any, *, prefer: bool = False) -> Any:
-    """The loader of the builder's configuration. Raises SettingRefused where this TensorRT lacks what is asked for.
+Constraints = Literal["obey", "prefer", "ignore"]
+"""Whether the precisions that layers are given are obeyed at all costs, preferred to others, or of no account."""
 
-    ``prefer``: the precisions of layers are preferred to others, and not obeyed at all costs.
-    """
+
+def make_config(job: BuildJob, trt: Any, builder: Any, network: Any, *, constraints: Constraints = "obey") -> Any:
+    """The loader of the builder's configuration. Raises SettingRefused where this TensorRT lacks what is asked for."""
     from polygraphy.backend.trt import CreateConfig, PostprocessConfig
 
     settings = dict(job.builder)
@@ -113,7 +114,7 @@ def make_config(job: BuildJob, trt: Any, builder: Any, network: Any, *, prefer: 
             if after is not None:
                 after(trt, config, value)
         _place_layers(job.devices, trt, config, network)
-        _layers(job, trt, config, network, prefer)
+        _layers(job, trt, config, network, constraints)
         if job.calibration:
             # Polygraphy takes the last profile's, whose shapes the calibration inputs need not have.
             for profile in _profiles([job.calibration["profile"]], network):
@@ -205,7 +206,7 @@ def _allowed(job: BuildJob, quantised: Set[str]) -> set[str]:
     return ({*job.precision.split("+"), *job.low_types} | quantised) - {"fp32"}
 
 
-def _layers(job: BuildJob, trt: Any, config: Any, network: Any, prefer: bool) -> None:
+def _layers(job: BuildJob, trt: Any, config: Any, network: Any, constraints: Constraints) -> None:
     """Types without an option of Polygraphy's, and the precisions of single layers."""
     names = set() if job.strongly_typed else _allowed(job, quantised_types(network))
     if not names:
@@ -213,9 +214,8 @@ def _layers(job: BuildJob, trt: Any, config: Any, network: Any, prefer: bool) ->
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the engine cannot say what became of them
     for name in names - _OPTIONS:
         config.set_flag(getattr(trt.BuilderFlag, name.upper()))
-    if constrain(job, trt, network):
-        flags = trt.BuilderFlag
-        config.set_flag(flags.PREFER_PRECISION_CONSTRAINTS if prefer else flags.OBEY_PRECISION_CONSTRAINTS)
+    if constrain(job, trt, network) and constraints != "ignore":
+        config.set_flag(getattr(trt.BuilderFlag, f"{constraints.upper()}_PRECISION_CONSTRAINTS"))
 
 
 class CalibrationFiles:

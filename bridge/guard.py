@@ -159,7 +159,9 @@ def _largest(others: Sequence[Mapping[str, Any]]) -> str:
             "target has no such kernels. Relax the rules, ask for bf16, whose range is that of fp32, or ask for fp32"
         )
     named = ", ".join(f"{item['node'] or item['name']} ({item['precision']})" for item in others[:3])
-    return f". The largest layers that are not in what was asked: {named}. Ask for fp32 if that is what is wanted"
+    there = others[0]["precision"]
+    there = "fp32" if there == UNKNOWN else there
+    return f". The largest layers that are not in what was asked: {named}. Ask for {there} if that is what is wanted"
 
 
 def _notes(precision: str, low: Sequence[Layer], wanted: Mapping[int, str]) -> list[str]:

@@ -128,9 +128,9 @@ def main() -> None:
 
     names = given.pop("layers", ["conv"])
     parsed = network(given.pop("kinds", ["CONVOLUTION"]), names)
-    builder, prefer = Builder(given.pop("cores", 0)), given.pop("prefer", False)
+    builder, constraints = Builder(given.pop("cores", 0)), given.pop("constraints", "obey")
     try:
-        loader = make_config(BuildJob(**given), sys.modules[__name__], builder, parsed, prefer=prefer)
+        loader = make_config(BuildJob(**given), sys.modules[__name__], builder, parsed, constraints=constraints)
         config = loader(builder, parsed)
     except SettingRefused as error:
         print(json.dumps({"refused": str(error)}))

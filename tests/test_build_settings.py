@@ -259,7 +259,11 @@ TWO_LAYERS: dict[str, Any] = {
             {"flags": ["FP16", "OBEY_PRECISION_CONSTRAINTS"], "precisions": {"conv": "HALF", "pow": "FLOAT"},
              "outputs": {"pow": ["FLOAT"]}, "verbosity": "DETAILED"},
         ),
-        ({"precision": "fp16", "prefer": True, **TWO_LAYERS}, {"flags": ["FP16", "PREFER_PRECISION_CONSTRAINTS"]}),
+        (
+            {"precision": "fp16", "constraints": "prefer", **TWO_LAYERS},
+            {"flags": ["FP16", "PREFER_PRECISION_CONSTRAINTS"]},
+        ),
+        ({"precision": "fp16", "constraints": "ignore", **TWO_LAYERS}, {"flags": ["FP16"]}),
         ({"precision": "fp32", **TWO_LAYERS}, {"flags": [], "precisions": {}}),
         ({"precision": "int4"}, {"refused": "precision int4: it has no BuilderFlag.INT4"}),
         (

@@ -91,6 +91,7 @@ def test_int8_that_came_out_without_any_is_an_error_and_a_part_of_it_a_note() ->
     assert [item["node"] for item in part.others] == ["b"]
     none = judge("int8+fp16", {}, [conv("a", 50, "fp16"), relu("c", 1, "fp16")])
     assert none.error.startswith("int8+fp16 was asked for, and nothing of the engine is in int8")
+    assert none.error.endswith("Ask for fp16 if that is what is wanted")
     alone = judge("int8", {}, [conv("a", 50, "int8"), relu("c", 1, "fp32")])
     assert not alone.error and not alone.notes and not alone.others
 
@@ -390,46 +391,56 @@ def test_a_weakly_typed_engine_is_asked_at_the_typical_shape(words: str, fails: 
 # --- the builder's process ---------------------------------------------------------------------------------------
 
 
-def test_constraints_that_no_kernel_keeps_to_are_preferred_instead_and_that_is_said(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_constraints_that_no_kernel_keeps_to_are_loosened_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     import polygraphy.backend.trt as loaders
     from polygraphy.exception import PolygraphyException
 
-    tried: list[bool] = []
-    words = "No implementation of layer pow obeys the requested constraints."
+    tried: list[str] = []
 
-    def config(job: BuildJob, trt: Any, builder: Any, network: Any, *, prefer: bool = False) -> bool:
-        tried.append(prefer)
-        return prefer
+    def config(job: BuildJob, trt: Any, builder: Any, network: Any, *, constraints: str) -> str:
+        tried.append(constraints)
+        return constraints
 
-    class Engine:
-        def __init__(self, parsed: Any, config: bool) -> None:
-            self.prefer = config
+    def attempt(refusals: Sequence[str], layers: Sequence[Any] = (), **options: Any) -> Any:
+        """A build of which one attempt after the other is refused, in these words."""
+        tried.clear()
+        logger, left = SimpleNamespace(errors=[]), list(refusals)
 
-        def __call__(self) -> bytes:
-            if not self.prefer:
-                raise PolygraphyException("no engine")
-            return b"engine"
+        class Engine:
+            def __init__(self, parsed: Any, config: str) -> None:
+                self.config = config
+
+            def __call__(self) -> bytes:
+                if left:
+                    logger.errors.append(left.pop(0))
+                    raise PolygraphyException("no engine")
+                return self.config.encode()
+
+        monkeypatch.setattr(loaders, "EngineBytesFromNetwork", Engine)
+        return builder_process._engine(job(**options), None, (None, Network([], layers), None), logger, None)
 
     monkeypatch.setattr(builder_process, "make_config", config)
-    monkeypatch.setattr(loaders, "EngineBytesFromNetwork", Engine)
-    parsed = (None, None, None)
-
-    def attempt(errors: list[str], **options: Any) -> Any:
-        tried.clear()
-        return builder_process._engine(job(**options), None, parsed, SimpleNamespace(errors=errors), None)
-
-    engine, note = attempt([words], layer_precisions={"pow": "fp32"})
-    assert engine == b"engine" and tried == [False, True] and words in note and "not obeyed" in note
-    for errors, options in (
-        (["out of memory"], {"layer_precisions": {"pow": "fp32"}}),
-        ([words], {}),
-        ([words], {"layer_precisions": {"pow": "fp32"}, "builder": {"strict_types": True}}),
+    ruled = {"layer_precisions": {"pow": "fp32"}}
+    words = "No implementation of layer pow obeys the requested constraints."
+    marked = "All of the candidates were removed, which points to the node being incorrectly marked as an int8 node."
+    assert attempt([], **ruled) == (b"obey", "")
+    engine, note = attempt([words], **ruled)
+    assert engine == b"prefer" and words in note and "not obeyed" in note
+    x, y = typed(FLOAT, 8), typed(FLOAT, 8)
+    quantised = [ILayer("QUANTIZE", "q", [x], [y])]
+    engine, note = attempt([marked, marked], quantised, **ruled)
+    assert engine == b"ignore" and tried == ["obey", "prefer", "ignore"] and marked in note and "left to it" in note
+    for refusals, layers, options, attempts in (
+        (["out of memory"], [], ruled, 1),
+        ([words], [], {}, 1),
+        ([words], [], {**ruled, "builder": {"strict_types": True}}, 1),
+        ([words, words], [], ruled, 2),
+        ([words, "out of memory"], quantised, ruled, 2),
+        ([marked] * 3, quantised, ruled, 3),
     ):
         with pytest.raises(PolygraphyException):
-            attempt(errors, **options)
-        assert tried == [False]
+            attempt(refusals, layers, **options)
+        assert len(tried) == attempts
 
 
 class Net(nn.Module):
