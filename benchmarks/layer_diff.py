@@ -3,7 +3,7 @@
     python -m benchmarks.layer_diff [--target tensorrt] [--precision fp32]
 
 The conversion is made first, with an empty cache. "Beyond" is all that ``bridge diff`` does after it: the outputs of
-all stages, the shapes, and the layers, with the engines that are built to see them. The exit status is 1 where that
+all stages, the shapes, and the layers, with the engine that is built to see them. The exit status is 1 where that
 takes longer than the bar, the rows differ, or there is no GPU to measure it on.
 """
 

@@ -366,7 +366,7 @@ def test_any_two_stages_can_be_compared(mlp: tuple[nn.Module, Any, Path], tmp_pa
     assert [row.stage for row in report.stages] == ["torch", "rewritten"]
 
 
-def test_the_layers_of_an_engine_are_measured_by_engines_that_show_them(
+def test_the_layers_of_an_engine_are_measured_by_one_that_shows_them(
     mlp: tuple[nn.Module, Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ONNX Runtime stands in for TensorRT: what is built and how it is read is what is tested."""
@@ -400,7 +400,7 @@ def test_the_layers_of_an_engine_are_measured_by_engines_that_show_them(
     report = diff(folder, inputs, module=module, stages=["rewritten", "engine"])
 
     rows = [layer for layer in report.layers if layer.candidate == "engine"]
-    assert len(rows) == len(built[1]) >= 3 and len(built) == 3
+    assert len(rows) == len(built[1]) >= 3 and len(built) == 2
     assert named(report).module == "0" and [row.diverges for row in rows].count(True) == 1, report.verdict
     last = rows[-1]
     assert last.introduced is not None and last.introduced.relative is not None and last.introduced.relative < 1e-5

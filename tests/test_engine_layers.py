@@ -1,7 +1,8 @@
-"""The engines that show a model's layers: what they are told of its nodes, and what becomes of what they compute."""
+"""The engine that shows a model's layers: what it is told of its nodes, and what becomes of what it computes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +15,42 @@ from torch import nn
 import bridge
 from bridge.build import BuildOutcome
 from bridge.compare import onnx_runner
+from bridge.diff import engine_layers as shown_layers
 from bridge.diff.conversion import finished
-from bridge.diff.engine_layers import _Engines, engine_layers
+from bridge.diff.engine_layers import _Shown, engine_layers
 from bridge.diff.figures import apart
 from bridge.diff.model import LayerDiff
 from bridge.errors import BuildError
-from bridge.network_layers import node_names
-from bridge.pairs import APART
-
-from .fake_network import ILayer, Tensor
 
 
-def engines(folder: Path, precision: object) -> _Engines:
+class Choosing(nn.Module):
+    """What comes first of a row that is sorted by another one: an index, that nobody but a Gather reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.first(x))
+        return self.second(hidden.gather(1, hidden.argsort(1)))
+
+
+def shown(folder: Path, precision: object, module: nn.Module | None = None) -> _Shown:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    module = (module or nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))).eval()
     result = bridge.convert(
         module, (torch.randn(2, 4),), workdir=folder, target="tensorrt-8.5", precision=precision, layers=False
     )
     assert result.ok and result.onnx is not None, result.error
-    return _Engines(finished(folder, None, None, {}), result.onnx)
+    return _Shown(finished(folder, None, None, {}), result.onnx)
 
 
-def built_as(monkeypatch: pytest.MonkeyPatch, refused: str = "") -> None:
-    """Has ONNX Runtime run what would be built; no model with the output ``refused`` is."""
+def built_as(monkeypatch: pytest.MonkeyPatch, change: Callable[[onnx.ModelProto], None] = lambda model: None) -> None:
+    """Has ONNX Runtime run what would be built, with a change."""
 
     def build(model: Path, engine: Path, log: Path, **options: Any) -> BuildOutcome:
         made = onnx.load(str(model))
-        if refused in [item.name for item in made.graph.output]:
-            raise BuildError("no kernel")
+        change(made)
         onnx.save(made, str(engine))
         return BuildOutcome(notes=["precisions were preferred"])
 
@@ -49,52 +58,72 @@ def built_as(monkeypatch: pytest.MonkeyPatch, refused: str = "") -> None:
     monkeypatch.setattr("bridge.runtime.runner.engine_runner", lambda engine, *more: onnx_runner(engine, "engine"))
 
 
-def rows(found: _Engines) -> tuple[list[LayerDiff], list[str]]:
+def larger(product: int) -> Callable[[onnx.ModelProto], None]:
+    """One product's weights are one percent larger."""
+
+    def change(model: onnx.ModelProto) -> None:
+        node = [node for node in model.graph.node if node.op_type in ("Gemm", "MatMul")][product]
+        weight = next(item for item in model.graph.initializer if item.name == node.input[1])
+        values = onnx.numpy_helper.to_array(weight) * np.float32(1.01)
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+
+    return change
+
+
+def rows(found: _Shown) -> tuple[list[LayerDiff], list[str]]:
     return engine_layers(found.conversion, found.conversion.example, None)
 
 
-def test_what_is_to_be_said_of_the_engines_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = engines(tmp_path, "fp32")
+@pytest.mark.parametrize("marked", [400, 2])
+def test_a_sound_engine_introduces_nothing_and_its_notes_are_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marked: int
+) -> None:
+    monkeypatch.setattr(shown_layers, "MARKED", marked)
+    found = shown(tmp_path, "fp32", Choosing())
     built_as(monkeypatch)
     layers, notes = rows(found)
-    assert layers and all(layer.introduced and layer.introduced.relative == 0.0 for layer in layers)
+    assert [layer.tensor for layer in layers] == found.tensors and len(layers) > 4
+    for layer in layers:
+        assert layer.introduced and layer.carried, layer
+        assert layer.introduced.relative == layer.carried.relative == 0.0
     assert [note for note in notes if "preferred" in note] == [
-        "the engine with its tensors as outputs: precisions were preferred",
-        "the engine of the layers apart: precisions were preferred",
+        "the engine with its tensors as outputs: precisions were preferred"
     ]
 
 
-def test_without_one_of_the_engines_the_other_still_says_what_it_can(
+@pytest.mark.parametrize("marked", [400, 2])
+@pytest.mark.parametrize("product", [0, 1])
+def test_what_an_engine_does_otherwise_is_introduced_where_it_does_it_and_carried_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, product: int, marked: int
+) -> None:
+    monkeypatch.setattr(shown_layers, "MARKED", marked)
+    found = shown(tmp_path, "fp32", Choosing())
+    built_as(monkeypatch, larger(product))
+    layers, _ = rows(found)
+    guilty = [layer for layer in layers if layer.introduced and layer.introduced.relative]
+    products = [layer for layer in layers if layer.operator in ("Gemm", "MatMul")]
+    assert guilty == [products[product]] and guilty[0].diverges
+    assert layers[-1].carried is not None and (layers[-1].carried.relative or 0.0) > 1e-3
+
+
+def test_without_the_engine_nothing_is_known_and_the_note_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = engines(tmp_path, "fp32")
-    built_as(monkeypatch, refused=found.tensors[0] + APART)
+    def refuse(model: onnx.ModelProto) -> None:
+        raise BuildError("no kernel")
+
+    found = shown(tmp_path, "fp32")
+    built_as(monkeypatch, refuse)
     layers, notes = rows(found)
-    assert all(layer.introduced is None and layer.carried is not None for layer in layers)
-    assert [note for note in notes if "of the layers apart cannot be had: no kernel" in note]
+    assert layers and all(layer.introduced is None and layer.carried is None for layer in layers)
+    assert [note for note in notes if "with its tensors as outputs cannot be had: no kernel" in note]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".diff")], "nothing is left behind"
 
 
 def test_a_weakly_typed_engine_of_the_layers_keeps_each_node_in_its_precision(tmp_path: Path) -> None:
-    found = engines(tmp_path, {"precision": "fp16", "fp32": ["2"]})
-    nodes = {node.name: node.op_type for node in found.side.graph.node}
-    products = [name for name, operator in nodes.items() if operator in ("Gemm", "MatMul")]
+    found = shown(tmp_path, {"precision": "fp16", "fp32": ["2"]})
+    products = [node.name for node in found.side.graph.node if node.op_type in ("Gemm", "MatMul")]
     assert [found.plan.layer_precisions[name] for name in products] == ["fp16", "fp32"]
-    alone = found._plan_apart()
-    model = found.pieces(found.tensors).model
-    named = [node.name for node in model.graph.node if node.name.endswith(APART)]
-    assert {name.removesuffix(APART) for name in named} == nodes.keys()
-    assert all(alone.layer_precisions[name] == found.plan.layer_precisions[name.removesuffix(APART)] for name in named)
-
-
-def test_a_layer_apart_is_found_by_what_it_makes(tmp_path: Path) -> None:
-    """TensorRT 8 names some layers as it likes, and knows no metadata."""
-    found = engines(tmp_path, "fp16")
-    model = found.pieces(found.tensors).model
-    layers = [
-        ILayer("ELEMENTWISE", "(Unnamed)", [], [Tensor(name) for name in node.output]) for node in model.graph.node
-    ]
-    assert node_names(layers, found._plan_apart().made_by) == [node.name for node in model.graph.node]
 
 
 def test_where_float16_may_be_anywhere_a_masks_lowest_value_is_no_error() -> None:
