@@ -211,11 +211,15 @@ class Context:
             return False
         index, stream = self.index, self.stream
         for slot, tensor in zip(self._inputs, inputs):  # noqa: B905 - of the same length
-            if tensor.shape != slot.shape or tensor.get_device() != index:
+            if tensor.shape != slot.shape:
                 return False
             if tensor.dtype is slot.dtype and tensor.is_contiguous():
                 address = tensor.data_ptr() or self._address_of_nothing
+                if address != slot.address and tensor.get_device() != index:  # an address is of one GPU
+                    return False
             elif slot.buffer is not None and tensor.dtype in slot.dtypes and _is_dense(tensor) and not _capturing():
+                if tensor.get_device() != index:
+                    return False
                 slot.buffer.copy_(tensor.detach(), non_blocking=True)
                 address = slot.buffer.data_ptr() or self._address_of_nothing
             else:

@@ -26,7 +26,8 @@ _OF_THIS_PROCESS = ("_local", "_profile")
 """Attributes that are neither copied nor pickled."""
 _is_compiling = torch.compiler.is_compiling
 _GLOBAL_HOOKS = tuple(
-    value for name, value in vars(torch.nn.modules.module).items() if name.startswith("_global_") and "hooks" in name
+    getattr(torch.nn.modules.module, f"_global_{kind}_hooks")
+    for kind in ("forward", "forward_pre", "backward", "backward_pre")
 )
 """What is called around the calls of all modules; torch keeps these dicts, and fills them."""
 
