@@ -42,40 +42,53 @@ def _die_with_parent() -> None:
 def run(job: BuildJob) -> BuildOutcome:
     """Parses, builds through Polygraphy's loaders, checks what came out, and writes the engine."""
     trt, logger = _start(job)
-    from polygraphy.backend.trt import CreateNetwork
-    from polygraphy.exception import PolygraphyException
-
     try:
         add_import_paths(job.paths)
         load_plugins([NeededPlugin(**plugin) for plugin in job.plugins], trt)
     except PluginError as error:
         return BuildOutcome(error=str(error))
+    outcome, unquantised = _attempt(job, trt, logger)
+    if unquantised and job.calibration and set(job.precision.split("+")) > {unquantised}:
+        # Of kernels that are calibrated for both, the builder has taken the other ones throughout, as the faster ones.
+        again, _ = _attempt(job, trt, logger, insist=True)
+        outcome = outcome if again.error else again
+    return outcome
+
+
+def _attempt(job: BuildJob, trt: Any, logger: Any, *, insist: bool = False) -> tuple[BuildOutcome, str]:
+    """What comes of a build; and the quantised precision that was asked for, and nothing of the engine is in.
+
+    ``insist``: products that are to be in it are told so, and not left to TensorRT's choice.
+    """
+    from polygraphy.backend.trt import CreateNetwork
+    from polygraphy.exception import PolygraphyException
+
     try:
         builder, network = CreateNetwork()()[:2]
     except (PolygraphyException, TypeError) as error:  # TypeError: the builder's constructor returned null
         cause = why_it_cannot_be_used() or logger.last_error or str(error)  # TensorRT may say nothing
-        return BuildOutcome(error=f"the builder does not start: {cause}")
+        return BuildOutcome(error=f"the builder does not start: {cause}"), ""
     parser = trt.OnnxParser(network, logger)
     began = time.perf_counter()
     if not parser.parse_from_file(job.onnx):
         refusals = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
-        return BuildOutcome(error="the parser refuses the model and does not say why", refusals=refusals)
+        return BuildOutcome(error="the parser refuses the model and does not say why", refusals=refusals), ""
     described: dict[str, Any] = {
         "inputs": [_tensor(network.get_input(index)) for index in range(network.num_inputs)],
         "outputs": [_tensor(network.get_output(index)) for index in range(network.num_outputs)],
     }
     if not job.engine:
-        return BuildOutcome(**described)
+        return BuildOutcome(**described), ""
     layers = (network.get_layer(index) for index in range(network.num_layers))
     described["branches"] = any(layer.type.name == "CONDITION" for layer in layers)
     timings = TimingCache(Path(job.timing_cache)) if job.timing_cache else None
     try:
-        engine, preferred = _engine(job, trt, (builder, network, parser), logger, timings)
+        engine, preferred = _engine(job, trt, (builder, network, parser), logger, timings, insist)
     except SettingRefused as error:
-        return BuildOutcome(error=str(error), **described)
+        return BuildOutcome(error=str(error), **described), ""
     except PolygraphyException as error:
         # Polygraphy only knows that there is no engine; why, TensorRT has told its logger.
-        return BuildOutcome(error=f"the builder refuses the model: {logger.last_error or error}", **described)
+        return BuildOutcome(error=f"the builder refuses the model: {logger.last_error or error}", **described), ""
     described["seconds"] = round(time.perf_counter() - began, 4)
     if timings is not None:
         timings.save()
@@ -84,8 +97,8 @@ def run(job: BuildJob) -> BuildOutcome:
     notes = [*told, *(timings.notes if timings is not None else ()), *verdict.notes]
     described |= {"notes": notes, "precisions": verdict.shares, "not_as_asked": verdict.others}
     if verdict.error:
-        return BuildOutcome(error=verdict.error, **described)
-    return _written(job, engine, described)
+        return BuildOutcome(error=verdict.error, **described), verdict.unquantised
+    return _written(job, engine, described), ""
 
 
 def _sizes_by_value(network: Any) -> list[str]:
@@ -130,7 +143,7 @@ def _written(job: BuildJob, engine: Any, described: dict[str, Any]) -> BuildOutc
 
 
 def _engine(
-    job: BuildJob, trt: Any, parsed: tuple[Any, Any, Any], logger: Any, timings: TimingCache | None
+    job: BuildJob, trt: Any, parsed: tuple[Any, Any, Any], logger: Any, timings: TimingCache | None, insist: bool
 ) -> tuple[Any, str]:
     """The serialised engine; and what is to be said where the precisions of its layers could not all be obeyed."""
     from polygraphy.backend.trt import EngineBytesFromNetwork
@@ -139,7 +152,7 @@ def _engine(
     note = ""
     kept: Constraints = "obey"
     while True:
-        config = make_config(job, trt, *parsed[:2], constraints=kept)
+        config = make_config(job, trt, *parsed[:2], constraints=kept, insist=insist)
         if timings is not None:
             config = timings.into(config)
         try:

@@ -55,6 +55,8 @@ class Verdict:
     error: str = ""
     """Why the engine is not what was asked for; empty where it is."""
     notes: list[str] = field(default_factory=list)
+    unquantised: str = ""
+    """The quantised precision that was asked for, and that nothing is in."""
 
 
 def judge(precision: str, asked: Mapping[str, str], layers: Sequence[Layer]) -> Verdict:
@@ -83,9 +85,12 @@ def judge(precision: str, asked: Mapping[str, str], layers: Sequence[Layer]) -> 
         for layer in off[:LISTED]
     ]
     low = [layer for layer in layers if wanted[id(layer)] in LOW]
-    error = _nothing_low(precision, layers) or _lost(precision, low) or _not_quantised(precision, low, wanted)
+    unquantised = _unquantised(low, wanted)
+    error = _nothing_low(precision, layers) or _lost(precision, low)
+    if unquantised and not error:
+        error = f"{precision} was asked for, and nothing of the engine is in {unquantised}"
     notes = [*_notes(precision, low, wanted), *_hardly_quantised(precision, parts, layers)]
-    return Verdict(shares, others, error and f"{error}{_largest(others)}", notes)
+    return Verdict(shares, others, error and f"{error}{_largest(others)}", notes, unquantised)
 
 
 def _shares(layers: Iterable[Layer], total: float) -> dict[str, float]:
@@ -128,12 +133,12 @@ def _lost(precision: str, low: Sequence[Layer]) -> str:
     return f"{precision} was asked for, and {lost / asked:.0%} of the compute that was to be in it is in fp32"
 
 
-def _not_quantised(precision: str, low: Sequence[Layer], wanted: Mapping[int, str]) -> str:
-    """A quantised precision that no layer has."""
+def _unquantised(low: Sequence[Layer], wanted: Mapping[int, str]) -> str:
+    """A quantised precision that was asked for and no layer has."""
     for name in QUANTISED:
         asked = [layer for layer in low if wanted[id(layer)] == name]
         if _sum(asked) and not _sum(asked, name, UNKNOWN):
-            return f"{precision} was asked for, and nothing of the engine is in {name}"
+            return name
     return ""
 
 

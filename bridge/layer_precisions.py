@@ -48,11 +48,12 @@ def lowered(job: BuildJob) -> bool:
     return job.precision != "fp32" or bool(job.low_types)
 
 
-def constrain(job: BuildJob, trt: Any, network: Any) -> bool:
+def constrain(job: BuildJob, trt: Any, network: Any, insist: bool = False) -> bool:
     """Gives layers the precisions that the job has for their nodes; True if there are such layers.
 
     Where it has none, every product is to be in the low precision, unless it may be quantised. Beside int8 alone, what
-    is no product may be in fp32 or not: it is fused with what is quantised.
+    is no product may be in fp32 or not: it is fused with what is quantised. ``insist``: products are not merely allowed
+    int8.
     """
     if job.strongly_typed or not lowered(job):
         return False
@@ -61,12 +62,13 @@ def constrain(job: BuildJob, trt: Any, network: Any) -> bool:
     products_alone = not {*parts, *job.low_types} & {"fp16", "bf16"}
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     makers = makers_of(layers)
+    types = {**_TYPES, "int8": "int8"} if insist else _TYPES
     changed = False
     for layer, node in zip(layers, node_names(layers, job.made_by), strict=True):
         asked = job.layer_precisions.get(node, usual)
-        if asked not in _TYPES or not _settable(layer):
+        if asked not in types or not _settable(layer):
             continue
-        dtype, product = getattr(trt, _TYPES[asked]), layer.type.name in WEIGHTED
+        dtype, product = getattr(trt, types[asked]), layer.type.name in WEIGHTED
         if asked == "fp32" and (product or not products_alone):
             layer.precision = dtype
             for index, item in enumerate(tensors(layer)[1]):

@@ -167,7 +167,7 @@ def test_fp16_with_all_layers_in_fp32_is_no_success(resnet: Path, tmp_path: Path
 
 FORCED = """
 import bridge.builder, bridge.builder_config
-def constrain(job, trt, network):
+def constrain(job, trt, network, insist=False):
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type in (trt.LayerType.CONVOLUTION, trt.LayerType.ELEMENTWISE, trt.LayerType.ACTIVATION):

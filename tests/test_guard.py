@@ -227,16 +227,25 @@ def test_nodes_in_fp32_get_constraints_and_what_has_no_choice_is_left_alone() ->
     }
 
 
-def test_beside_int8_alone_only_products_are_kept_in_fp32() -> None:
+@pytest.mark.parametrize(
+    ("precision", "insist", "expected"),
+    [
+        ("int8", False, {"kept": "fp32"}),
+        ("int8+fp16", False, {"kept": "fp32", "relu": "fp32"}),
+        ("int8+fp16", True, {"kept": "fp32", "relu": "fp32", "quantised": "int8"}),
+    ],
+)
+def test_beside_int8_alone_only_products_are_kept_in_fp32(
+    precision: str, insist: bool, expected: dict[str, str]
+) -> None:
     x, y = Tensor("x"), Tensor("y")
     layers = [ILayer("CONVOLUTION", name, [x], [Tensor(f"{name}_out")]) for name in ("quantised", "kept")]
     layers.append(ILayer("ACTIVATION", "relu", [x], [y]))
     asked = {"quantised": "int8", "kept": "fp32", "relu": "fp32"}
     made_by = {"quantised_out": "quantised", "kept_out": "kept", "y": "relu"}
-    for precision, expected in (("int8", {"kept": "fp32"}), ("int8+fp16", {"kept": "fp32", "relu": "fp32"})):
-        network = Network([x], layers)
-        assert constrain(job(precision=precision, layer_precisions=asked, made_by=made_by), TRT, network)
-        assert given_precisions(network) == expected
+    network = Network([x], layers)
+    assert constrain(job(precision=precision, layer_precisions=asked, made_by=made_by), TRT, network, insist)
+    assert given_precisions(network) == expected
 
 
 def test_no_layer_is_constrained_where_nothing_is_to_be_lowered() -> None:
@@ -397,7 +406,7 @@ def test_constraints_that_no_kernel_keeps_to_are_loosened_and_that_is_said(monke
 
     tried: list[str] = []
 
-    def config(job: BuildJob, trt: Any, builder: Any, network: Any, *, constraints: str) -> str:
+    def config(job: BuildJob, trt: Any, builder: Any, network: Any, *, constraints: str, insist: bool) -> str:
         tried.append(constraints)
         return constraints
 
@@ -417,7 +426,7 @@ def test_constraints_that_no_kernel_keeps_to_are_loosened_and_that_is_said(monke
                 return self.config.encode()
 
         monkeypatch.setattr(loaders, "EngineBytesFromNetwork", Engine)
-        return builder_process._engine(job(**options), None, (None, Network([], layers), None), logger, None)
+        return builder_process._engine(job(**options), None, (None, Network([], layers), None), logger, None, False)
 
     monkeypatch.setattr(builder_process, "make_config", config)
     ruled = {"layer_precisions": {"pow": "fp32"}}
@@ -441,6 +450,33 @@ def test_constraints_that_no_kernel_keeps_to_are_loosened_and_that_is_said(monke
         with pytest.raises(PolygraphyException):
             attempt(refusals, layers, **options)
         assert len(tried) == attempts
+
+
+@pytest.mark.parametrize(
+    ("precision", "calibrated", "second", "insists", "made"),
+    [
+        ("int8+fp16", True, "", [False, True], "second"),
+        ("int8+fp16", True, "no kernel", [False, True], "first"),
+        ("int8+fp16", False, "", [False], "first"),
+        ("int8", True, "", [False], "first"),
+    ],
+)
+def test_what_calibration_leaves_without_int8_is_built_again_with_it(
+    monkeypatch: pytest.MonkeyPatch, precision: str, calibrated: bool, second: str, insists: list[bool], made: str
+) -> None:
+    tried: list[bool] = []
+
+    def attempt(job: BuildJob, trt: Any, logger: Any, *, insist: bool = False) -> tuple[BuildOutcome, str]:
+        tried.append(insist)
+        if insist:
+            return BuildOutcome(error=second, notes=["second"]), ""
+        return BuildOutcome(error="nothing of the engine is in int8", notes=["first"]), "int8"
+
+    monkeypatch.setattr(builder_process, "_start", lambda job: (None, None))
+    monkeypatch.setattr(builder_process, "_attempt", attempt)
+    calibration = {"files": [], "cache": "c", "algorithm": "entropy", "profile": {}} if calibrated else {}
+    outcome = builder_process.run(job(precision=precision, calibration=calibration))
+    assert tried == insists and outcome.notes == [made] and bool(outcome.error) == (made == "first")
 
 
 class Net(nn.Module):
