@@ -182,10 +182,19 @@ class Context:
         if slot.like is None:
             return self._scratch
         output = _empty_like(slot.like, memory_format=_CONTIGUOUS)
-        address = output.data_ptr() or self._address_of_nothing
+        address = output.data_ptr() or self._no_address(output)
         if address != slot.address:
             self._tell_output(slot, address)
         return output
+
+    def _no_address(self, tensor: torch.Tensor) -> int:
+        """What TensorRT is told of a tensor without elements. Raises RunError where there are some, and no memory."""
+        if tensor.numel():
+            raise RunError(
+                f"a {type(tensor).__name__} has no memory, which an engine works on: a TRTModule cannot be run in "
+                "torch's fake mode, nor recorded."
+            )
+        return self._address_of_nothing
 
     def _tell_output(self, slot: _Slot, address: int) -> None:
         self._set_address(slot.name, address)
@@ -201,7 +210,7 @@ class Context:
             made = [_empty_like(slot.like, memory_format=_CONTIGUOUS) for _ in range(slot.batch)]
         except torch.cuda.OutOfMemoryError:
             return False
-        slot.ready = [(output, output.data_ptr() or self._address_of_nothing) for output in made]
+        slot.ready = [(output, output.data_ptr() or self._no_address(output)) for output in made]
         slot.batch = min(2 * slot.batch, self._ahead)
         return True
 
@@ -214,14 +223,14 @@ class Context:
             if tensor.shape != slot.shape:
                 return False
             if tensor.dtype is slot.dtype and tensor.is_contiguous():
-                address = tensor.data_ptr() or self._address_of_nothing
+                address = tensor.data_ptr() or self._no_address(tensor)
                 if address != slot.address and tensor.get_device() != index:  # an address is of one GPU
                     return False
             elif slot.buffer is not None and tensor.dtype in slot.dtypes and _is_dense(tensor) and not _capturing():
                 if tensor.get_device() != index:
                     return False
                 slot.buffer.copy_(tensor.detach(), non_blocking=True)
-                address = slot.buffer.data_ptr() or self._address_of_nothing
+                address = slot.buffer.data_ptr() or self._no_address(slot.buffer)
             else:
                 return False
             if address != slot.address:
@@ -235,7 +244,7 @@ class Context:
     def _tell(self, inputs: Sequence[torch.Tensor], fitted: Sequence[torch.Tensor]) -> None:
         """Tells TensorRT where the inputs are, as they were ``fitted``."""
         for slot, given, tensor in zip(self._inputs, inputs, fitted, strict=True):
-            slot.address, slot.held = tensor.data_ptr() or self._address_of_nothing, _nothing
+            slot.address, slot.held = tensor.data_ptr() or self._no_address(tensor), _nothing
             self._set_address(slot.name, slot.address)
             if self.stream is not None and given.is_cuda:
                 given.record_stream(self.stream)

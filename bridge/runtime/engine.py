@@ -165,7 +165,9 @@ class Engine:
             (inputs if is_input else outputs)[name] = self._describe(engine, name, is_input, trt)
         names = self.record.inputs or tuple(inputs)
         _check_names("inputs", [name for name in inputs if name not in names], names)
-        _check_names("outputs", [name for name in self.record.outputs if name not in outputs], list(outputs))
+        named = self.record.outputs or tuple(outputs)
+        _check_names("outputs", [name for name in named if name not in outputs], list(outputs))
+        _check_names("outputs", [name for name in outputs if name not in named], named)  # each needs memory
         self.taken = [place for place, name in enumerate(names) if name in inputs]
         self.inputs = [inputs[names[place]] for place in self.taken]
         self.outputs = [outputs[name] for name in self.record.outputs or outputs]
@@ -232,6 +234,16 @@ class Engine:
         plan = self.serialize()
         return Engine(plan, self.record.of(plan))
 
+    def named(self, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> Engine:
+        """The same engine, with its inputs and outputs in the order of these names; without them, as they are."""
+        record, known = self.record, (self.record.inputs, self.record.outputs)
+        if self.loaded:
+            known = tuple(tensor.name for tensor in self.inputs), tuple(tensor.name for tensor in self.outputs)
+        asked = tuple(inputs or record.inputs), tuple(outputs or record.outputs)
+        if asked in ((record.inputs, record.outputs), known):
+            return self
+        return Engine(self.serialize(), replace(record, inputs=asked[0], outputs=asked[1]))
+
     def refit(self, weights: Mapping[str, Any] | Path) -> Engine:
         """Puts other weights into the engine: arrays by the name of the weights, or those of an ONNX file.
 
@@ -246,6 +258,18 @@ class Engine:
         with torch.cuda.device(engine.device):
             refit(engine.trt_engine, self.target, weights)
             return Engine(None, replace(self.record, sha256="", stripped=False), self._trt_engine, self._keep)
+
+    def __len__(self) -> int:
+        """How many inputs and outputs there are; with ``iter`` and ``engine[0]``, as TensorRT had it before 10."""
+        return int(self.trt_engine.num_io_tensors)
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(f"tensor {index} of {len(self)}")
+        return str(self.trt_engine.get_tensor_name(index))
+
+    def __bool__(self) -> bool:
+        return True  # whatever its length, which would have to be asked of a GPU
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in type(self).__annotations__:

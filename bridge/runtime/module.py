@@ -20,16 +20,26 @@ from .engine import Engine
 from .flattener import Flattener
 from .graphs import Session
 from .profiling import LayerTime, Profile
-from .record import Record, record_of, sidecar_of
+from .record import PlanBytes, Record, record_of, sidecar_of
 
-_OF_THIS_PROCESS = ("_local", "_profile")
+_OF_THIS_PROCESS = ("_local", "_profile", "_compiled_call_impl")
 """Attributes that are neither copied nor pickled."""
 _is_compiling = torch.compiler.is_compiling
+_is_tracing = torch._C._get_tracing_state
+_NOT_ALWAYS_THERE = ("network", "context", "layers", "weight_streaming_budget")
+"""Properties that raise where there is no GPU, or that was not asked for which they have."""
+_MODULE_CALL = torch.nn.Module.__call__
+"""torch.fx puts another one in its place while it traces."""
 _GLOBAL_HOOKS = tuple(
     getattr(torch.nn.modules.module, f"_global_{kind}_hooks")
     for kind in ("forward", "forward_pre", "backward", "backward_pre")
 )
 """What is called around the calls of all modules; torch keeps these dicts, and fills them."""
+
+_NOT_RECORDED = (
+    "{} records torch's operators, and a TRTModule's work is TensorRT's: the recording would return this call's values "
+    "for ever. Keep the TRTModule outside of what is recorded."
+)
 
 
 class TRTModule(torch.nn.Module):
@@ -67,8 +77,8 @@ class TRTModule(torch.nn.Module):
         self.conversion: ConversionResult | None = None
         """How the engine came to be, after ``torch2trt`` and ``from_result``."""
         self.keep_network = False
-        self.engine: Engine | None = None
-        self.input_names, self.output_names = _listed(input_names), _listed(output_names)
+        self._engine: Engine | None = None
+        self._input_names, self._output_names = _listed(input_names), _listed(output_names)
         self._calling: Calling | None = None
         self._begin()
         if engine is not None:
@@ -95,6 +105,9 @@ class TRTModule(torch.nn.Module):
     def _take(self, engine: Any) -> None:
         """Makes the given engine this module's."""
         plan: bytes | None = None
+        if isinstance(engine, Engine):  # another module's
+            self._engine = engine.named(self._input_names, self._output_names)
+            return
         if isinstance(engine, (str, os.PathLike)):
             plan, record = self._from_file(Path(engine))
             engine = None
@@ -109,10 +122,10 @@ class TRTModule(torch.nn.Module):
                     f"engine: a {type(engine).__name__}; give plan bytes, an ICudaEngine, or an engine file's path."
                 ) from error
             record, engine = Record(likely_flavour()), None
-        inputs, outputs = tuple(self.input_names or record.inputs), tuple(self.output_names or record.outputs)
-        self.engine = Engine(plan, replace(record, inputs=inputs, outputs=outputs), engine)
+        inputs, outputs = tuple(self._input_names or record.inputs), tuple(self._output_names or record.outputs)
+        self._engine = Engine(plan, replace(record, inputs=inputs, outputs=outputs), engine)
         if engine is not None:
-            self._learn_names(self.engine)
+            self._learn_names(self._engine)
 
     def _from_file(self, path: Path) -> tuple[bytes, Record]:
         """The plan in a file, and what ``convert`` wrote beside it."""
@@ -125,8 +138,8 @@ class TRTModule(torch.nn.Module):
             return plan, Record(likely_flavour())
         record = record_of(sidecar)
         record.check(plan, str(path))
-        self.input_names = self.input_names or list(record.inputs)
-        self.output_names = self.output_names or list(record.outputs)
+        self._input_names = self._input_names or list(record.inputs)
+        self._output_names = self._output_names or list(record.outputs)
         if self._calling is None and sidecar.get("calling"):
             self._calling = Calling.unpack(sidecar["calling"])
         return plan, record
@@ -142,6 +155,7 @@ class TRTModule(torch.nn.Module):
             or self._backward_hooks
             or self._compiled_call_impl is not None
             or any(_GLOBAL_HOOKS)
+            or torch.nn.Module.__call__ is not _MODULE_CALL
         ):
             return super().__call__(*args, **kwargs)
         return self.forward(*args, **kwargs)
@@ -149,8 +163,10 @@ class TRTModule(torch.nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if _is_compiling():
             return self._uncompiled(args, kwargs)
+        if _is_tracing() is not None:
+            raise RunError(_NOT_RECORDED.format("torch.jit.trace"))
         session = getattr(self._local, "session", None)
-        if session is None or session.engine is not self.engine:
+        if session is None or session.engine is not self._engine:
             session = self._open(args, kwargs)
         calling = self._calling
         assert calling is not None
@@ -164,6 +180,8 @@ class TRTModule(torch.nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _uncompiled(self, args: Any, kwargs: Any) -> Any:
         """The call as torch.compile makes it: around what it compiles."""
+        if torch.compiler.is_exporting():
+            raise RunError(_NOT_RECORDED.format("torch.export"))
         return self.forward(*args, **kwargs)
 
     def capture(self, *args: Any, **kwargs: Any) -> TRTModule:
@@ -199,54 +217,121 @@ class TRTModule(torch.nn.Module):
         return session
 
     def _held(self) -> Engine:
-        if self.engine is None:
+        if self._engine is None:
             raise RunError("this TRTModule holds no engine: give it one, or load a state dict into it.")
-        return self.engine
+        return self._engine
 
     def _learn_names(self, engine: Engine) -> None:
         """What was not said when this was made is asked of the engine."""
-        self.input_names = self.input_names or [tensor.name for tensor in engine.inputs]
-        self.output_names = self.output_names or [tensor.name for tensor in engine.outputs]
+        self._input_names = self._input_names or [tensor.name for tensor in engine.inputs]
+        self._output_names = self._output_names or [tensor.name for tensor in engine.outputs]
         if self._calling is None:
-            self._calling = Calling((), None, None, tuple(self.input_names))
+            self._calling = Calling((), None, None, tuple(self._input_names))
 
-    # what can be asked of it
+    # what can be asked of it, and set, as torch2trt's attributes are
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine, which has the attributes of TensorRT's too. Whatever the constructor takes can be put here."""
+        return self._engine
+
+    @engine.setter
+    def engine(self, engine: Any) -> None:
+        self._local, self._engine = threading.local(), None
+        if engine is not None:
+            self._take(engine)
+
+    @engine.deleter
+    def engine(self) -> None:
+        self.engine = None
+
+    @property
+    def input_names(self) -> list[str] | None:
+        return self._input_names
+
+    @input_names.setter
+    def input_names(self, names: Sequence[str] | None) -> None:
+        self._input_names = _listed(names)
+        self.engine = self._engine
+        if self._calling is not None:
+            self._calling = replace(self._calling, names=tuple(self._input_names or ()))
+
+    @property
+    def output_names(self) -> list[str] | None:
+        return self._output_names
+
+    @output_names.setter
+    def output_names(self, names: Sequence[str] | None) -> None:
+        self._output_names = _listed(names)
+        self.engine = self._engine
 
     @property
     def input_flattener(self) -> Flattener | None:
         return self._calling.inputs if self._calling is not None else None
 
+    @input_flattener.setter
+    def input_flattener(self, flattener: Flattener | None) -> None:
+        self._calling = Calling((), flattener, self.output_flattener, tuple(self._input_names or ()))
+
     @property
     def output_flattener(self) -> Flattener | None:
         return self._calling.outputs if self._calling is not None else None
+
+    @output_flattener.setter
+    def output_flattener(self, flattener: Flattener | None) -> None:
+        calling = self._calling or Calling((), None, None, tuple(self._input_names or ()))
+        self._calling = replace(calling, outputs=flattener)
 
     @property
     def network(self) -> Any:
         """TensorRT's network definition, with ``keep_network``: ``conversion.onnx``, parsed when this is first read."""
         if not self.keep_network or self.conversion is None:
-            raise AttributeError("network: only a module that torch2trt made with keep_network has one")
+            raise AttributeError  # whose words are those of __getattr__
         from .network import parsed_network
 
         return parsed_network(self, self.conversion)
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "network":
+            raise AttributeError("network: only a module that torch2trt made with keep_network=True has one.")
+        return super().__getattr__(name)
+
+    def __dir__(self) -> list[str]:
+        """For programs that read whatever a module has, as torch.jit does."""
+        names = super().__dir__()  # type: ignore[no-untyped-call]
+        return [name for name in names if name not in _NOT_ALWAYS_THERE]
+
     @property
     def context(self) -> Any:
-        """TensorRT's execution context of this thread."""
+        """TensorRT's execution context of this thread; None in its place frees those of all threads."""
         return self._open((), {}).context.trt_context
+
+    @context.setter
+    def context(self, context: None) -> None:
+        if context is not None:
+            raise UsageError(
+                "context: a TRTModule makes an execution context for each thread by itself; leave the line out that "
+                "sets one. (None frees those that there are.)"
+            )
+        self._local = threading.local()
+
+    @context.deleter
+    def context(self) -> None:
+        self.context = None
 
     @property
     def device(self) -> torch.device | None:
         """The GPU that the engine was loaded on; None before its first use."""
-        return self.engine.device if self.engine is not None else None
+        return self._engine.device if self._engine is not None else None
 
     def serialize(self) -> bytes:
         """The plan, as an engine file holds it. Raises RunError where there is none."""
         return self._held().serialize()
 
     def extra_repr(self) -> str:
-        if self.engine is None:
+        if self._engine is None:
             return "no engine"
-        target = f"{self.engine.record.flavour} {self.engine.record.version}".strip()
+        target = f"{self._engine.record.flavour} {self._engine.record.version}".strip()
         return f"{target}, {self.device or 'not loaded'}, inputs={self.input_names}, outputs={self.output_names}"
 
     # weights, profiling
@@ -258,7 +343,7 @@ class TRTModule(torch.nn.Module):
         RunError where the engine was not built with ``BuildSettings(refittable=True)``, or weights do not fit.
         """
         self._local = threading.local()  # with the contexts that know the old weights
-        self.engine = self._held().refit(Path(weights) if isinstance(weights, str) else weights)
+        self._engine = self._held().refit(Path(weights) if isinstance(weights, str) else weights)
         return self
 
     @property
@@ -298,14 +383,14 @@ class TRTModule(torch.nn.Module):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> TRTModule:
         """``to``, ``cuda``, ``cpu``: another GPU gets the engine; off the GPUs it waits as a plan for its next use."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.engine is not None and self.engine.loaded:
-            before = self.engine.device
+        if self._engine is not None and self._engine.loaded:
+            before = self._engine.device
             after = fn(torch.empty(0, device=before)).device
             if after != before:
-                self.engine = self.engine.unloaded()
+                self._engine = self._engine.unloaded()
                 self._local = threading.local()
                 if after.type == "cuda":
-                    self.engine.load(after)
+                    self._engine.load(after)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TRTModule:
@@ -313,37 +398,38 @@ class TRTModule(torch.nn.Module):
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         for key, value in self.__dict__.items():
-            if key not in (*_OF_THIS_PROCESS, "engine", "conversion"):
+            if key not in (*_OF_THIS_PROCESS, "_engine", "conversion"):
                 made.__dict__[key] = copy.deepcopy(value, memo)
         made._begin()
         made.conversion = self.conversion
-        shared = self.engine is None or not self.engine.loaded or not self.engine.trt_engine.refittable
-        made.engine = self.engine if shared or self.engine is None else self.engine.unloaded()
+        engine = self._engine
+        shared = engine is None or not engine.loaded or not engine.trt_engine.refittable
+        made._engine = engine if shared or engine is None else engine.unloaded()
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key not in (*_OF_THIS_PROCESS, "engine")}
+        state = {key: value for key, value in self.__dict__.items() if key not in (*_OF_THIS_PROCESS, "_engine")}
         state["plan"] = None
-        if self.engine is not None:
-            plan = self.engine.serialize()
-            state["plan"] = (plan, self.engine.record.of(plan))
+        if self._engine is not None:
+            plan = self._engine.serialize()
+            state["plan"] = (plan, self._engine.record.of(plan))
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         plan = state.pop("plan")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._begin()
-        self.engine = Engine(*plan) if plan is not None else None
+        self._engine = Engine(*plan) if plan is not None else None
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.engine is None:
+        if self._engine is None:
             return
-        plan = self.engine.serialize()
-        destination[prefix + "engine"] = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
-        destination[prefix + "record"] = self.engine.record.of(plan).pack()
-        destination[prefix + "input_names"] = self.input_names
-        destination[prefix + "output_names"] = self.output_names
+        plan = self._engine.serialize()
+        destination[prefix + "engine"] = PlanBytes(plan)
+        destination[prefix + "record"] = self._engine.record.of(plan).pack()
+        destination[prefix + "input_names"] = self._input_names
+        destination[prefix + "output_names"] = self._output_names
         destination[prefix + "calling"] = self._calling.pack() if self._calling is not None else None
 
     def _load_from_state_dict(
@@ -375,17 +461,17 @@ class TRTModule(torch.nn.Module):
         except RunError as error:
             error_msgs.append(str(error))
             return
-        self.engine, self._calling = Engine(plan, record), calling
-        self.input_names, self.output_names = names
+        self._engine, self._calling = Engine(plan, record), calling
+        self._input_names, self._output_names = names
         self._local = threading.local()
         self._refuse_if_it_cannot_run(prefix, error_msgs)
 
     def _refuse_if_it_cannot_run(self, prefix: str, error_msgs: list[str]) -> None:
         """Where there is a GPU, says at once why the engine cannot run on it, rather than at the first call."""
-        assert self.engine is not None
+        assert self._engine is not None
         if torch.cuda.is_available():
             try:
-                self.engine.check_here(torch.device("cuda", torch.cuda.current_device()))
+                self._engine.check_here(torch.device("cuda", torch.cuda.current_device()))
             except RunError as error:
                 error_msgs.append(f"{prefix}engine: {error}")
 

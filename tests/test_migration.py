@@ -1,0 +1,147 @@
+"""What code that was written for torch2trt does with a TRTModule beside calling it. Here a stand-in computes."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bridge import RunError, TRTModule, UsageError
+from bridge.runtime.flattener import Flattener
+
+from . import fake_trt
+
+X = torch.arange(6.0).reshape(2, 3)
+B = torch.ones(1, 3)
+TWO_INPUTS = {"inputs": {"x": ["FLOAT", [2, 3]], "b": ["FLOAT", [1, 3]]}, "profiles": [{}]}
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> fake_trt.Gpu:
+    return fake_trt.install(monkeypatch)
+
+
+def two_inputs(*names: Any) -> TRTModule:
+    return TRTModule(fake_trt.plan(**TWO_INPUTS), *names)
+
+
+def icuda_engine() -> fake_trt.Engine:
+    return fake_trt.Engine(json.loads(fake_trt.plan(**TWO_INPUTS)))
+
+
+def test_a_state_dicts_engine_is_bytes_that_can_be_written_to_a_file(tmp_path: Path) -> None:
+    made = two_inputs()
+    path = tmp_path / "net.engine"
+    path.write_bytes(made.state_dict()["engine"])
+    assert path.read_bytes() == made.serialize() == bytes(made.engine.serialize())
+    assert torch.equal(TRTModule(path)(X, B), 2 * X + 1)
+
+
+def test_a_saved_engine_is_no_larger_than_its_bytes_and_weights_only_loads_it() -> None:
+    made = two_inputs()
+    object.__setattr__(made.engine, "_plan", bytes(range(256)) * 4096)  # as plans are, where text is short
+    file = io.BytesIO()
+    torch.save(made.state_dict(), file)
+    assert len(file.getvalue()) < 1.05 * (1 << 20)
+    file.seek(0)
+    assert bytes(torch.load(file, weights_only=True)["engine"].numpy()) == made.serialize()
+
+
+class OfAnother(TRTModule):
+    """A subclass made of another module's pieces."""
+
+    def __init__(self, other: TRTModule) -> None:
+        names = other.input_names, other.output_names
+        super().__init__(other.engine, *names, other.input_flattener, other.output_flattener)
+        self.scale = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, *args: Any, double: bool = True) -> Any:
+        return super().forward(*args) * (self.scale if double else 1)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_module_is_made_of_anothers_pieces(used: bool) -> None:
+    other = two_inputs(["b", "x"])
+    if used:
+        other(B, X)
+    made = OfAnother(other)
+    assert made.engine is other.engine
+    assert torch.equal(made(B, X), 3 * (2 * X + 1))
+    assert torch.equal(made(B, X, double=False), 2 * X + 1)
+    loaded = OfAnother(TRTModule())
+    loaded.load_state_dict(made.state_dict())
+    assert torch.equal(loaded(B, X), 3 * (2 * X + 1))
+
+
+def test_an_engine_is_put_into_a_module_and_named_afterwards() -> None:
+    made = TRTModule()
+    made.engine = icuda_engine()
+    assert made.input_names == ["x", "b"] and made.output_names == ["y"]
+    assert torch.equal(made(X, B), 2 * X + 1)
+    made.input_names, made.output_names = ["b", "x"], ["y"]
+    assert torch.equal(made(B, X), 2 * X + 1)
+
+
+def test_another_modules_engine_may_have_its_names_in_another_order() -> None:
+    other = two_inputs()
+    assert torch.equal(other(X, B), 2 * X + 1)
+    made = TRTModule(other.engine, ["b", "x"], ["y"])
+    assert torch.equal(made(B, X), 2 * X + 1)
+    assert torch.equal(other(X, B), 2 * X + 1)
+
+
+def test_flatteners_can_be_set() -> None:
+    made = two_inputs()
+    made.input_flattener = Flattener.from_value(({"x": X, "b": B},))
+    made.output_flattener = Flattener.from_value([X])
+    (y,) = made({"x": X, "b": B})
+    assert torch.equal(y, 2 * X + 1)
+    made.input_flattener = None
+    assert torch.equal(made(X, B)[0], 2 * X + 1)
+    made.output_flattener = None
+    assert torch.equal(made(X, B), 2 * X + 1)
+
+
+def test_context_and_engine_can_be_let_go_of() -> None:
+    made = two_inputs()
+    made(X, B)
+    before = made.context
+    made.context = None
+    assert made.context is not before and torch.equal(made(X, B), 2 * X + 1)
+    del made.context
+    del made.engine
+    assert made.engine is None
+    with pytest.raises(RunError, match="holds no engine"):
+        made(X, B)
+
+
+def test_a_context_of_ones_own_is_refused_with_what_to_do() -> None:
+    made = two_inputs()
+    with pytest.raises(UsageError, match="makes an execution context for each thread by itself; leave the line out"):
+        made.context = made.engine.create_execution_context()
+
+
+def test_an_engine_lists_its_tensors_as_before_tensorrt_10() -> None:
+    engine = two_inputs().engine
+    assert engine and not engine.loaded  # which nobody had to ask of a GPU
+    assert list(engine) == ["x", "b", "y"] and len(engine) == 3 and engine[1] == "b"
+
+
+def test_outputs_that_are_not_named_are_told_of() -> None:
+    made = TRTModule(fake_trt.plan(outputs={"y": ["FLOAT", [-1, 3]], "z": ["FLOAT", [-1, 3]]}), ["x"], ["y"])
+    with pytest.raises(RunError, match="the engine's outputs are not the module's: z is not of y"):
+        made(X)
+
+
+def test_a_network_that_was_not_kept_is_an_attribute_error_that_says_so() -> None:
+    made = two_inputs()
+    assert not hasattr(made, "network")
+    with pytest.raises(AttributeError, match="made with keep_network=True has one"):
+        made.network  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'netwerk'"):
+        made.netwerk  # noqa: B018
