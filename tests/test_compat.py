@@ -57,12 +57,14 @@ from torch2trt.trt_module import TRTModule as Same
 from torch2trt.dataset import Dataset, ListDataset, TensorBatchDataset, FolderDataset, DatasetRecorder
 from torch2trt.flattener import Flattener
 from torch2trt.dataset_calibrator import DEFAULT_CALIBRATION_ALGORITHM, DatasetCalibrator
-from torch2trt.module_test import add_module_test
-import torch2trt.converters, torch2trt.utils, torch2trt.contrib
+from torch2trt.calibration import TensorBatchDataset as SameSet
+from torch2trt.contrib.qat.layers.quant_conv import QuantConv2d
+from torch2trt.flatten_module import Flatten
+import torch2trt.converters, torch2trt.utils, torch2trt.plugins
 import bridge
 assert convert is bridge.torch2trt is torch2trt.torch2trt and TRTModule is Same is bridge.TRTModule
-assert ListDataset is bridge.ListDataset and Flattener is bridge.Flattener
-for name in (get_arg, DatasetCalibrator, add_module_test, torch2trt.converters.convert_conv):
+assert ListDataset is bridge.ListDataset and Flattener is bridge.Flattener and SameSet is TensorBatchDataset
+for name in (get_arg, DatasetCalibrator, QuantConv2d, Flatten, torch2trt.converters.convert_conv):
     try:
         name("torch.relu")
     except bridge.UsageError as error:
@@ -117,8 +119,53 @@ def test_tensorrt_is_imported_from_where_torch2trts_users_import_it() -> None:
     from bridge.compat.torch2trt import trt as first
     from bridge.compat.torch2trt.torch2trt import trt as second
 
-    assert first in (trt, sys.modules.get("tensorrt")) and second is first
+    assert first.Logger in (trt.Logger, getattr(sys.modules.get("tensorrt"), "Logger", None)) and second is first
     assert not hasattr(names, "nothing")
+    assert names.dataset.ListDataset is bridge.ListDataset
+
+
+CONVERTER = """
+from torch2trt.torch2trt import *
+from torch2trt.module_test import add_module_test
+from torch2trt.converters.sigmoid import convert_sigmoid
+
+class Calibrator(DatasetCalibrator):
+    pass
+
+@tensorrt_converter("torch.nn.functional.normalize", enabled=trt_version() >= "1.0")
+def convert_normalize(ctx):
+    return ctx.network.add_elementwise(get_arg(ctx, "x", pos=0, default=None), trt.ElementWiseOperation.SUM)
+
+@add_module_test(torch.float32, torch.device("cuda"), [(1, 3)])
+@add_module_test(torch.float32, torch.device("cuda"), [(1, 3)], fp16_mode=True)
+def test_normalize():
+    return nn.Sequential(nn.ReLU())
+
+assert convert_normalize.__name__ == "convert_normalize" and isinstance(test_normalize(), torch.nn.Module)
+assert np.float32 and F.normalize and not CONVERTERS
+"""
+"""As modules with converters of one's own are written."""
+
+
+def test_modules_with_converters_of_ones_own_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.syspath_prepend(str(ROOT / "bridge/compat"))
+    with pytest.warns(UserWarning, match=r"The one of torch\.nn\.functional\.normalize is not used"):
+        exec(compile(CONVERTER, "converters.py", "exec"), {"__name__": "converters"})
+
+
+def test_inputs_and_outputs_of_an_engine_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    import json
+
+    from bridge.compat import torch2trt as names
+
+    from . import fake_trt
+
+    fake_trt.install(monkeypatch)
+    monkeypatch.setattr(names.version_utils, "tensorrt", lambda: fake_trt)
+    engine = fake_trt.Engine(json.loads(fake_trt.plan(inputs={"x": ["FLOAT", [1]], "b": ["FLOAT", [1]]})))
+    assert (names.trt_num_inputs(engine), names.trt_num_outputs(engine)) == (2, 1)
+    assert names.infer_dynamic_axes([(1, 3, 8)], [(4, 3, 16)]) == [[0, 2]]
 
 
 def test_versions_are_compared_as_numbers() -> None:

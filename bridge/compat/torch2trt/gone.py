@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NoReturn
 
 from bridge import UsageError
@@ -14,29 +18,51 @@ CONVERTERS = (
 PLUGINS = "torch2trt.{}: torch2trt's plugins are not here; plugins are made known by bridge.register_plugin."
 CALIBRATOR = "torch2trt.{}: give the dataset itself, as torch2trt(..., int8_mode=True, int8_calib_dataset=dataset)."
 TESTS = "torch2trt.{}: torch2trt's own tests are not here; bridge.convert compares every stage with the one before it."
+NESTED = "torch2trt.{}: torch2trt(module, inputs) takes modules with nested arguments and outputs as they are."
 QUANTISED = (
     "torch2trt.{}: torch2trt's layers for training with quantisation are not here; a module that quantises with "
     "torch's own fake_quantize operators is converted as it is."
 )
 
+_MODULES = {
+    "contrib": QUANTISED,
+    "converters": CONVERTERS,
+    "flatten_module": NESTED,
+    "plugins": PLUGINS,
+    "torch_plugins": PLUGINS,
+}
+"""What is gone as a whole, with the modules in it."""
 
-def gone(name: str, why: str) -> Callable[..., NoReturn]:
-    """A function that raises UsageError."""
+
+def gone(name: str, why: str) -> type[Any]:
+    """A class, since some derive theirs from it, that raises UsageError where it is called."""
 
     def raises(*args: Any, **kwargs: Any) -> NoReturn:
         raise UsageError(why.format(name))
 
-    raises.__name__ = raises.__qualname__ = name
-    raises.__doc__ = why.format(name)
-    return raises
+    return type(name.rpartition(".")[2], (), {"__new__": raises, "__doc__": why.format(name)})
 
 
-def module_of(why: str, module: str) -> Callable[[str], Callable[..., NoReturn]]:
-    """A module's ``__getattr__``, under which every name is gone."""
+class _Modules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Makes the modules of ``_MODULES`` and whatever is imported from them."""
 
-    def getattribute(name: str) -> Callable[..., NoReturn]:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return gone(f"{module}.{name}", why)
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        name = fullname.removeprefix(f"{__package__}.")
+        if name == fullname or name.partition(".")[0] not in _MODULES:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
-    return getattribute
+    def exec_module(self, module: ModuleType) -> None:
+        own = module.__name__.removeprefix(f"{__package__}.")
+
+        def getattribute(name: str) -> type[Any]:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return gone(f"{own}.{name}", _MODULES[own.partition(".")[0]])
+
+        module.__dict__["__getattr__"] = getattribute
+
+
+sys.meta_path.append(_Modules())

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .gone import CONVERTERS, gone
 from .version_utils import tensorrt
 
 _TYPES = {
@@ -19,6 +20,8 @@ _TYPES = {
     "BOOL": torch.bool,
 }
 _LOCATIONS = {"DEVICE": "cuda", "HOST": "cpu"}
+
+trt_int_dtype = gone("trt_int_dtype", CONVERTERS)
 
 
 def torch_dtype_to_trt(dtype: torch.dtype) -> Any:
@@ -50,4 +53,10 @@ def torch_device_from_trt(device: Any) -> torch.device:
     return torch.device(_LOCATIONS[name])
 
 
-__all__ = ["torch_device_from_trt", "torch_device_to_trt", "torch_dtype_from_trt", "torch_dtype_to_trt"]
+__all__ = [
+    "torch_device_from_trt",
+    "torch_device_to_trt",
+    "torch_dtype_from_trt",
+    "torch_dtype_to_trt",
+    "trt_int_dtype",
+]

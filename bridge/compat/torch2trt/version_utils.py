@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -49,8 +50,11 @@ def torch_version() -> Version:
     return Version(torch.__version__)
 
 
-def module_of_tensorrt(name: str) -> Any:
-    """A module's ``__getattr__``: ``trt`` is TensorRT, imported when it is asked for and not before."""
-    if name != "trt":
-        raise AttributeError(f"torch2trt has no attribute {name!r}")
-    return tensorrt()
+class _TensorRT(ModuleType):
+    """TensorRT, imported when it is first asked for something and not before."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(tensorrt(), name)
+
+
+trt = _TensorRT("tensorrt")
