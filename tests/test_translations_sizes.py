@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,30 @@ def test_what_is_done_to_an_axis_follows_its_size() -> None:
     model = exported(module, (torch.randn(3, 4, 9),))
     for size in (3, 4, 7):
         check(model, module, (torch.randn(size, 4, 9),))
+
+
+def test_what_is_computed_with_a_size_follows_it() -> None:
+    def place(x: torch.Tensor) -> torch.Tensor:
+        return x.flatten().argsort()
+
+    module = All(
+        {
+            "modulo": lambda x: (place(x) % x.shape[0], place(x) // x.shape[0], x.fmod(x.shape[0])),
+            "bits": lambda x: (place(x) & x.shape[0], place(x) | x.shape[0], place(x) ^ x.shape[0]),
+            "shifted": lambda x: (place(x) << x.shape[0], place(x) >> (x.shape[0] - 1)),
+            "power": lambda x: (x.abs().pow(x.shape[0]), x / math.sqrt(x.shape[0]), x * math.sqrt(x.shape[0] / 2)),
+            "added": lambda x: (torch.addcmul(x, x, x, value=x.shape[0]), torch.addcdiv(x, x, x, value=1 / x.shape[0])),
+            "grid": lambda x: torch.linspace(-1, 1, x.shape[0]) + torch.linspace(0, x.shape[0] - 1, 4).unsqueeze(1),
+            "centres": lambda x: torch.linspace(0.5, x.shape[0] - 0.5, x.shape[0], dtype=torch.float64).float(),
+            "logarithmic": lambda x: torch.logspace(0, 1, x.shape[0]),
+            "numbers": lambda x: x.sum() * x.new_tensor([x.shape[0], 0.5]) + torch.tensor([[x.shape[0] / 2, 1]]),
+            "sizes": lambda x: x.sum() * torch.as_tensor(x.shape[:2]) + torch.tensor(x.shape[0], dtype=torch.float64),
+            "one_hot": lambda x: F.one_hot(place(x) % x.shape[0], x.shape[0]),
+        }
+    )
+    model = exported(module, (torch.randn(3, 2, 4),))
+    for size in (3, 7, 1):
+        check(model, module, (torch.randn(size, 2, 4),))
 
 
 def test_antialiasing_by_a_factor_is_not_that_by_the_ratio_of_the_sizes() -> None:

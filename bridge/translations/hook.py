@@ -16,6 +16,7 @@ from .embedding import of_rows
 from .masks import of_any_values
 from .optimiser import exact
 from .registry import AT_CAPTURE, DECOMPOSITIONS
+from .sizes import of_any_size
 
 
 @contextlib.contextmanager
@@ -30,7 +31,7 @@ def installed() -> Iterator[None]:
         return lower_complex(program.run_decompositions(table))
 
     decomposing = mock.patch.object(_fx_passes, "decompose_with_registry", decompose)
-    with decomposing, _kernels(AT_CAPTURE), of_rows(), of_any_values(), exact():
+    with decomposing, _kernels(AT_CAPTURE), of_rows(), of_any_values(), of_any_size(), exact():
         yield
 
 
