@@ -39,12 +39,19 @@ ALGORITHMS = {
 }
 """TensorRT's algorithms, likewise, and what ``convert`` calls them."""
 
-_GONE = {
-    "int8_calib_batch_size": "each item of int8_calib_dataset is calibrated with as it is",
+_DYNAMIC = "axes along which min_shapes and max_shapes differ are dynamic; opt_shapes lies between them"
+_INSTEAD = {
+    "dynamic_axes": _DYNAMIC,
+    "dynamic_shapes": _DYNAMIC,
     "ignore_inputs": "inputs that the module does not use may stay in the call",
+    "int8_calib_batch_size": "each item of int8_calib_dataset is calibrated with as it is",
+    "min_batch_size": "with max_batch_size, batches begin at 1",
+    "opset_version": "give onnx_opset",
+    "opt_shape_param": _DYNAMIC,
     "qat_mode": "a module that quantises by itself is converted with the scales that it has",
+    "verbose": "give log_level",
 }
-"""What older versions of torch2trt had, or took without a word, and why it can be left out."""
+"""What other versions of torch2trt have, or take without a word, and why it can be left out."""
 
 _OWN = ("source", "inputs", "input_names", "output_names", "opset", "check")
 """Parameters of ``convert`` that have another name here, or none."""
@@ -154,11 +161,11 @@ def _check_options(options: Mapping[str, Any]) -> None:
     others = [name for name in inspect.signature(convert).parameters if name not in _OWN]
     for name in options:
         if name not in (*others, "bf16_mode"):
-            known = [*inspect.signature(torch2trt).parameters, *others, "bf16_mode"]
+            known = [*list(inspect.signature(torch2trt).parameters)[:-1], *others, "bf16_mode"]
             near = difflib.get_close_matches(name, known, 1)
             hint = f". Did you mean {near[0]!r}?" if near else ""
-            if name in _GONE:
-                hint = f". Leave it out: {_GONE[name]}"
+            if name in _INSTEAD:
+                hint = f". Leave it out: {_INSTEAD[name]}"
             raise TypeError(f"torch2trt() got an unexpected keyword argument {name!r}{hint}")
 
 

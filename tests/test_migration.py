@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from pathlib import Path
@@ -50,6 +51,20 @@ def test_a_saved_engine_is_no_larger_than_its_bytes_and_weights_only_loads_it() 
     assert len(file.getvalue()) < 1.05 * (1 << 20)
     file.seek(0)
     assert bytes(torch.load(file, weights_only=True)["engine"].numpy()) == made.serialize()
+
+
+def test_a_copied_state_dict_has_bytes_too() -> None:
+    state = copy.deepcopy(two_inputs().state_dict())
+    assert bytes(state["engine"]) == two_inputs().serialize()
+
+
+def test_a_state_dict_in_the_place_of_an_engine_is_told_where_it_belongs(tmp_path: Path) -> None:
+    state = two_inputs().state_dict()
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(UsageError, match=r"net\.pth: was written by torch\.save; use TRTModule\(\)\.load_state_dict"):
+        TRTModule(tmp_path / "net.pth")
+    with pytest.raises(UsageError, match=r"engine: a OrderedDict; .* A state dict is for load_state_dict"):
+        TRTModule(state)
 
 
 class OfAnother(TRTModule):

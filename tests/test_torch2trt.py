@@ -229,6 +229,12 @@ def test_an_unknown_keyword_is_named_with_the_nearest() -> None:
         torch2trt(net(), [X], fp16_mod=True)
     with pytest.raises(TypeError, match=r"'int8_calib_batch_size'\. Leave it out: each item of int8_calib_dataset"):
         torch2trt(net(), [X], int8_calib_batch_size=32)
+    with pytest.raises(
+        TypeError, match=r"'dynamic_axes'\. Leave it out: axes along which min_shapes and max_shapes differ"
+    ):
+        torch2trt(net(), [X], dynamic_axes={"input_0": [0]})
+    with pytest.raises(TypeError, match=r"'options'$"):  # what holds the others is no name
+        torch2trt(net(), [X], options={})
     for name in ("check", "opset", "source"):
         with pytest.raises(TypeError, match=name):
             torch2trt(**{"module": net(), "inputs": [X], name: 1})

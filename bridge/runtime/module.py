@@ -119,7 +119,8 @@ class TRTModule(torch.nn.Module):
                 plan = bytes(memoryview(engine))  # an IHostMemory too
             except TypeError as error:
                 raise UsageError(
-                    f"engine: a {type(engine).__name__}; give plan bytes, an ICudaEngine, or an engine file's path."
+                    f"engine: a {type(engine).__name__}; give plan bytes, an ICudaEngine, or an engine file's path. "
+                    "A state dict is for load_state_dict."
                 ) from error
             record, engine = Record(likely_flavour()), None
         inputs, outputs = tuple(self._input_names or record.inputs), tuple(self._output_names or record.outputs)
@@ -133,6 +134,8 @@ class TRTModule(torch.nn.Module):
             plan = path.read_bytes()
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}; give the path of an engine file, or its bytes.") from error
+        if plan.startswith(b"PK\x03\x04"):
+            raise UsageError(f"{path}: was written by torch.save; use TRTModule().load_state_dict(torch.load(path)).")
         sidecar = sidecar_of(path)
         if sidecar is None:
             return plan, Record(likely_flavour())
@@ -456,7 +459,9 @@ class TRTModule(torch.nn.Module):
                 calling = Calling.unpack(packed) if packed is not None else None
             else:
                 record = Record(likely_flavour(), inputs=tuple(names[0] or ()), outputs=tuple(names[1] or ()))
-                calling = _calling_of_torch2trt(state_dict, prefix, tuple(names[0] or ()))
+                found = [state_dict.get(prefix + key) for key in ("input_flattener", "output_flattener")]
+                inputs, outputs = (Flattener.from_dict(item) if item is not None else None for item in found)
+                calling = Calling((), inputs, outputs, tuple(names[0] or ()))
             record.check(plan, f"{prefix}engine")
         except RunError as error:
             error_msgs.append(str(error))
@@ -474,13 +479,6 @@ class TRTModule(torch.nn.Module):
                 self._engine.check_here(torch.device("cuda", torch.cuda.current_device()))
             except RunError as error:
                 error_msgs.append(f"{prefix}engine: {error}")
-
-
-def _calling_of_torch2trt(state_dict: Mapping[str, Any], prefix: str, names: tuple[str, ...]) -> Calling:
-    """From the flatteners in a state dict of torch2trt's."""
-    found = [state_dict.get(prefix + key) for key in ("input_flattener", "output_flattener")]
-    inputs, outputs = (Flattener.from_dict(item) if item is not None else None for item in found)
-    return Calling((), inputs, outputs, names)
 
 
 def _listed(names: Sequence[str] | None) -> list[str] | None:

@@ -70,6 +70,9 @@ class PlanBytes(bytearray):
     pickle would write bytes out as text, half as large again and of 4 GiB at most.
     """
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PlanBytes:
+        return PlanBytes(self)
+
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         return torch.frombuffer(self, dtype=torch.uint8).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
