@@ -180,7 +180,7 @@ class TRTModule(torch.nn.Module):
             tensors = session.pick(tensors)
         return calling.unflatten(session.run(tensors, self.cuda_graphs and self._profile is None))
 
-    @torch.compiler.disable(reason="an engine's work is TensorRT's")
+    @torch.compiler.disable(reason="an engine's work is TensorRT's")  # type: ignore[no-untyped-call, untyped-decorator]
     def _uncompiled(self, args: Any, kwargs: Any) -> Any:
         """The call as torch.compile makes it: around what it compiles."""
         if torch.compiler.is_exporting():
