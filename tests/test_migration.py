@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import json
+import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +162,11 @@ def test_a_network_that_was_not_kept_is_an_attribute_error_that_says_so() -> Non
         made.network  # noqa: B018
     with pytest.raises(AttributeError, match="has no attribute 'netwerk'"):
         made.netwerk  # noqa: B018
+
+
+def test_a_network_that_was_built_elsewhere_can_be_kept_with_the_module() -> None:
+    made, network = two_inputs(), threading.Lock()  # neither is to be copied
+    made.network = network
+    assert made.network is network
+    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert not hasattr(other, "network") and torch.equal(other(X, B), 2 * X + 1)

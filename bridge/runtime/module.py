@@ -22,11 +22,11 @@ from .graphs import Session
 from .profiling import LayerTime, Profile
 from .record import PlanBytes, Record, record_of, sidecar_of
 
-_OF_THIS_PROCESS = ("_local", "_profile", "_compiled_call_impl")
+_OF_THIS_PROCESS = ("_local", "_profile", "_compiled_call_impl", "network")
 """Attributes that are neither copied nor pickled."""
 _is_compiling = torch.compiler.is_compiling
 _is_tracing = torch._C._get_tracing_state
-_NOT_ALWAYS_THERE = ("network", "context", "layers", "weight_streaming_budget")
+_NOT_ALWAYS_THERE = ("context", "layers", "weight_streaming_budget")
 """Properties that raise where there is no GPU, or that was not asked for which they have."""
 _MODULE_CALL = torch.nn.Module.__call__
 """torch.fx puts another one in its place while it traces."""
@@ -285,19 +285,15 @@ class TRTModule(torch.nn.Module):
         calling = self._calling or Calling((), None, None, tuple(self._input_names or ()))
         self._calling = replace(calling, outputs=flattener)
 
-    @property
-    def network(self) -> Any:
-        """TensorRT's network definition, with ``keep_network``: ``conversion.onnx``, parsed when this is first read."""
+    def __getattr__(self, name: str) -> Any:
+        """``network``: TensorRT's, with ``keep_network``: ``conversion.onnx``, parsed when it is first asked for."""
+        if name != "network":
+            return super().__getattr__(name)
         if not self.keep_network or self.conversion is None:
-            raise AttributeError  # whose words are those of __getattr__
+            raise AttributeError("network: only a module that torch2trt made with keep_network=True has one.")
         from .network import parsed_network
 
         return parsed_network(self, self.conversion)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "network":
-            raise AttributeError("network: only a module that torch2trt made with keep_network=True has one.")
-        return super().__getattr__(name)
 
     def __dir__(self) -> list[str]:
         """For programs that read whatever a module has, as torch.jit does."""
