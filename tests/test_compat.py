@@ -59,12 +59,12 @@ from torch2trt.flattener import Flattener
 from torch2trt.dataset_calibrator import DEFAULT_CALIBRATION_ALGORITHM, DatasetCalibrator
 from torch2trt.calibration import TensorBatchDataset as SameSet
 from torch2trt.contrib.qat.layers.quant_conv import QuantConv2d
-from torch2trt.flatten_module import Flatten
+from torch2trt.flatten_module import Flatten, Unflatten
 import torch2trt.converters, torch2trt.utils, torch2trt.plugins
 import bridge
 assert convert is bridge.torch2trt is torch2trt.torch2trt and TRTModule is Same is bridge.TRTModule
 assert ListDataset is bridge.ListDataset and Flattener is bridge.Flattener and SameSet is TensorBatchDataset
-for name in (get_arg, DatasetCalibrator, QuantConv2d, Flatten, torch2trt.converters.convert_conv):
+for name in (get_arg, DatasetCalibrator, QuantConv2d, torch2trt.converters.convert_conv):
     try:
         name("torch.relu")
     except bridge.UsageError as error:
@@ -152,6 +152,24 @@ def test_modules_with_converters_of_ones_own_can_be_imported(monkeypatch: pytest
     monkeypatch.syspath_prepend(str(ROOT / "bridge/compat"))
     with pytest.warns(UserWarning, match=r"The one of torch\.nn\.functional\.normalize is not used"):
         exec(compile(CONVERTER, "converters.py", "exec"), {"__name__": "converters"})
+
+
+def test_a_module_is_made_flat_and_nested_again() -> None:
+    import torch
+    from torch import nn
+
+    from bridge.compat.torch2trt.flatten_module import Flatten, Unflatten
+
+    class Nested(nn.Module):
+        def forward(self, x: torch.Tensor, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {"sum": x + state["h"], "twice": 2 * x}
+
+    x, h = torch.ones(2), torch.arange(2.0)
+    structures = [bridge.Flattener.from_value(value) for value in ((x, {"h": h}), Nested()(x, {"h": h}))]
+    flat = Flatten(Nested(), *structures)
+    assert [item.tolist() for item in flat(x, h)] == [[1, 2], [2, 2]]
+    nested = Unflatten(flat, *structures)(x, {"h": h})
+    assert nested["sum"].tolist() == [1, 2] and nested["twice"].tolist() == [2, 2]
 
 
 def test_inputs_and_outputs_of_an_engine_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,6 @@ CONVERTERS = (
 PLUGINS = "torch2trt.{}: torch2trt's plugins are not here; plugins are made known by bridge.register_plugin."
 CALIBRATOR = "torch2trt.{}: give the dataset itself, as torch2trt(..., int8_mode=True, int8_calib_dataset=dataset)."
 TESTS = "torch2trt.{}: torch2trt's own tests are not here; bridge.convert compares every stage with the one before it."
-NESTED = "torch2trt.{}: torch2trt(module, inputs) takes modules with nested arguments and outputs as they are."
 QUANTISED = (
     "torch2trt.{}: torch2trt's layers for training with quantisation are not here; a module that quantises with "
     "torch's own fake_quantize operators is converted as it is."
@@ -27,7 +26,6 @@ QUANTISED = (
 _MODULES = {
     "contrib": QUANTISED,
     "converters": CONVERTERS,
-    "flatten_module": NESTED,
     "plugins": PLUGINS,
     "torch_plugins": PLUGINS,
 }
