@@ -256,8 +256,8 @@ class TRTModule(torch.nn.Module):
     def input_names(self, names: Sequence[str] | None) -> None:
         self._input_names = _listed(names)
         self.engine = self._engine
-        if self._calling is not None:
-            self._calling = replace(self._calling, names=tuple(self._input_names or ()))
+        if self._calling is not None and self._input_names:
+            self._calling = replace(self._calling, names=tuple(self._input_names))
 
     @property
     def output_names(self) -> list[str] | None:

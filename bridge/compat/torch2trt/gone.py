@@ -16,7 +16,10 @@ CONVERTERS = (
     "TensorRT does not take is replaced by a plugin (bridge.register_plugin) or rewritten by a rule (passes/README.md)."
 )
 PLUGINS = "torch2trt.{}: torch2trt's plugins are not here; plugins are made known by bridge.register_plugin."
-CALIBRATOR = "torch2trt.{}: give the dataset itself, as torch2trt(..., int8_mode=True, int8_calib_dataset=dataset)."
+CALIBRATOR = (
+    "torch2trt.{}: give the dataset itself, as torch2trt(..., int8_mode=True, int8_calib_dataset=dataset); for an ONNX "
+    "file, as bridge.convert(path, precision='int8', calibration=dataset)."
+)
 TESTS = "torch2trt.{}: torch2trt's own tests are not here; bridge.convert compares every stage with the one before it."
 QUANTISED = (
     "torch2trt.{}: torch2trt's layers for training with quantisation are not here; a module that quantises with "
