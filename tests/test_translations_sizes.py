@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +62,27 @@ def test_what_is_computed_with_a_size_follows_it() -> None:
     model = exported(module, (torch.randn(3, 2, 4),))
     for size in (3, 7, 1):
         check(model, module, (torch.randn(size, 2, 4),))
+
+
+def test_attention_takes_tensors_of_any_rank() -> None:
+    def attend(x: torch.Tensor, *mask: torch.Tensor | None, **options: Any) -> torch.Tensor:
+        return F.scaled_dot_product_attention(x, x * 2, x + 1, *mask, **options)
+
+    module = All(
+        {
+            "rank_3": lambda x: (attend(x[:, 0]), attend(x[:, 0], scale=0.3)),
+            "rank_5": lambda x: attend(x.unsqueeze(1)),
+            "rank_2": lambda x: attend(x[:, 0, 0]),
+            "causal": lambda x: attend(x[:, 0], is_causal=True),
+            "added": lambda x: attend(x[:, 0], x[:, 1] @ x[:, 1].mT),
+            "masked": lambda x: attend(x[:, 0], torch.tril(x[:, 0] @ x[:, 0].mT, -1) != 0),  # the first sees nothing
+            "added_nothing": lambda x: attend(x[:, 0], torch.full((5, 5), -math.inf).triu(0)),
+            "grouped": lambda x: F.scaled_dot_product_attention(x.unsqueeze(0), x[:, :1], x[:, :1], enable_gqa=True),
+        }
+    )
+    model = exported(module, (torch.randn(3, 2, 5, 4),))
+    for size in (3, 6):
+        check(model, module, (torch.randn(size, 2, 5, 4),))
 
 
 def test_antialiasing_by_a_factor_is_not_that_by_the_ratio_of_the_sizes() -> None:
