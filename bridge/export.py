@@ -16,7 +16,7 @@ import sysconfig
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
@@ -82,6 +82,7 @@ class Source:
                 f"Its inputs were {_shapes(feeds)}."
             ) from error
         names, outputs = flatten_outputs(result)
+        _check_classes(result)
         if not outputs:
             raise ExportError("the module returns no tensor: there is nothing for an engine to compute.")
         if not self.output_names:
@@ -121,6 +122,19 @@ class Source:
             calling = Calling.of(forward, structure, None, names)
             notes = [f"as a module, the engine returns a flat tuple of tensors: {error}"]
         return calling, notes
+
+
+def _check_classes(result: Any) -> None:
+    """Raises ExportError where tensors are in a dataclass that torch does not take apart: they would be left out."""
+    import torch
+
+    for path, leaf in named_leaves(result):
+        if is_dataclass(leaf) and any(isinstance(getattr(leaf, item.name), torch.Tensor) for item in fields(leaf)):
+            place, name = ".".join(map(str, ("output", *path))), type(leaf).__name__
+            raise ExportError(
+                f"the module returns {name} as {place!r}, a dataclass that torch does not take apart: call "
+                f"torch.export.register_dataclass({name}) first, once."
+            )
 
 
 def flatten_outputs(result: Any) -> tuple[list[str], list[torch.Tensor]]:

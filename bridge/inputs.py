@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import TYPE_CHECKING, Any
@@ -296,6 +296,24 @@ def make_cases(example: Mapping[str, Array], sets: Sequence[Profiles]) -> list[C
             if all(not _same_shapes(feeds, case.feeds) for case in cases):
                 cases.append(Case(which if len(sets) == 1 else f"profile {number} {which}", feeds))
     return cases
+
+
+def with_numbers_that_fit(case: Case, example: Case) -> Iterator[tuple[int, Case]]:
+    """``case`` with no whole number above the smallest axis that is shorter than the example's, then with none that
+    reaches it: lengths and places along such an axis, where it has become too short for them. With the largest number.
+    """
+    shorter = [
+        now
+        for name, array in case.feeds.items()
+        for now, before in zip(array.shape, example.feeds[name].shape, strict=True)
+        if now < before
+    ]
+    for most in (min(shorter), max(0, min(shorter) - 1)) if shorter else ():
+        feeds = {
+            name: np.minimum(array, array.dtype.type(most)) if array.dtype.kind in "iu" else array
+            for name, array in case.feeds.items()
+        }
+        yield most, Case(case.name, feeds)
 
 
 def _same_shapes(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:

@@ -205,6 +205,8 @@ class ConversionResult:
     precision: str = "fp32"
     quantises: bool = False
     """Whether the source quantises what it computes by itself."""
+    half: str = ""
+    """``fp16`` or ``bf16`` where the source computes in it by itself, be its outputs float32; else empty."""
     builder: dict[str, Any] = field(default_factory=dict)
     """What the builder was told, by the names of ``bridge.BuildSettings``; what it was not told is left out."""
     source: str = ""
@@ -275,9 +277,14 @@ class ConversionResult:
         itself, where a value on the border of two steps is a whole step off after the least rounding."""
         return self.also_quantised(self.precision)
 
+    @property
+    def own_precision(self) -> str:
+        """What the source computes in: where that is 16 bits, another order of sums is rounded to other values."""
+        return self.half or "fp32"
+
     def also_quantised(self, precision: str) -> str:
-        """``precision``, with the int8 of the source."""
-        return f"int8+{precision}" if self.quantises else precision
+        """``precision``, with the int8 and the 16 bits of the source."""
+        return "+".join(filter(None, ("int8" if self.quantises else "", precision, self.half)))
 
     @property
     def ok(self) -> bool:

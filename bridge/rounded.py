@@ -114,10 +114,20 @@ def bodies(node: NodeProto) -> Iterator[GraphProto]:
 
 def has_bfloat16(graph: GraphProto) -> bool:
     """Whether any tensor of the graph, or of a body, is said to be bfloat16."""
-    kinds = {info.type.tensor_type.elem_type for info in (*graph.input, *graph.output, *graph.value_info)}
-    kinds |= {item.data_type for item in graph.initializer}
-    kinds |= {item.i for node in graph.node if node.op_type == "Cast" for item in node.attribute if item.name == "to"}
-    return TensorProto.BFLOAT16 in kinds or any(has_bfloat16(body) for node in graph.node for body in bodies(node))
+    return TensorProto.BFLOAT16 in _types_said(graph)
+
+
+def half_type(graph: GraphProto) -> str:
+    """``bf16`` or ``fp16`` where any tensor of the graph, or of a body, is said to be of it, the coarser first."""
+    types = _types_said(graph)
+    return "bf16" if TensorProto.BFLOAT16 in types else "fp16" if TensorProto.FLOAT16 in types else ""
+
+
+def _types_said(graph: GraphProto) -> set[int]:
+    types = {info.type.tensor_type.elem_type for info in (*graph.input, *graph.output, *graph.value_info)}
+    types |= {item.data_type for item in graph.initializer}
+    types |= {item.i for node in graph.node if node.op_type == "Cast" for item in node.attribute if item.name == "to"}
+    return types.union(*(_types_said(body) for node in graph.node for body in bodies(node)))
 
 
 def plain(model: ModelProto) -> ModelProto:

@@ -23,7 +23,8 @@ WRAPPED = "bridge_module"
 """Name under which the exporter's wrapper holds the user's module: taken off the front of module paths."""
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
-_LIBRARIES = re.compile(r"[/\\](?:site|dist)-packages[/\\]|[/\\]bridge[/\\]export\.py$|^<")
+_LIBRARIES = re.compile(r"[/\\](?:site|dist)-packages[/\\]|^<")
+_WRAPPER = re.compile(r"[/\\]bridge[/\\]export\.py$")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def _unwrap(path: str) -> str:
 def _source(stack: str) -> str:
     """The innermost frame of the trace that is the user's own: neither torch's nor another library's."""
     frames = [(match["file"], match["line"]) for match in _FRAME.finditer(stack)]
+    frames = [frame for frame in frames if not _WRAPPER.search(frame[0])]
     own = [frame for frame in frames if not _LIBRARIES.search(frame[0])] or frames[-1:]
     return f"{PurePath(own[-1][0])}:{own[-1][1]}" if own else ""
 

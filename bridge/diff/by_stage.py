@@ -47,7 +47,8 @@ class Stages:
 
     def precision(self, stage: StageName) -> str:
         """What the stage may have been computed in."""
-        return self.conversion.result.computed_in if stage in LOWERED else "fp32"
+        result = self.conversion.result
+        return result.computed_in if stage in LOWERED else result.own_precision
 
     def run(self, feeds: Sequence[Feeds]) -> dict[StageName, Outputs]:
         """What each stage computes. Raises RunError or ExportError where the first of them does not run; others that do

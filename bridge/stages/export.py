@@ -12,13 +12,13 @@ from .. import custom_ops
 from ..calibration import file_reader, torch_reader
 from ..compare import disagreement
 from ..errors import ExportError, RunError
-from ..inputs import Array, hull, make_cases, read_profiles
+from ..inputs import Array, Case, hull, make_cases, read_profiles, with_numbers_that_fit
 from ..tensors import to_numpy
 from ..workspace import EXPORTED
 from .state import Outputs, State
 
 if TYPE_CHECKING:
-    from ..export import Exporter
+    from ..export import Exporter, Source
 
 
 def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Exporter]) -> Outputs:
@@ -36,7 +36,7 @@ def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Expor
         if changed:
             result.notes.append("the module was in training mode: it was exported and compared in eval mode")
         with state.clock("run"):
-            reference = [made.run(case.feeds) for case in state.cases]
+            reference = _references(state, made)
         state.remember_source(reference)
         outputs: list[Outputs] = []
 
@@ -46,7 +46,8 @@ def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Expor
                     outputs.append(state.run_onnx(path, "exported"))
             except RunError as error:
                 return str(error)
-            comparisons = state.compare(("torch", "exported"), reference, outputs[-1])
+            result.half = _half(path)
+            comparisons = state.compare(("torch", "exported"), reference, outputs[-1], result.own_precision)
             if all(item.agreed for item in comparisons):
                 return None
             with state.clock("run"):
@@ -80,6 +81,45 @@ def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Expor
     return outputs[-1]
 
 
+def _half(path: Path) -> str:
+    import onnx
+
+    from ..rounded import half_type
+
+    return half_type(onnx.load(str(path), load_external_data=False).graph)
+
+
+def _references(state: State, made: Source) -> list[dict[str, Array]]:
+    """What the module computes of each case; one that it does not take as it is may get smaller whole numbers."""
+    found = []
+    for place, case in enumerate(state.cases):
+        try:
+            found.append(made.run(case.feeds))
+        except ExportError as error:
+            if place == 0:
+                raise
+            state.cases[place], outputs = _made_to_fit(state, made, case, error)
+            found.append(outputs)
+    return found
+
+
+def _made_to_fit(state: State, made: Source, case: Case, refusal: ExportError) -> tuple[Case, dict[str, Array]]:
+    """Raises ExportError where the module takes the case in no form."""
+    for most, other in with_numbers_that_fit(case, state.cases[0]):
+        try:
+            outputs = made.run(other.feeds)
+        except ExportError:
+            continue
+        state.result.notes.append(
+            f"at the {case.name} shapes, which are too small for the example's whole numbers, these are {most} at most"
+        )
+        return other, outputs
+    raise ExportError(
+        f"{refusal} These are the example's values at the {case.name} shapes of the profiles: allow only shapes that "
+        "the module takes, or give an example whose values fit all of them."
+    ) from refusal
+
+
 def from_file(state: State, path: Path, inputs: Any) -> Outputs:
     """Reads an ONNX file; returns what it computes."""
     from passes import ModelError, read
@@ -103,6 +143,7 @@ def from_file(state: State, path: Path, inputs: Any) -> Outputs:
         except RunError as error:
             outputs = _run_mended(state, graph, error)
     state.remember_source(outputs)
+    state.result.half = _half(state.result.exported_onnx)
     return outputs
 
 

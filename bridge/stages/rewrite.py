@@ -62,7 +62,7 @@ def check_rewritten(state: State, exported: Outputs, known: Outputs | None) -> N
             state.rewritten = state.run_onnx(path, "rewritten") if known is None else known
         except RunError as error:
             raise RunError(f"{error}\n{_culprit(state)}") from error
-    comparisons = state.compare(("exported", "rewritten"), exported, state.rewritten)
+    comparisons = state.compare(("exported", "rewritten"), exported, state.rewritten, state.result.own_precision)
     if state.settings.precision.plain:
         state.hold_to_source("rewritten", state.rewritten)
     if not all(item.agreed for item in comparisons):

@@ -1,0 +1,120 @@
+"""What an export is held to: cases that the module takes, at every shape, in the types in which it computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bridge import ConversionResult, convert
+from bridge.export import make_source
+from bridge.inputs import make_cases, read_profiles, with_numbers_that_fit
+from bridge.tensors import to_numpy
+
+
+def rewritten(module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path, **options: object) -> ConversionResult:
+    return convert(module.eval(), inputs, workdir=folder, target="tensorrt-rtx", build=False, **options)
+
+
+class Neighbours(nn.Module):
+    """Sums over a graph's edges: the values of ``edges`` are places along ``x``'s first axis."""
+
+    def forward(self, x: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x).index_add(0, edges[1], x[edges[0]])
+
+
+EDGES = torch.tensor([[0, 1, 4, 3], [2, 4, 0, 1]])
+EDGE_PROFILES = {"x": ((1, 3), (5, 3), (9, 3)), "edges": ((2, 1), (2, 4), (2, 8))}
+
+
+def test_places_along_an_axis_fit_where_it_is_shorter(tmp_path: Path) -> None:
+    result = rewritten(Neighbours(), (torch.randn(5, 3), EDGES), tmp_path, profiles=EDGE_PROFILES)
+    assert result.ok, result.error
+    assert {item.inputs for item in result.comparisons} == {"example", "min", "max"}
+    assert "at the min shapes, which are too small for the example's whole numbers, these are 0 at most" in result.notes
+
+
+class Lengths(nn.Module):
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        if int(lengths.min()) < 1 or int(lengths.max()) > x.shape[1]:
+            raise ValueError(f"lengths {lengths.tolist()} of {x.shape[1]} steps")
+        return x.cumsum(1)
+
+
+def test_lengths_may_be_as_large_as_the_axis() -> None:
+    profiles = {"x": ((2, 2), (2, 5), (2, 8))}
+    inputs = torch.randn(2, 5), torch.tensor([5, 3])
+    made = make_source(Lengths(), inputs, None, None)
+    example = {name: to_numpy(tensor) for name, tensor in made.call.tensors.items()}
+    cases = make_cases(example, read_profiles(profiles, {name: array.shape for name, array in example.items()}))
+    most, fitting = next(with_numbers_that_fit(cases[1], cases[0]))
+    assert most == 2 and fitting.feeds["lengths"].tolist() == [2, 2]
+    assert list(made.run(fitting.feeds))
+
+
+def test_shapes_that_a_module_does_not_take_are_told_from_an_example_that_it_does_not(tmp_path: Path) -> None:
+    class Together(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x + y
+
+    inputs = torch.randn(3, 4), torch.randn(3, 4)
+    result = rewritten(Together(), inputs, tmp_path, profiles={"x": ((2, 4), (3, 4), (5, 4))})
+    assert not result.ok
+    assert (
+        "These are the example's values at the min shapes of the profiles: allow only shapes that the module takes"
+        in (result.error or "")
+    )
+
+
+class Mixed(nn.Module):
+    """Multiplies in 16 bits, and returns float32."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype, self.first, self.second = dtype, nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=self.dtype):
+            y = self.first(x)
+            y = y @ y.mT
+        return self.second(y.float() @ x)
+
+
+@pytest.mark.parametrize(("dtype", "half"), [(torch.bfloat16, "bf16"), (torch.float16, "fp16")])
+def test_a_model_that_computes_in_16_bits_is_held_to_them_though_it_returns_float32(
+    dtype: torch.dtype, half: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    result = rewritten(Mixed(dtype), (torch.randn(2, 8, 64),), tmp_path)
+    assert result.ok, result.error
+    assert result.half == half
+    assert all(item.tolerance.whole and item.candidate_dtype == "float32" for item in result.comparisons)
+
+
+def test_a_model_in_float32_is_held_to_float32(tmp_path: Path) -> None:
+    result = rewritten(nn.Linear(4, 4), (torch.randn(2, 4),), tmp_path)
+    assert result.half == ""
+    assert all(item.tolerance.rtol == 1e-3 and not item.tolerance.whole for item in result.comparisons)
+
+
+@dataclass
+class Answer:
+    start: torch.Tensor
+    end: torch.Tensor
+
+
+class Reader(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Answer]:
+        return x.sum(), Answer(x + 1, x - 1)
+
+
+def test_a_dataclass_of_tensors_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    result = rewritten(Reader(), (torch.randn(3),), tmp_path / "unregistered")
+    assert "returns Answer as 'output.1'" in (result.error or ""), result.error
+    assert "torch.export.register_dataclass(Answer)" in (result.error or "")
+    torch.export.register_dataclass(Answer, serialized_type_name="tests.Answer")
+    result = rewritten(Reader(), (torch.randn(3),), tmp_path / "registered")
+    assert [item.name for item in result.outputs] == ["output.0", "output.1.start", "output.1.end"]
