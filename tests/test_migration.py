@@ -95,6 +95,24 @@ def test_a_module_is_made_of_anothers_pieces(used: bool) -> None:
     assert torch.equal(loaded(B, X), 3 * (2 * X + 1))
 
 
+def test_a_subclass_saves_and_loads_its_own_weights_too() -> None:
+    saved = OfAnother(two_inputs())
+    saved.register_buffer("mean", torch.ones(3))
+    loaded = OfAnother(TRTModule())
+    loaded.register_buffer("mean", torch.zeros(3))
+    with torch.no_grad():
+        saved.scale.fill_(5)
+    loaded.load_state_dict(saved.state_dict())
+    assert loaded.scale == 5 and torch.equal(loaded.mean, torch.ones(3))
+    assert torch.equal(loaded(X, B), 5 * (2 * X + 1))
+    state = saved.state_dict()
+    del state["scale"]
+    with pytest.raises(RuntimeError, match=r'Missing key.*"scale"'):
+        loaded.load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"mean"'):
+        OfAnother(TRTModule()).load_state_dict(saved.state_dict())
+
+
 def test_an_engine_is_put_into_a_module_and_named_afterwards() -> None:
     made = TRTModule()
     made.engine = icuda_engine()

@@ -24,6 +24,8 @@ from .record import PlanBytes, Record, record_of, sidecar_of
 
 _OF_THIS_PROCESS = ("_local", "_profile", "_compiled_call_impl", "network")
 """Attributes that are neither copied nor pickled."""
+_KEYS = ("engine", "record", "input_names", "output_names", "calling", "input_flattener", "output_flattener")
+"""Of a state dict; the last two are torch2trt's."""
 _is_compiling = torch.compiler.is_compiling
 _is_tracing = torch._C._get_tracing_state
 _NOT_ALWAYS_THERE = ("context", "layers", "weight_streaming_budget")
@@ -442,6 +444,11 @@ class TRTModule(torch.nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Takes what ``state_dict`` gave, or torch2trt's. What is wrong with it goes into torch's list of errors."""
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        own = [prefix + key for key in _KEYS]
+        unexpected_keys[:] = [key for key in unexpected_keys if key not in own]
         if prefix + "engine" not in state_dict:
             missing_keys.append(prefix + "engine")
             return
