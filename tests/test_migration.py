@@ -167,6 +167,13 @@ def test_an_engine_lists_its_tensors_as_before_tensorrt_10() -> None:
     assert list(engine) == ["x", "b", "y"] and len(engine) == 3 and engine[1] == "b"
 
 
+def test_what_tensorrt_10_took_away_is_an_attribute_error_that_says_what_it_has_instead() -> None:
+    engine = two_inputs().engine
+    assert engine.num_io_tensors == 3 and not hasattr(engine, "num_bindings")
+    with pytest.raises(AttributeError, match=r"get_binding_shape: .* since version 10: use get_tensor_shape\(name\)"):
+        engine.get_binding_shape(0)
+
+
 def test_outputs_that_are_not_named_are_told_of() -> None:
     made = TRTModule(fake_trt.plan(outputs={"y": ["FLOAT", [-1, 3]], "z": ["FLOAT", [-1, 3]]}), ["x"], ["y"])
     with pytest.raises(RunError, match="the engine's outputs are not the module's: z is not of y"):

@@ -34,6 +34,19 @@ _DTYPES = {
 _NARROWED = {torch.int32: torch.int64, torch.float32: torch.float64}
 """What the engine has, and what it may be given where nothing is known of the module that it was made from."""
 
+_BINDINGS = {
+    "binding_is_input": "get_tensor_mode(name)",
+    "get_binding_dtype": "get_tensor_dtype(name)",
+    "get_binding_index": "the name itself",
+    "get_binding_name": "get_tensor_name(index)",
+    "get_binding_shape": "get_tensor_shape(name)",
+    "get_location": "get_tensor_location(name)",
+    "get_profile_shape": "get_tensor_profile_shape(name, profile)",
+    "max_batch_size": "get_tensor_profile_shape(name, 0)[2][0]",
+    "num_bindings": "num_io_tensors",
+}
+"""What TensorRT's engine had until version 10, and what it has in its place."""
+
 
 @dataclass(frozen=True)
 class IOTensor:
@@ -274,7 +287,10 @@ class Engine:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in type(self).__annotations__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self.trt_engine, name)
+        engine = self.trt_engine
+        if name in _BINDINGS and not hasattr(engine, name):
+            raise AttributeError(f"{name}: TensorRT has no bindings since version 10: use {_BINDINGS[name]}.")
+        return getattr(engine, name)
 
 
 def _check_names(what: str, wrong: Sequence[str], known: Sequence[str]) -> None:
