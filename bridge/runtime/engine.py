@@ -255,7 +255,8 @@ class Engine:
         asked = tuple(inputs or record.inputs), tuple(outputs or record.outputs)
         if asked in ((record.inputs, record.outputs), known):
             return self
-        return Engine(self.serialize(), replace(record, inputs=asked[0], outputs=asked[1]))
+        plan = self.serialize()
+        return Engine(plan, replace(record.of(plan), inputs=asked[0], outputs=asked[1]))
 
     def refit(self, weights: Mapping[str, Any] | Path) -> Engine:
         """Puts other weights into the engine: arrays by the name of the weights, or those of an ONNX file.
