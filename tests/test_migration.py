@@ -132,6 +132,13 @@ def test_another_modules_engine_may_have_its_names_in_another_order(monkeypatch:
     assert torch.equal(other(X, B), 2 * X + 1)
 
 
+def test_another_modules_engine_is_not_shared_where_its_weights_can_be_changed() -> None:
+    other = TRTModule(fake_trt.plan(**TWO_INPUTS, refittable=True))
+    assert torch.equal(other(X, B), 2 * X + 1)
+    made = TRTModule(other.engine)
+    assert made.engine is not other.engine and torch.equal(made(X, B), 2 * X + 1)
+
+
 def test_flatteners_can_be_set() -> None:
     made = two_inputs()
     made.input_flattener = Flattener.from_value(({"x": X, "b": B},))

@@ -247,6 +247,10 @@ class Engine:
         plan = self.serialize()
         return Engine(plan, self.record.of(plan))
 
+    def shared(self) -> Engine:
+        """For another module: this one, or, where its weights can be changed, another of the same plan."""
+        return self.unloaded() if self.loaded and self.trt_engine.refittable else self
+
     def named(self, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> Engine:
         """The same engine, with its inputs and outputs in the order of these names; without them, as they are."""
         record, known = self.record, (self.record.inputs, self.record.outputs)

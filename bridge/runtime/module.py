@@ -108,7 +108,7 @@ class TRTModule(torch.nn.Module):
         """Makes the given engine this module's."""
         plan: bytes | None = None
         if isinstance(engine, Engine):  # another module's
-            self._engine = engine.named(self._input_names, self._output_names)
+            self._engine = engine.shared().named(self._input_names, self._output_names)
             return
         if isinstance(engine, (str, os.PathLike)):
             plan, record = self._from_file(Path(engine))
@@ -257,7 +257,7 @@ class TRTModule(torch.nn.Module):
     @input_names.setter
     def input_names(self, names: Sequence[str] | None) -> None:
         self._input_names = _listed(names)
-        self.engine = self._engine
+        self._rename()
         if self._calling is not None and self._input_names:
             self._calling = replace(self._calling, names=tuple(self._input_names))
 
@@ -268,7 +268,11 @@ class TRTModule(torch.nn.Module):
     @output_names.setter
     def output_names(self, names: Sequence[str] | None) -> None:
         self._output_names = _listed(names)
-        self.engine = self._engine
+        self._rename()
+
+    def _rename(self) -> None:
+        if self._engine is not None:
+            self._local, self._engine = threading.local(), self._engine.named(self._input_names, self._output_names)
 
     @property
     def input_flattener(self) -> Flattener | None:
@@ -403,9 +407,7 @@ class TRTModule(torch.nn.Module):
                 made.__dict__[key] = copy.deepcopy(value, memo)
         made._begin()
         made.conversion = self.conversion
-        engine = self._engine
-        shared = engine is None or not engine.loaded or not engine.trt_engine.refittable
-        made._engine = engine if shared or engine is None else engine.unloaded()
+        made._engine = self._engine.shared() if self._engine is not None else None
         return made
 
     def __getstate__(self) -> dict[str, Any]:
