@@ -139,6 +139,17 @@ def test_another_modules_engine_is_not_shared_where_its_weights_can_be_changed()
     assert made.engine is not other.engine and torch.equal(made(X, B), 2 * X + 1)
 
 
+def test_a_copy_that_was_made_before_the_engine_was_loaded_keeps_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed: list[Any] = []
+    monkeypatch.setattr("bridge.runtime.refit.refit", lambda engine, target, weights: changed.append(engine))
+    made = TRTModule(fake_trt.plan(**TWO_INPUTS, refittable=True))
+    other = copy.deepcopy(made)
+    assert torch.equal(made(X, B), other(X, B))
+    made.refit({})
+    assert changed == [made.engine.trt_engine] and other.engine.trt_engine is not made.engine.trt_engine
+    assert torch.equal(made(X, B), other(X, B))
+
+
 def test_flatteners_can_be_set() -> None:
     made = two_inputs()
     made.input_flattener = Flattener.from_value(({"x": X, "b": B},))

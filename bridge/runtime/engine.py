@@ -84,6 +84,8 @@ class Engine:
         self._plan = plan
         self._lock = threading.RLock()
         self._keep = keep
+        self._has_others = False
+        """Whether more than one module may use it."""
         self._trt_engine: Any = None
         self.context_lock = threading.Lock()
         self.first_context: Any = None
@@ -249,7 +251,10 @@ class Engine:
 
     def shared(self) -> Engine:
         """For another module: this one, or, where its weights can be changed, another of the same plan."""
-        return self.unloaded() if self.loaded and self.trt_engine.refittable else self
+        if self.loaded and self.trt_engine.refittable:
+            return self.unloaded()
+        self._has_others = True
+        return self
 
     def named(self, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> Engine:
         """The same engine, with its inputs and outputs in the order of these names; without them, as they are."""
@@ -271,11 +276,13 @@ class Engine:
         from .refit import refit
 
         engine = self.load(None)
+        if self._has_others and engine.trt_engine.refittable:
+            engine = self.unloaded().load(self.device)
         assert engine.device is not None
         torch.cuda.synchronize(engine.device)  # TensorRT leaves open what a call under way would read
         with torch.cuda.device(engine.device):
             refit(engine.trt_engine, self.target, weights)
-            return Engine(None, replace(self.record, sha256="", stripped=False), self._trt_engine, self._keep)
+            return Engine(None, replace(self.record, sha256="", stripped=False), engine._trt_engine, engine._keep)
 
     def __len__(self) -> int:
         """How many inputs and outputs there are; with ``iter`` and ``engine[0]``, as TensorRT had it before 10."""

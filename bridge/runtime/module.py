@@ -446,11 +446,9 @@ class TRTModule(torch.nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Takes what ``state_dict`` gave, or torch2trt's. What is wrong with it goes into torch's list of errors."""
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        own = [prefix + key for key in _KEYS]
-        unexpected_keys[:] = [key for key in unexpected_keys if key not in own]
+        known = (state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(*known)
+        unexpected_keys[:] = [key for key in unexpected_keys if key.removeprefix(prefix) not in _KEYS]
         if prefix + "engine" not in state_dict:
             missing_keys.append(prefix + "engine")
             return
