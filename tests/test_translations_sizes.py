@@ -64,6 +64,54 @@ def test_what_is_computed_with_a_size_follows_it() -> None:
         check(model, module, (torch.randn(size, 2, 4),))
 
 
+def test_filters_may_be_made_for_each_item_of_a_batch_of_any_size() -> None:
+    def planes(x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(1, -1, 6, 5)
+
+    def own(x: torch.Tensor, *shape: int) -> torch.Tensor:
+        return x.flatten(1)[:, : math.prod(shape)].reshape(-1, *shape[1:])
+
+    def transposed(x: torch.Tensor, *shape: int, **options: Any) -> torch.Tensor:
+        return F.conv_transpose2d(planes(x), own(x, *shape), groups=x.shape[0], **options)
+
+    module = All(
+        {
+            "modulated": lambda x: F.conv2d(planes(x), own(x, 3, 2, 3, 2), padding=(1, 0), groups=x.shape[0]),
+            "strided": lambda x: F.conv2d(planes(x), own(x, 4, 2, 2, 2), None, 2, 1, 2, groups=x.shape[0]),
+            "correlated": lambda x: F.conv2d(planes(x), x[:, :, :3, :3].reshape(-1, 1, 3, 3), groups=2 * x.shape[0]),
+            "in_a_line": lambda x: F.conv1d(x.reshape(1, -1, 30), own(x, 2, 2, 5), padding=2, groups=x.shape[0]),
+            "transposed": lambda x: transposed(x, 2, 3, 3, 3, stride=2),
+            "transposed_padded": lambda x: transposed(x, 2, 2, 3, 2, stride=(3, 2), padding=1, output_padding=1),
+            "transposed_dilated": lambda x: transposed(x, 2, 1, 2, 2, padding=2, dilation=2),
+        }
+    )
+    model = exported(module, (torch.randn(3, 2, 6, 5),))
+    for size in (3, 5, 1):
+        check(model, module, (torch.randn(size, 2, 6, 5),))
+
+
+def test_halves_and_signals_follow_the_size() -> None:
+    window = torch.hann_window(16)
+
+    def there_and_back(x: torch.Tensor) -> torch.Tensor:
+        signal = x.flatten()
+        found = torch.stft(signal, 16, 4, window=window, return_complex=True)
+        return torch.istft(found, 16, 4, window=window, length=signal.shape[0])
+
+    module = All(
+        {
+            "halves": lambda x: torch.cat([x, x + 1]).chunk(2),
+            "of_three_rows": lambda x: torch.cat([x, x, x]).chunk(2)[1],
+            "complex": lambda x: torch.complex(x, x + 1).repeat(2, 1, 1).chunk(2)[1].abs(),
+            "signal": there_and_back,
+            "pooled": lambda x: F.adaptive_avg_pool3d(x.transpose(0, 2).unsqueeze(0), (1, 2, 2)),
+        }
+    )
+    model = exported(module, (torch.randn(3, 5, 6),))
+    for size in (3, 4, 7):
+        check(model, module, (torch.randn(size, 5, 6),))
+
+
 def test_attention_takes_tensors_of_any_rank() -> None:
     def attend(x: torch.Tensor, *mask: torch.Tensor | None, **options: Any) -> torch.Tensor:
         return F.scaled_dot_product_attention(x, x * 2, x + 1, *mask, **options)

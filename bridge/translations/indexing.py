@@ -130,3 +130,16 @@ def roll(self: Tensor, shifts: Sequence[Any], dims: Sequence[int] = ()) -> Tenso
         places = torch.remainder(torch.arange(length, device=self.device) - shift, torch.full((), length))
         self = self.index_select(dim, places)
     return self
+
+
+@replaces("chunk", "unsafe_chunk")
+def chunk(self: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+    """Of an axis of any size, as guided diffusion halves its batch: as many as were asked for, though torch gives fewer
+    where there are fewer rows."""
+    size = self.shape[dim]
+    if not isinstance(size, torch.SymInt):
+        step = max(1, -(-size // chunks))
+        return torch.split(self, step, dim) if size else (self,) * chunks
+    step = (size + chunks - 1) // chunks
+    ends = [torch.sym_min(step * index, size) for index in range(1, chunks)]
+    return tuple(self.narrow(dim, begin, end - begin) for begin, end in zip([0, *ends], [*ends, size], strict=True))

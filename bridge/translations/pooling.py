@@ -63,9 +63,12 @@ def adaptive_max_pool(self: Tensor, output_size: Sequence[Any]) -> tuple[Tensor,
 
 @decomposes("_adaptive_avg_pool3d", "adaptive_avg_pool3d")
 def adaptive_avg_pool(self: Tensor, output_size: Sequence[Any]) -> Tensor:
-    """One product with a matrix of means for each axis: the mean over a box is the mean of means."""
+    """One mean, or product with a matrix of means, for each axis: the mean over a box is the mean of means."""
     for axis, out in zip(range(-len(output_size), 0), output_size, strict=True):
         size = self.shape[axis]
+        if isinstance(out, int) and out == 1:
+            self = self.mean(axis, keepdim=True)
+            continue
         index, counts = _windows(size, out, self)
         hits = (index.unsqueeze(-1) == torch.arange(size, device=self.device)) & counts.unsqueeze(-1)
         weights = hits.to(self.dtype).sum(1) / counts.to(self.dtype).sum(1, keepdim=True)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fourier import istft
 from .registry import decomposes
 
 
@@ -140,6 +141,8 @@ def of_any_size() -> contextlib.ExitStack:
         (torch, "logspace", logspace),
         (torch, "tensor", tensor_of),
         (torch, "as_tensor", tensor_of),
+        (torch, "istft", istft),
+        (torch.Tensor, "istft", istft),
         (torch.Tensor, "new_tensor", new_tensor),
         (F, "one_hot", one_hot),
         (math, "sqrt", root),
