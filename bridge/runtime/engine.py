@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 
@@ -62,6 +62,19 @@ class IOTensor:
     """Whether TensorRT reads or writes it in the host's memory, as it does with shapes."""
     profiles: tuple[tuple[Shape, Shape, Shape], ...] = ()
     """Of an input: the min, opt and max shape in each optimization profile."""
+
+
+class PlanBytes(bytearray):
+    """A plan in a state dict: bytes, as torch2trt has them there, that are saved as a tensor.
+
+    pickle would write bytes out as text, half as large again and of 4 GiB at most.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PlanBytes:
+        return PlanBytes(self)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        return torch.frombuffer(self, dtype=torch.uint8).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
 
 class Engine:

@@ -16,11 +16,11 @@ from ..errors import RunError, UsageError
 from ..result import ConversionResult
 from ..target import Flavour, likely_flavour
 from .calling import Calling
-from .engine import Engine
+from .engine import Engine, PlanBytes
 from .flattener import Flattener
 from .graphs import Session
 from .profiling import LayerTime, Profile
-from .record import PlanBytes, Record, record_of, sidecar_of
+from .record import Record, record_of, sidecar_of
 
 _OF_THIS_PROCESS = ("_local", "_profile", "_compiled_call_impl", "network")
 """Attributes that are neither copied nor pickled."""

@@ -7,9 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, SupportsIndex
-
-import torch
+from typing import Any
 
 from ..errors import RunError
 from ..target import Flavour
@@ -62,19 +60,6 @@ class Record:
                 f"{what}: its checksum is not the one that was written down when it was built: the file is cut short "
                 "or damaged. Copy it again, or convert the model again."
             )
-
-
-class PlanBytes(bytearray):
-    """A plan in a state dict: bytes, as torch2trt has them there, that are saved as a tensor.
-
-    pickle would write bytes out as text, half as large again and of 4 GiB at most.
-    """
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PlanBytes:
-        return PlanBytes(self)
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
-        return torch.frombuffer(self, dtype=torch.uint8).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
 
 def sidecar_of(engine: Path) -> dict[str, Any] | None:
