@@ -112,6 +112,14 @@ def test_halves_and_signals_follow_the_size() -> None:
         check(model, module, (torch.randn(size, 5, 6),))
 
 
+def test_a_projected_layer_takes_sequences_of_any_length() -> None:
+    torch.manual_seed(0)
+    module = All({"both_ways": nn.LSTM(6, 4, 2, proj_size=3, bidirectional=True), "one": nn.LSTM(6, 4, proj_size=2)})
+    model = exported(module, (torch.randn(3, 2, 6),))
+    for steps in (7, 1):
+        check(model, module, (torch.randn(steps, 2, 6),))
+
+
 def test_attention_takes_tensors_of_any_rank() -> None:
     def attend(x: torch.Tensor, *mask: torch.Tensor | None, **options: Any) -> torch.Tensor:
         return F.scaled_dot_product_attention(x, x * 2, x + 1, *mask, **options)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .registry import Untranslatable, replaces, static, translates
+from .registry import Untranslatable, replaces, translates
+from .sizes import varies
 
 _LIBRARY = torch.library.Library("bridge", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _schema in (
@@ -132,24 +133,39 @@ def _stack(
 def _projected(
     x: Tensor, states: Sequence[Tensor], params: Sequence[Tensor], biases: bool, directions: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A layer of an LSTM with projections, which ONNX has none of: step by step, for a known number of steps."""
-    steps = static(x.shape[0], "LSTM with proj_size: the number of steps")
+    """A layer of an LSTM with projections, which ONNX has none of: step by step."""
     each = len(params) // directions
     outputs, hs, cs = [], [], []
     for way in range(directions):
         w, r, *rest = params[way * each : (way + 1) * each]
         gates = torch.nn.functional.linear(x, w, rest[0] + rest[1] if biases else None)
-        h, c = states[0][way], states[1][way]
-        found = []
-        for step in reversed(range(steps)) if way else range(steps):
-            i, f, g, o = (gates[step] + torch.matmul(h, r.t())).chunk(4, -1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.matmul(torch.sigmoid(o) * torch.tanh(c), rest[-1].t())
-            found.append(h)
-        outputs.append(torch.stack(found[::-1] if way else found))
+        state = states[0][way], states[1][way]
+        found, h, c = _steps(gates.flip(0) if way else gates, state, r.t(), rest[-1].t())
+        outputs.append(found.flip(0) if way else found)
         hs.append(h)
         cs.append(c)
     return torch.cat(outputs, -1), torch.stack(hs), torch.stack(cs)
+
+
+def _steps(gates: Tensor, state: tuple[Tensor, Tensor], r: Tensor, projection: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What each step gives, and the last state: one after the other, or by Scan where their number is dynamic."""
+
+    def step(state: tuple[Tensor, Tensor], gate: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        i, f, g, o = (gate + torch.matmul(state[0], r)).chunk(4, -1)
+        c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.matmul(torch.sigmoid(o) * torch.tanh(c), projection)
+        return (h, c), h.clone()
+
+    if varies(gates.shape[0]):
+        from torch._higher_order_ops.scan import scan
+
+        (h, c), found = scan(step, state, gates)
+        return found, h, c
+    each = []
+    for gate in gates:
+        state, h = step(state, gate)
+        each.append(h)
+    return torch.stack(each), *state
 
 
 @replaces("lstm.input")
