@@ -11,9 +11,6 @@ import inspect
 import io
 import itertools
 import logging
-import re
-import sysconfig
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -23,6 +20,7 @@ from unittest import mock
 
 from . import custom_ops
 from .errors import ExportError, RunError, UsageError
+from .exporter_words import branches_taken, one_line, user_line
 from .inputs import Array, Call, Case, Profile, check_names, resized
 from .tensors import named_leaves, to_numpy, to_torch
 
@@ -54,6 +52,9 @@ class Source:
     output_names: list[str] = field(default_factory=list)
     outputs: Flattener | None = None
     """The structure of what the module returned; constants that differed from run to run are left out."""
+
+    traced: list[str] = field(default_factory=list)
+    """What should be known of the last trace by the older exporter."""
 
     def __post_init__(self) -> None:
         self.device = next(iter(self.call.tensors.values())).device
@@ -275,20 +276,42 @@ def export(
     ``accept`` is given the file and returns why it will not do, or None. Raises ExportError with every exporter's
     reason where none does.
     """
-    reasons: list[str] = []
-    for exporter in exporters:
+
+    def why_not(exporter: Exporter) -> str | None:
         _remove(path)
         reason = _export_with(exporter, source, profiles, example, path, opset)
-        if reason is None:
-            reason = _lost_axes(path, profiles) or accept(path)
+        return reason or _lost_axes(path, profiles) or accept(path)
+
+    reasons: list[str] = []
+    for exporter in exporters:
+        reason = why_not(exporter)
+        if reason is not None and exporter == "dynamo" and path.exists() and _may_depend_on_sizes(source, profiles):
+            with _reading_the_code():
+                reason = why_not(exporter) and reason
         if reason is None:
             files = (path.name + ".data", path.name) if path.with_name(path.name + ".data").exists() else (path.name,)
             age = "older" if exporter == "torchscript" else "newer"
             notes = [f"exported by torch.onnx's {age} exporter ({exporter}), since {item}" for item in reasons]
+            notes += source.traced if exporter == "torchscript" else []
             return Exported(exporter, files, notes)
         reasons.append(f"{exporter}: {reason}")
     advice = custom_ops.advice("\n".join(reasons))
     raise ExportError("\n".join(["torch.onnx does not export the module.", *reasons, *filter(None, [advice])]))
+
+
+def _may_depend_on_sizes(source: Source, profiles: Mapping[str, Profile]) -> bool:
+    return source.program is None and any(profile.dynamic_axes for profile in profiles.values())
+
+
+def _reading_the_code() -> contextlib.AbstractContextManager[Any]:
+    """Within it, torch.export reads the module's Python rather than run it, which follows ``int(size * 1.5)``.
+
+    torch.onnx does so of itself where running it fails, and not where a size has silently become a constant.
+    """
+    from torch.onnx._internal.exporter import _capture_strategies
+
+    strict = (_capture_strategies.TorchExportStrictStrategy,)
+    return mock.patch.object(_capture_strategies, "CAPTURE_STRATEGIES", strict)
 
 
 def _remove(path: Path) -> None:
@@ -407,10 +430,19 @@ def _free_names(graph: Any) -> None:
 def _by_torchscript(
     source: Source, tensors: tuple[Any, ...], profiles: Mapping[str, Profile], path: Path, opset: int | None
 ) -> None:
-    import torch
-
     if source.program is not None:
         raise TypeError("an ExportedProgram is exported by dynamo alone")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        _trace(source, tensors, profiles, path, opset)
+    source.traced = branches_taken(warned)
+
+
+def _trace(
+    source: Source, tensors: tuple[Any, ...], profiles: Mapping[str, Profile], path: Path, opset: int | None
+) -> None:
+    import torch
+
     axes = {
         name: {axis: f"{name}_{axis}" for axis in profiles[name].dynamic_axes}
         for name in source.call.tensors
@@ -439,37 +471,6 @@ def _lost_axes(path: Path, profiles: Mapping[str, Profile]) -> str | None:
             if dims[axis].HasField("dim_value"):
                 lost.append(f"axis {axis} of {info.name!r} has become the constant {dims[axis].dim_value}")
     return f"{', '.join(lost)}, though its profile is dynamic" if lost else None
-
-
-# --- words -------------------------------------------------------------------------------------------------------
-
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_SPECIALISED = (
-    re.compile(r"You marked (?P<what>.+?) as dynamic but your code specialized it to be a constant \((?P<size>\d+)\)"),
-    re.compile(r"tracing inferred a static shape of (?P<size>\d+) for dimension (?P<what>.+?\.shape\[\d+\])"),
-)
-"""How torch.export says that a dynamic axis has become constant; they stand for one another from release to release."""
-_PLACE = re.compile(r"\['(?:tensors|flat_args)'\]\[(?P<input>\d+)\]\.(?:shape|size\(\))\[(?P<axis>\d+)\]")
-
-
-def one_line(error: BaseException, inputs: Sequence[str] = ()) -> str:
-    """The innermost cause of an exporter's error, in one line, with ``inputs`` for the names of the wrapper's."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = _ANSI.sub("", str(error))
-    for match in filter(None, (pattern.search(text) for pattern in _SPECIALISED)):
-        place = _PLACE.search(match["what"])
-        what = f"axis {place['axis']} of {inputs[int(place['input'])]!r}" if place and inputs else match["what"]
-        return f"{what} was declared dynamic and has become the constant {match['size']} in the module's code"
-    lines = [line.strip() for line in text.splitlines() if line.strip() and set(line.strip()) - set("=-#*")]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:400]
-
-
-def user_line(error: BaseException) -> str:
-    """`` (file:line)`` of the innermost frame that is neither Python's, a library's nor ours; empty without one."""
-    others = ("<", str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
-    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
 def _shapes(feeds: Mapping[str, Array]) -> str:

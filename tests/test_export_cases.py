@@ -118,3 +118,32 @@ def test_a_dataclass_of_tensors_is_not_left_out_in_silence(tmp_path: Path) -> No
     torch.export.register_dataclass(Answer, serialized_type_name="tests.Answer")
     result = rewritten(Reader(), (torch.randn(3),), tmp_path / "registered")
     assert [item.name for item in result.outputs] == ["output.0", "output.1.start", "output.1.end"]
+
+
+class Enlarges(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(x, size=int(x.shape[2] * 1.5))
+
+
+def test_a_number_made_of_a_size_follows_it(tmp_path: Path) -> None:
+    profiles = {"x": ((1, 2, 2), (1, 2, 4), (1, 2, 9))}
+    result = rewritten(Enlarges(), (torch.randn(1, 2, 4),), tmp_path, profiles=profiles)
+    assert result.ok, result.error
+    assert (result.exporter, len(result.comparisons)) == ("dynamo", 6)
+
+
+class Decides(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:  # the line of the branch
+            return x * 2
+        return x - 1
+
+
+def test_a_branch_that_was_traced_one_way_is_told_with_its_line(tmp_path: Path) -> None:
+    result = rewritten(Decides(), (torch.ones(2),), tmp_path)
+    lines = Path(__file__).read_text().splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if text.endswith("# the line of the branch"))
+    assert result.exporter == "torchscript"
+    assert any(f"{Path(__file__).name}:{line}: the code decides by values" in note for note in result.notes), (
+        result.notes
+    )

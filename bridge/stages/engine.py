@@ -89,7 +89,7 @@ def task_check(state: State, engine: Path | None) -> None:
     """Runs the user's own check on the engine or, where none can run, on the model that it was built of."""
     if state.settings.task_check is None:
         return
-    from ..export import user_line
+    from ..exporter_words import user_line
 
     typed = state.result.onnx != state.result.rewritten_onnx
     where = "engine" if engine is not None else "typed" if typed else "rewritten"

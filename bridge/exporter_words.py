@@ -1,0 +1,61 @@
+"""What exporters say when they fail, for the person whose module it is."""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_SPECIALISED = (
+    re.compile(r"You marked (?P<what>.+?) as dynamic but your code specialized it to be a constant \((?P<size>\d+)\)"),
+    re.compile(r"tracing inferred a static shape of (?P<size>\d+) for dimension (?P<what>.+?\.shape\[\d+\])"),
+)
+"""How torch.export says that a dynamic axis has become constant; they stand for one another from release to release."""
+_PLACE = re.compile(r"\['(?:tensors|flat_args)'\]\[(?P<input>\d+)\]\.(?:shape|size\(\))\[(?P<axis>\d+)\]")
+
+
+ADVICE = (
+    ": a loop over it, a branch on it, int() or float() of it make it one; compute with the size as it is (size // 2, "
+    "size * 0.5), or with tensors"
+)
+
+
+def one_line(error: BaseException, inputs: Sequence[str] = ()) -> str:
+    """The innermost cause of an exporter's error, in one line, with ``inputs`` for the names of the wrapper's."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = _ANSI.sub("", str(error))
+    for match in filter(None, (pattern.search(text) for pattern in _SPECIALISED)):
+        place = _PLACE.search(match["what"])
+        what = f"axis {place['axis']} of {inputs[int(place['input'])]!r}" if place and inputs else match["what"]
+        return f"{what} was declared dynamic and has become the constant {match['size']} in the module's code{ADVICE}"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and set(line.strip()) - set("=-#*")]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:400]
+
+
+def user_line(error: BaseException) -> str:
+    """`` (file:line)`` of the innermost frame that is neither Python's, a library's nor ours; empty without one."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+
+
+def _is_users(file: str) -> bool:
+    return not file.startswith(
+        ("<", str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
+    )
+
+
+def branches_taken(warned: Sequence[warnings.WarningMessage]) -> list[str]:
+    """Of a tracer's warnings, where the user's code decides by values, of which the trace has one way alone."""
+    found = [item for item in warned if "to a Python boolean" in str(item.message) and _is_users(item.filename)]
+    if not found:
+        return []
+    lines = ", ".join(sorted({f"{item.filename}:{item.lineno}" for item in found}))
+    return [
+        f"{lines}: the code decides by values or sizes there, and the exported model has the way that the example took "
+        "alone; torch.where and torch.cond are followed"
+    ]
