@@ -20,7 +20,7 @@ from unittest import mock
 
 from . import custom_ops
 from .errors import ExportError, RunError, UsageError
-from .exporter_words import branches_taken, one_line, user_line
+from .exporter_words import branches_taken, one_line, scripted_parts, user_line
 from .inputs import Array, Call, Case, Profile, check_names, resized
 from .tensors import named_leaves, to_numpy, to_torch
 
@@ -295,8 +295,8 @@ def export(
             notes += source.traced if exporter == "torchscript" else []
             return Exported(exporter, files, notes)
         reasons.append(f"{exporter}: {reason}")
-    advice = custom_ops.advice("\n".join(reasons))
-    raise ExportError("\n".join(["torch.onnx does not export the module.", *reasons, *filter(None, [advice])]))
+    advice = filter(None, (custom_ops.advice("\n".join(reasons)), scripted_parts(source.module)))
+    raise ExportError("\n".join(["torch.onnx does not export the module.", *reasons, *advice]))
 
 
 def _may_depend_on_sizes(source: Source, profiles: Mapping[str, Profile]) -> bool:

@@ -8,6 +8,10 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _SPECIALISED = (
@@ -59,3 +63,15 @@ def branches_taken(warned: Sequence[warnings.WarningMessage]) -> list[str]:
         f"{lines}: the code decides by values or sizes there, and the exported model has the way that the example took "
         "alone; torch.where and torch.cond are followed"
     ]
+
+
+def scripted_parts(module: torch.nn.Module) -> str:
+    """What to do about ScriptModules inside of a module that does not export; empty where there are none."""
+    import torch
+
+    found = [name for name, item in module.named_modules() if isinstance(item, torch.jit.ScriptModule)]
+    outer = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    if not outer:
+        return ""
+    names = ", ".join(map(repr, outer[:3])) + ", …" * (len(outer) > 3)
+    return f"ScriptModules are exported in part only: in the place of {names} put the nn.Module it was scripted from."

@@ -145,7 +145,11 @@ def _check_tensor(name: str, tensor: torch.Tensor | Array) -> None:
     import torch
 
     if str(tensor.dtype).removeprefix("torch.") not in DTYPES:
-        raise UsageError(f"input {name!r}: is {tensor.dtype}, which TensorRT has not; it takes {', '.join(DTYPES)}.")
+        parts = " Give its parts (torch.view_as_real), and join them in forward (torch.view_as_complex)."
+        raise UsageError(
+            f"input {name!r}: is {tensor.dtype}, which TensorRT has not; it takes {', '.join(DTYPES)}."
+            + parts * ("complex" in str(tensor.dtype))
+        )
     if isinstance(tensor, np.ndarray):
         return
     if tensor.layout is not torch.strided:

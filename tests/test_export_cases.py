@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from bridge import ConversionResult, convert
+from bridge.errors import UsageError
 from bridge.export import make_source
 from bridge.inputs import make_cases, read_profiles, with_numbers_that_fit
 from bridge.tensors import to_numpy
@@ -122,7 +124,8 @@ def test_a_dataclass_of_tensors_is_not_left_out_in_silence(tmp_path: Path) -> No
 
 class Enlarges(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.interpolate(x, size=int(x.shape[2] * 1.5))
+        grid = torch.linspace(0, 1, x.shape[2])
+        return torch.nn.functional.interpolate(x + grid * math.sqrt(x.shape[2]), size=int(x.shape[2] * 1.5))
 
 
 def test_a_number_made_of_a_size_follows_it(tmp_path: Path) -> None:
@@ -147,3 +150,20 @@ def test_a_branch_that_was_traced_one_way_is_told_with_its_line(tmp_path: Path) 
     assert any(f"{Path(__file__).name}:{line}: the code decides by values" in note for note in result.notes), (
         result.notes
     )
+
+
+class Doubles(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[0] > 100 else x
+
+
+def test_a_scripted_part_that_does_not_export_is_named(tmp_path: Path) -> None:
+    scripted = torch.jit.script(Doubles())  # type: ignore[no-untyped-call]
+    result = rewritten(nn.Sequential(nn.Linear(4, 4), scripted), (torch.ones(2, 4),), tmp_path)
+    assert not result.ok
+    assert "in the place of '1' put the nn.Module it was scripted from" in (result.error or ""), result.error
+
+
+def test_a_complex_input_is_refused_with_what_to_give_instead(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"'input': is torch\.complex64.*torch\.view_as_real"):
+        rewritten(nn.Identity(), (torch.ones(2, dtype=torch.complex64),), tmp_path)

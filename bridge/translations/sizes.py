@@ -152,8 +152,12 @@ def of_any_size() -> contextlib.ExitStack:
 
 
 def _where_sizes_vary(original: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    of_all = function in (linspace, logspace, root)
+
     @functools.wraps(original)
     def called(*args: Any, **kwargs: Any) -> Any:
+        if of_all and torch.compiler.is_dynamo_compiling():  # where the code is read, sizes pass for integers
+            return function(*args, **kwargs)
         return (function if varies(*args, *kwargs.values()) else original)(*args, **kwargs)
 
     return called
