@@ -56,6 +56,7 @@ def test_what_is_computed_with_a_size_follows_it() -> None:
             "logarithmic": lambda x: torch.logspace(0, 1, x.shape[0]),
             "numbers": lambda x: x.sum() * x.new_tensor([x.shape[0], 0.5]) + torch.tensor([[x.shape[0] / 2, 1]]),
             "sizes": lambda x: x.sum() * torch.as_tensor(x.shape[:2]) + torch.tensor(x.shape[0], dtype=torch.float64),
+            "scaled": lambda x: F.scaled_dot_product_attention(x, x, x + 1, scale=1 / math.sqrt(x.shape[0])),
             "one_hot": lambda x: F.one_hot(place(x) % x.shape[0], x.shape[0]),
         }
     )

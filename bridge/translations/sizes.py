@@ -133,6 +133,16 @@ def root(number: Any) -> Any:
     return number**0.5
 
 
+_attention = F.scaled_dot_product_attention
+
+
+def attention(query: Tensor, *args: Any, scale: Any = None, **kwargs: Any) -> Tensor:
+    """The scale is a plain number there."""
+    if scale is not None:
+        query, kwargs = query * scale, {**kwargs, "scale": 1.0}
+    return _attention(query, *args, **kwargs)
+
+
 def of_any_size() -> contextlib.ExitStack:
     """Within it, these functions take numbers that depend on dynamic sizes."""
     stack = contextlib.ExitStack()
@@ -145,6 +155,7 @@ def of_any_size() -> contextlib.ExitStack:
         (torch.Tensor, "istft", istft),
         (torch.Tensor, "new_tensor", new_tensor),
         (F, "one_hot", one_hot),
+        (F, "scaled_dot_product_attention", attention),
         (math, "sqrt", root),
     ):
         stack.enter_context(mock.patch.object(place, name, _where_sizes_vary(getattr(place, name), function)))
