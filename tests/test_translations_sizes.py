@@ -48,6 +48,7 @@ def test_what_is_computed_with_a_size_follows_it() -> None:
         {
             "modulo": lambda x: (place(x) % x.shape[0], place(x) // x.shape[0], x.fmod(x.shape[0])),
             "bits": lambda x: (place(x) & x.shape[0], place(x) | x.shape[0], place(x) ^ x.shape[0]),
+            "bits_of_constants": lambda x: (place(x) & 3, place(x) | 1, place(x) ^ 2, place(x) << 1, place(x) >> 1),
             "shifted": lambda x: (place(x) << x.shape[0], place(x) >> (x.shape[0] - 1)),
             "power": lambda x: (x.abs().pow(x.shape[0]), x / math.sqrt(x.shape[0]), x * math.sqrt(x.shape[0] / 2)),
             "added": lambda x: (torch.addcmul(x, x, x, value=x.shape[0]), torch.addcdiv(x, x, x, value=1 / x.shape[0])),
