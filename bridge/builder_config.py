@@ -87,7 +87,8 @@ def make_config(
 ) -> Any:
     """The loader of the builder's configuration. Raises SettingRefused where this TensorRT lacks what is asked for.
 
-    ``insist``: what is to be in int8 by calibration is no choice of the builder's."""
+    ``insist``: what is to be in int8 by calibration is no choice of the builder's.
+    """
     from polygraphy.backend.trt import CreateConfig, PostprocessConfig
 
     settings = dict(job.builder)
