@@ -11,15 +11,15 @@ import re
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from .build import BuildJob, BuildOutcome
-from .builder_config import Constraints, SettingRefused, make_config
+from .builder_config import SettingRefused, make_config
 from .gpu import why_it_cannot_be_used
 from .inspection import examine
-from .layer_precisions import lowered
+from .layer_precisions import Demands, fused_with_others, lowered
 from .network_layers import quantised_types
 from .plugins.loading import NeededPlugin, PluginError, add_import_paths, load_plugins
 from .target import MODULES, gpu_compute_capabilities
@@ -83,7 +83,7 @@ def _attempt(job: BuildJob, trt: Any, logger: Any, *, insist: bool = False) -> t
     described["branches"] = any(layer.type.name == "CONDITION" for layer in layers)
     timings = TimingCache(Path(job.timing_cache)) if job.timing_cache else None
     try:
-        engine, preferred = _engine(job, trt, (builder, network, parser), logger, timings, insist)
+        engine, obeyed, told = _engine(job, trt, (builder, network, parser), logger, timings, insist)
     except SettingRefused as error:
         return BuildOutcome(error=str(error), **described), ""
     except PolygraphyException as error:
@@ -92,9 +92,8 @@ def _attempt(job: BuildJob, trt: Any, logger: Any, *, insist: bool = False) -> t
     described["seconds"] = round(time.perf_counter() - began, 4)
     if timings is not None:
         timings.save()
-    verdict = examine(job, trt, logger, network, engine, obeyed=not preferred)
-    told = [*filter(None, [preferred]), *_sizes_by_value(network)]
-    notes = [*told, *(timings.notes if timings is not None else ()), *verdict.notes]
+    verdict = examine(job, trt, logger, network, engine, obeyed=obeyed)
+    notes = [*told, *_sizes_by_value(network), *(timings.notes if timings is not None else ()), *verdict.notes]
     described |= {"notes": notes, "precisions": verdict.shares, "not_as_asked": verdict.others}
     if verdict.error:
         return BuildOutcome(error=verdict.error, **described), verdict.unquantised
@@ -144,27 +143,44 @@ def _written(job: BuildJob, engine: Any, described: dict[str, Any]) -> BuildOutc
 
 def _engine(
     job: BuildJob, trt: Any, parsed: tuple[Any, Any, Any], logger: Any, timings: TimingCache | None, insist: bool
-) -> tuple[Any, str]:
-    """The serialised engine; and what is to be said where the precisions of its layers could not all be obeyed."""
+) -> tuple[Any, bool, list[str]]:
+    """The serialised engine; whether it keeps to the precisions of its layers; and what is to be said of that."""
     from polygraphy.backend.trt import EngineBytesFromNetwork
     from polygraphy.exception import PolygraphyException
 
-    note = ""
-    kept: Constraints = "obey"
+    network, demands = parsed[1], Demands(insist=insist)
+    loosened = ""
     while True:
-        config = make_config(job, trt, *parsed[:2], constraints=kept, insist=insist)
+        config = make_config(job, trt, *parsed[:2], demands)
         if timings is not None:
             config = timings.into(config)
         try:
-            return EngineBytesFromNetwork(parsed, config=config)(), note
+            engine = EngineBytesFromNetwork(parsed, config=config)()
+            return engine, not loosened, [*filter(None, [loosened]), *_freed(demands)]
         except PolygraphyException:
             refusal = next((words for words in logger.errors if _NO_KERNEL.search(words)), "")
-            settable = lowered(job) and job.layer_precisions and "strict_types" not in job.builder
-            if not refusal or not settable or kept == "ignore" or (kept == "prefer" and not quantised_types(parsed[1])):
+            if not refusal or not lowered(job) or not job.layer_precisions or "strict_types" in job.builder:
                 raise
-            kept = "ignore" if kept == "prefer" else "prefer"
+            fused = fused_with_others(network, refusal) - demands.freed
+            if fused:
+                demands = replace(demands, freed=demands.freed | fused)
+            elif demands.constraints == "obey":
+                demands = replace(demands, constraints="prefer")
+                loosened = f"{_LOOSENED['prefer']} ({refusal})"
+            elif demands.constraints == "prefer" and quantised_types(network):
+                demands = replace(demands, constraints="ignore")
+                loosened = f"{_LOOSENED['ignore']} ({refusal})"
+            else:
+                raise
             logger.errors.clear()
-            note = f"{_LOOSENED[kept]} ({refusal})"
+
+
+def _freed(demands: Demands) -> list[str]:
+    names = sorted(demands.freed)
+    if not names:
+        return []
+    shown = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+    return [f"TensorRT has no kernel of two precisions for what it fuses: in that of the product before are {shown}"]
 
 
 _NO_KERNEL = re.compile(

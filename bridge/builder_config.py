@@ -7,10 +7,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from .build import BuildJob
-from .layer_precisions import constrain
+from .layer_precisions import Demands, constrain
 from .network_layers import quantised_types
 
 
@@ -78,17 +78,8 @@ APPLIED: Mapping[str, Applied] = {
 }
 
 
-Constraints = Literal["obey", "prefer", "ignore"]
-"""Whether the precisions that layers are given are obeyed at all costs, preferred to others, or of no account."""
-
-
-def make_config(
-    job: BuildJob, trt: Any, builder: Any, network: Any, *, constraints: Constraints = "obey", insist: bool = False
-) -> Any:
-    """The loader of the builder's configuration. Raises SettingRefused where this TensorRT lacks what is asked for.
-
-    ``insist``: what is to be in int8 by calibration is no choice of the builder's.
-    """
+def make_config(job: BuildJob, trt: Any, builder: Any, network: Any, demands: Demands) -> Any:
+    """The loader of the builder's configuration. Raises SettingRefused where this TensorRT lacks what is asked for."""
     from polygraphy.backend.trt import CreateConfig, PostprocessConfig
 
     settings = dict(job.builder)
@@ -119,7 +110,7 @@ def make_config(
             if after is not None:
                 after(trt, config, value)
         _place_layers(job.devices, trt, config, network)
-        _layers(job, trt, config, network, constraints, insist)
+        _layers(job, trt, config, network, demands)
         if job.calibration:
             # Polygraphy takes the last profile's, whose shapes the calibration inputs need not have.
             for profile in _profiles([job.calibration["profile"]], network):
@@ -211,7 +202,7 @@ def _allowed(job: BuildJob, quantised: Set[str]) -> set[str]:
     return ({*job.precision.split("+"), *job.low_types} | quantised) - {"fp32"}
 
 
-def _layers(job: BuildJob, trt: Any, config: Any, network: Any, constraints: Constraints, insist: bool) -> None:
+def _layers(job: BuildJob, trt: Any, config: Any, network: Any, demands: Demands) -> None:
     """Types without an option of Polygraphy's, and the precisions of single layers."""
     names = set() if job.strongly_typed else _allowed(job, quantised_types(network))
     if not names:
@@ -219,8 +210,8 @@ def _layers(job: BuildJob, trt: Any, config: Any, network: Any, constraints: Con
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the engine cannot say what became of them
     for name in names - _OPTIONS:
         config.set_flag(getattr(trt.BuilderFlag, name.upper()))
-    if constrain(job, trt, network, insist) and constraints != "ignore":
-        config.set_flag(getattr(trt.BuilderFlag, f"{constraints.upper()}_PRECISION_CONSTRAINTS"))
+    if constrain(job, trt, network, demands) and demands.constraints != "ignore":
+        config.set_flag(getattr(trt.BuilderFlag, f"{demands.constraints.upper()}_PRECISION_CONSTRAINTS"))
 
 
 class CalibrationFiles:

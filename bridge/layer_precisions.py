@@ -7,8 +7,10 @@ of the low precision is the builder's choice, and what is to be quantised its ca
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from .build import BuildJob
 from .network_layers import FLOATS, PRECISIONS, WEIGHTED, dequantised_from, makers_of, node_names, tensors
@@ -43,17 +45,28 @@ _TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """TensorRT's names of types."""
 
 
+@dataclass(frozen=True)
+class Demands:
+    """How strictly a builder is held to the precisions that layers are given."""
+
+    constraints: Literal["obey", "prefer", "ignore"] = "obey"
+    """Whether they are obeyed at all costs, preferred to others, or of no account."""
+    insist: bool = False
+    """Whether what is to be in int8 by calibration is no choice of the builder's."""
+    freed: frozenset[str] = frozenset()
+    """Layers without one: they are fused into others, of another precision."""
+
+
 def lowered(job: BuildJob) -> bool:
     """Whether a weakly typed builder may compute in anything but fp32."""
     return job.precision != "fp32" or bool(job.low_types)
 
 
-def constrain(job: BuildJob, trt: Any, network: Any, insist: bool = False) -> bool:
+def constrain(job: BuildJob, trt: Any, network: Any, demands: Demands = Demands()) -> bool:
     """Gives layers the precisions that the job has for their nodes; True if there are such layers.
 
     Where it has none, every product is to be in the low precision, unless it may be quantised. Beside int8 alone, what
-    is no product may be in fp32 or not: it is fused with what is quantised. ``insist``: products are not merely allowed
-    int8.
+    is no product may be in fp32 or not: it is fused with what is quantised.
     """
     if job.strongly_typed or not lowered(job):
         return False
@@ -62,11 +75,13 @@ def constrain(job: BuildJob, trt: Any, network: Any, insist: bool = False) -> bo
     products_alone = not {*parts, *job.low_types} & {"fp16", "bf16"}
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     makers = makers_of(layers)
-    types = {**_TYPES, "int8": "int8"} if insist else _TYPES
+    types = {**_TYPES, "int8": "int8"} if demands.insist else _TYPES
     changed = False
     for layer, node in zip(layers, node_names(layers, job.made_by), strict=True):
         asked = job.layer_precisions.get(node, usual)
-        if asked not in types or not _settable(layer):
+        if layer.name in demands.freed:
+            _free(layer)
+        if asked not in types or not _settable(layer) or layer.name in demands.freed:
             continue
         dtype, product = getattr(trt, types[asked]), layer.type.name in WEIGHTED
         if asked == "fp32" and (product or not products_alone):
@@ -79,6 +94,37 @@ def constrain(job: BuildJob, trt: Any, network: Any, insist: bool = False) -> bo
             layer.precision = dtype
             changed = True
     return changed
+
+
+def _free(layer: Any) -> None:
+    layer.reset_precision()
+    for index in range(layer.num_outputs):
+        layer.reset_output_type(index)
+
+
+def fused_with_others(network: Any, refusal: str) -> set[str]:
+    """The layers to free where a refusal names what is fused ("conv + relu"), and of that there is no kernel of two
+    precisions: those of it that are no products, and all others of their kind behind a product of another precision.
+    """
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    given = [layer for layer in layers if layer.precision_is_set]
+    named = [layer for layer in given if _names(refusal, layer.name)]
+    if len({layer.precision for layer in named}) < 2:
+        return set()
+    fused = [layer for layer in named if layer.type.name not in WEIGHTED]
+    kinds = {layer.type.name for layer in fused}
+    makers = makers_of([layer for layer in given if layer.type.name in WEIGHTED])
+    alike = [
+        layer
+        for layer in given
+        if layer.type.name in kinds
+        and any(makers[item.name].precision != layer.precision for item in tensors(layer)[0] if item.name in makers)
+    ]
+    return {layer.name for layer in (*fused, *alike)}
+
+
+def _names(words: str, name: str) -> bool:
+    return re.search(rf"(?<![\w/.]){re.escape(name)}(?![\w/]|\.\w)", words) is not None
 
 
 def _settable(layer: Any) -> bool:

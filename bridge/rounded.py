@@ -8,6 +8,7 @@ it``. No optimisation takes two casts together where an Identity in the low type
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -174,7 +175,51 @@ def rounded(model: ModelProto) -> Rounded:
             info = wide
         graph.input.append(info)
     _replace(graph, scope, names)
+    _say_older(copy)
     return Rounded(copy, types, inputs, scope.wide)
+
+
+def _say_older(model: ModelProto) -> None:
+    """Says the copy in opset 22, where nothing needs 23, in which QuantizeLinear and DequantizeLinear take values and
+    scales of two float types. In the copy both are float32, and they mean what they did; and for their newer forms
+    ONNX Runtime 1.23, the last one for Python 3.10, has no kernels.
+    """
+    older = ModelProto()
+    older.CopyFrom(model)
+    imports = [item for owner in (older, *older.functions) for item in owner.opset_import if item.domain in _DEFAULT]
+    if max((item.version for item in imports), default=0) != _SCALES_APART:
+        return
+    for item in imports:
+        item.version = min(item.version, _SCALES_APART - 1)
+    context = type(onnx.checker.DEFAULT_CONTEXT)()
+    context.ir_version, context.opset_imports = older.ir_version, {"": _SCALES_APART - 1}
+    for node in _all_nodes(older.graph.node, *(function.node for function in older.functions)):
+        if node.domain not in _DEFAULT:
+            continue
+        if node.op_type in _QUANTISES:
+            kept = [item for item in node.attribute if item.name not in _QUANTISES[node.op_type]]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+        if not any(True for _ in bodies(node)):  # whose nodes are looked at one by one
+            try:
+                onnx.checker.check_node(node, context)
+            except onnx.checker.ValidationError:
+                return
+    model.CopyFrom(older)
+
+
+_DEFAULT = ("", "ai.onnx")
+_SCALES_APART = 23
+"""The opset from which on a scale may be of another type than what it scales."""
+_QUANTISES = {"QuantizeLinear": ("precision",), "DequantizeLinear": ("output_dtype",)}
+"""With the attributes that they have from there on."""
+
+
+def _all_nodes(*sequences: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """With those of bodies."""
+    for node in itertools.chain(*sequences):
+        yield node
+        yield from _all_nodes(*(body.node for body in bodies(node)))
 
 
 def _scope(graph: GraphProto, outer: Scope | None) -> Scope:
@@ -190,7 +235,7 @@ def _replace(graph: GraphProto, scope: Scope, names: Names) -> None:
     for node in graph.node:
         for body in bodies(node):
             _replace(body, _scope(body, scope), names)
-        if node.op_type in LEFT_ALONE and node.domain in ("", "ai.onnx"):
+        if node.op_type in LEFT_ALONE and node.domain in _DEFAULT:
             scope.nodes.append(node)
         else:
             _node(node, scope, names)
@@ -215,7 +260,7 @@ def _node(node: NodeProto, scope: Scope, names: Names) -> None:
     copy = NodeProto()
     copy.CopyFrom(node)
     copy.input[:] = [_wide(name, scope, names) if scope.low(name) else name for name in node.input]
-    casts = node.op_type in ("Cast", "CastLike") and node.domain in ("", "ai.onnx")
+    casts = node.op_type in ("Cast", "CastLike") and node.domain in _DEFAULT
     if node.op_type == "CastLike" and casts:
         copy.op_type = "Cast"
         del copy.input[1:]

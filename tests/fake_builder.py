@@ -125,12 +125,13 @@ def main() -> None:
     sys.modules["tensorrt"] = sys.modules[__name__]
     from bridge.build import BuildJob
     from bridge.builder_config import SettingRefused, make_config
+    from bridge.layer_precisions import Demands
 
     names = given.pop("layers", ["conv"])
     parsed = network(given.pop("kinds", ["CONVOLUTION"]), names)
     builder, constraints = Builder(given.pop("cores", 0)), given.pop("constraints", "obey")
     try:
-        loader = make_config(BuildJob(**given), sys.modules[__name__], builder, parsed, constraints=constraints)
+        loader = make_config(BuildJob(**given), sys.modules[__name__], builder, parsed, Demands(constraints))
         config = loader(builder, parsed)
     except SettingRefused as error:
         print(json.dumps({"refused": str(error)}))

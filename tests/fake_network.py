@@ -63,8 +63,14 @@ class ILayer:
     def precision_is_set(self) -> Any:
         return self._precision is not None
 
+    def reset_precision(self) -> None:
+        self._precision = None
+
     def set_output_type(self, index: int, dtype: DataType) -> None:
         self.output_types[index] = dtype
+
+    def reset_output_type(self, index: int) -> None:
+        self.output_types.pop(index, None)
 
 
 class IConvolutionLayer(ILayer): ...

@@ -241,6 +241,19 @@ def test_what_no_set_of_nodes_mends_is_said_so(tmp_path: Path) -> None:
     assert found.precision == FORCED and found.builds <= 15
 
 
+def test_where_only_float32_throughout_holds_that_is_what_is_tried_and_found(tmp_path: Path) -> None:
+    """``convert`` takes no fp16 of which nothing is in float16."""
+    asked: list[Precision] = []
+
+    def judge(precision: Precision) -> Judgement:
+        asked.append(precision)
+        return Judgement(precision.plain, 0.5 if precision.plain else 2.0)
+
+    found = found_in(overflowing(tmp_path), {"x": NORMAL}, tmp_path, judge=judge, fixed_rules=False)
+    assert found.status == "found" and found.precision == Precision.of("fp32") in asked
+    assert found.file is not None and Precision.of(found.file) == found.precision
+
+
 def test_another_judge_decides_and_its_latency_is_told(tmp_path: Path) -> None:
     """As an engine does, of which the first is fast and wrong."""
     asked: list[Precision] = []

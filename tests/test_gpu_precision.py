@@ -167,7 +167,7 @@ def test_fp16_with_all_layers_in_fp32_is_no_success(resnet: Path, tmp_path: Path
 
 FORCED = """
 import bridge.builder, bridge.builder_config
-def constrain(job, trt, network, insist=False):
+def constrain(job, trt, network, demands):
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type in (trt.LayerType.CONVOLUTION, trt.LayerType.ELEMENTWISE, trt.LayerType.ACTIVATION):
@@ -203,6 +203,16 @@ def test_a_small_model_is_in_half_too(tmp_path: Path) -> None:
     model = rewritten(Tiny(), tmp_path / "onnx", torch.randn(2, 3, 8, 8))
     found = built(model, tmp_path, plan_for(model, "fp16"))
     assert found.precisions["fp16"] > 0.9, found
+
+
+def test_one_product_alone_is_in_half_beside_what_is_fused_into_it(tmp_path: Path) -> None:
+    """TensorRT 8.5 has no kernel for a product in half and its activation in float32."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
+    asked = {"precision": "fp32", "fp16": ["2"]}
+    found = bridge.convert(module, (torch.randn(24, 64),), workdir=tmp_path, target="tensorrt", precision=asked)
+    assert found.status == "verified", found.error
+    assert 0.2 < found.precisions["fp16"] < 0.5, (found.precisions, found.notes)
 
 
 def test_the_types_of_dynamic_engines_are_told(tmp_path: Path) -> None:

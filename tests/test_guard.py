@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from bridge.errors import BuildError
 from bridge.guard import Layer, Verdict, judge
 from bridge.inputs import Profile
 from bridge.inspection import as_built, engine_layers, examine
-from bridge.layer_precisions import constrain, given_precisions
+from bridge.layer_precisions import Demands, constrain, given_precisions
 from bridge.network_layers import network_layers, node_names, quantised_types
 from bridge.target import resolve
 
@@ -244,7 +244,9 @@ def test_beside_int8_alone_only_products_are_kept_in_fp32(
     asked = {"quantised": "int8", "kept": "fp32", "relu": "fp32"}
     made_by = {"quantised_out": "quantised", "kept_out": "kept", "y": "relu"}
     network = Network([x], layers)
-    assert constrain(job(precision=precision, layer_precisions=asked, made_by=made_by), TRT, network, insist)
+    assert constrain(
+        job(precision=precision, layer_precisions=asked, made_by=made_by), TRT, network, Demands(insist=insist)
+    )
     assert given_precisions(network) == expected
 
 
@@ -406,9 +408,9 @@ def test_constraints_that_no_kernel_keeps_to_are_loosened_and_that_is_said(monke
 
     tried: list[str] = []
 
-    def config(job: BuildJob, trt: Any, builder: Any, network: Any, *, constraints: str, insist: bool) -> str:
-        tried.append(constraints)
-        return constraints
+    def config(job: BuildJob, trt: Any, builder: Any, network: Any, demands: Demands) -> str:
+        tried.append(demands.constraints)
+        return demands.constraints
 
     def attempt(refusals: Sequence[str], layers: Sequence[Any] = (), **options: Any) -> Any:
         """A build of which one attempt after the other is refused, in these words."""
@@ -432,12 +434,12 @@ def test_constraints_that_no_kernel_keeps_to_are_loosened_and_that_is_said(monke
     ruled = {"layer_precisions": {"pow": "fp32"}}
     words = "No implementation of layer pow obeys the requested constraints."
     marked = "All of the candidates were removed, which points to the node being incorrectly marked as an int8 node."
-    assert attempt([], **ruled) == (b"obey", "")
-    engine, note = attempt([words], **ruled)
-    assert engine == b"prefer" and words in note and "not obeyed" in note
+    assert attempt([], **ruled) == (b"obey", True, [])
+    engine, obeyed, (note,) = attempt([words], **ruled)
+    assert engine == b"prefer" and not obeyed and words in note and "not obeyed" in note
     x, y = typed(FLOAT, 8), typed(FLOAT, 8)
     quantised = [ILayer("QUANTIZE", "q", [x], [y])]
-    engine, note = attempt([marked, marked], quantised, **ruled)
+    engine, obeyed, (note,) = attempt([marked, marked], quantised, **ruled)
     assert engine == b"ignore" and tried == ["obey", "prefer", "ignore"] and marked in note and "left to it" in note
     for refusals, layers, options, attempts in (
         (["out of memory"], [], ruled, 1),
@@ -450,6 +452,54 @@ def test_constraints_that_no_kernel_keeps_to_are_loosened_and_that_is_said(monke
         with pytest.raises(PolygraphyException):
             attempt(refusals, layers, **options)
         assert len(tried) == attempts
+
+
+def test_what_is_fused_into_a_product_of_another_precision_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT 8.5: 'Could not find any implementation for node node_linear + node_relu.'"""
+    import polygraphy.backend.trt as loaders
+    from polygraphy.exception import PolygraphyException
+
+    made: list[tuple[str, Mapping[str, str]]] = []
+    logger = SimpleNamespace(errors=[])
+
+    class Engine:
+        def __init__(self, parsed: Any, config: str) -> None: ...
+
+        def __call__(self) -> bytes:
+            if given_precisions(network).get(refused):
+                logger.errors.append(f"[optimizer.cpp] Could not find any implementation for node {into}{refused}.")
+                raise PolygraphyException("no engine")
+            return b"engine"
+
+    def config(job: BuildJob, trt: Any, builder: Any, network: Any, demands: Demands) -> str:
+        constrain(job, trt, network, demands)
+        made.append((demands.constraints, given_precisions(network)))
+        return ""
+
+    monkeypatch.setattr(loaders, "EngineBytesFromNetwork", Engine)
+    monkeypatch.setattr(builder_process, "make_config", config)
+    chain = (("MATRIX_MULTIPLY", "a"), ("ACTIVATION", "b"), ("MATRIX_MULTIPLY", "c"), ("ACTIVATION", "d"))
+    chain = (*chain, ("MATRIX_MULTIPLY", "e"), ("ACTIVATION", "a.relu"), ("SOFTMAX", "f"))
+    edges = [typed(FLOAT, 8, 8, name=f"t{index}") for index in range(len(chain) + 1)]
+    layers = [
+        ILayer(kind, name, [edges[index]], [edges[index + 1]], op0=None, op1=None)
+        for index, (kind, name) in enumerate(chain)
+    ]
+    network = Network([edges[0]], layers)
+    asked = dict.fromkeys("abcdef", "fp32") | {"a.relu": "fp32", "a": "fp16", "c": "fp16"}
+    given = job(
+        layer_precisions=asked, made_by={item.name: name for item, (_, name) in zip(edges[1:], chain, strict=True)}
+    )
+    into, refused = "a + ", "b"
+    engine, obeyed, (note,) = builder_process._engine(given, TRT, (None, network, None), logger, None, False)
+    assert (engine, obeyed) == (b"engine", True) and note.endswith("are b, d") and "two precisions" in note
+    assert made == [("obey", asked), ("obey", {name: kind for name, kind in asked.items() if name not in "bd"})]
+    assert layers[1].output_types == {} and layers[6].output_types == {0: FLOAT}
+    into, refused = "", "a.relu"  # by itself, and of the precision of the product before
+    made.clear()
+    with pytest.raises(PolygraphyException):
+        builder_process._engine(given, TRT, (None, network, None), logger, None, False)
+    assert [constraints for constraints, _ in made] == ["obey", "prefer"]
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,7 @@ class _Bisecting:
         self.ruled = set(rules_for(graph, self.asked))
         self.half = self.asked.half if self.asked.scheme else ""
         self.free = self._free(first.nodes)
+        self.low = {name for name, kind in first.nodes.items() if kind != HIGHEST}
         self.quantised = {name for name, kind in first.nodes.items() if kind not in FLOATS}
 
         def trial(raised: Raised) -> Judgement:
@@ -359,6 +360,8 @@ class _Bisecting:
 
     def _with(self, raised: Raised) -> Precision:
         """What was asked for, with rules for the nodes that are raised."""
+        if self.low and self.low <= {name for name, kind in raised.items() if kind == HIGHEST}:
+            return Precision.of(HIGHEST)  # nothing is left of what was asked for, which convert refuses
         rules = tuple(Rule(kind, name, "node") for name, kind in raised.items())
         wanted = replace(self.asked, rules=(*self.asked.rules, *rules))
         whole = self.quantised and self.quantised <= raised.keys()
