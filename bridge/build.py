@@ -71,6 +71,8 @@ class BuildJob:
     """GPU or DLA, by node."""
     calibration: dict[str, Any] = field(default_factory=dict)
     """Of int8: files, shapes, algorithm and cache; empty where nothing is calibrated."""
+    weights: int = 0
+    """How many float32 weights the model has, where a low precision is asked for."""
     timing_cache: str = ""
     """The file of earlier timings of kernels, to which this build adds its own; empty for none."""
 
@@ -173,6 +175,7 @@ def _planned(plan: BuildPlan) -> dict[str, Any]:
         "builder": dict(plan.builder),
         "devices": dict(plan.devices),
         "calibration": calibration,
+        "weights": plan.weights,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,8 @@ class BuildPlan:
     """GPU or DLA, by node of the ONNX model."""
     calibration: Calibration | None = None
     notes: tuple[str, ...] = ()
+    weights: int = 0
+    """How many float32 weights the model has: what an engine stores them in shows by its size."""
 
     def key(self) -> dict[str, Any]:
         """What makes two engines different, as JSON values: what it holds, and no paths."""
@@ -79,7 +82,23 @@ def plan_build(
         devices,
         calibration,
         tuple(notes),
+        _weights(graph) if not precision.plain else 0,
     )
+
+
+def _weights(graph: gs.Graph) -> int:
+    """Elements of the constants in float32, of which each counts once."""
+    import onnx_graphsurgeon as gs
+
+    from .asking import everywhere
+
+    constants = {
+        id(item): item
+        for node, _, _ in everywhere(graph)
+        for item in node.inputs
+        if isinstance(item, gs.Constant) and item.dtype == "float32"
+    }
+    return sum(math.prod(item.shape) for item in constants.values())
 
 
 def own_precisions(graph: gs.Graph) -> dict[str, str]:

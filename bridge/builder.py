@@ -151,9 +151,7 @@ def _engine(
     network, demands = parsed[1], Demands(insist=insist)
     loosened = ""
     while True:
-        config = make_config(job, trt, *parsed[:2], demands)
-        if timings is not None:
-            config = timings.into(config)
+        config = make_config(job, trt, *parsed[:2], demands, timings)
         try:
             engine = EngineBytesFromNetwork(parsed, config=config)()
             return engine, not loosened, [*filter(None, [loosened]), *_freed(demands)]

@@ -12,6 +12,7 @@ from typing import Any
 from .build import BuildJob
 from .layer_precisions import Demands, constrain
 from .network_layers import quantised_types
+from .timing import TimingCache
 
 
 class SettingRefused(Exception):
@@ -78,7 +79,9 @@ APPLIED: Mapping[str, Applied] = {
 }
 
 
-def make_config(job: BuildJob, trt: Any, builder: Any, network: Any, demands: Demands) -> Any:
+def make_config(
+    job: BuildJob, trt: Any, builder: Any, network: Any, demands: Demands, timings: TimingCache | None = None
+) -> Any:
     """The loader of the builder's configuration. Raises SettingRefused where this TensorRT lacks what is asked for."""
     from polygraphy.backend.trt import CreateConfig, PostprocessConfig
 
@@ -89,7 +92,7 @@ def make_config(job: BuildJob, trt: Any, builder: Any, network: Any, demands: De
         settings.setdefault("dla_core", 0)
         _check_dla(builder, settings["dla_core"])
     profiles = _profiles(job.profiles, network)
-    options: dict[str, Any] = {"profiles": profiles or None}
+    options: dict[str, Any] = {"profiles": profiles or None, **(timings.options() if timings is not None else {})}
     for name, value in settings.items():
         applied = APPLIED[name]
         _check_there(trt, f"builder: {name}", applied.needs.format(str(value).upper()))
@@ -116,7 +119,8 @@ def make_config(job: BuildJob, trt: Any, builder: Any, network: Any, demands: De
             for profile in _profiles([job.calibration["profile"]], network):
                 config.set_calibration_profile(profile.fill_defaults(network).to_trt(builder, network))
 
-    return PostprocessConfig(config, finish)
+    made = PostprocessConfig(config, finish)
+    return timings.watched(made) if timings is not None else made
 
 
 def _check_there(trt: Any, name: str, needs: str) -> None:

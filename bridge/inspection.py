@@ -3,7 +3,8 @@
 The inspector's JSON differs between versions: TensorRT 8 describes the formats of tensors in words ("Row major linear
 FP16 format") and joins the names of fused layers (``conv + relu``, ``PWN(a, b)``), later ones name types (``Half``) and
 list nodes in ``Metadata``. Subgraphs that its compiler takes as a whole ("ForeignNode") say nothing of their inside in
-TensorRT 8.
+TensorRT 8, and do not keep to the precisions of their layers either: 8.5.3 was seen to compute all of one in float16 of
+which one product was to be, and the rest in float32. What such a subgraph is in, the size of the engine may tell.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ def as_built(layers: Sequence[Layer], engine: Sequence[EngineLayer], constrained
     """The network's ``layers`` with the precisions of the engine's.
 
     ``constrained``: by name, what layers were made to compute in by constraints that the builder has to obey; it holds
-    where the engine does not tell. Products that the engine does not name are unknown; other layers are gone, folded
-    into a constant or into others.
+    where the engine does not tell, but for the inside of subgraphs. Products that the engine does not name are unknown;
+    other layers are gone, folded into a constant or into others.
     """
     precisions: dict[str, str] = {}
     claimed: set[str] = set()
@@ -128,12 +129,13 @@ def as_built(layers: Sequence[Layer], engine: Sequence[EngineLayer], constrained
     for index, layer in enumerate(layers):
         names = [name for name in (layer.name, layer.node) if name in claimed]
         told = next((precisions[name] for name in names if name in precisions), "")
-        if not names:
-            subgraph = _subgraph(index, spans, order)
-            if subgraph is None and engine and not layer.weighted:
-                continue
-            told = subgraph.precision if subgraph is not None else ""
-        precision = told or constrained.get(layer.name, "") or UNKNOWN
+        subgraph = _subgraph(index, spans, order) if not names else None
+        if subgraph is not None:
+            precision = subgraph.precision or UNKNOWN
+        elif not names and engine and not layer.weighted:
+            continue
+        else:
+            precision = told or constrained.get(layer.name, "") or UNKNOWN
         found.append(dataclasses.replace(layer, precision=precision))
     return found
 
@@ -167,7 +169,33 @@ def examine(job: BuildJob, trt: Any, logger: Any, network: Any, engine: Any, *, 
         constrained = given_precisions(network) if obeyed else {}
         told = inspect(trt, logger, engine, {name: typical[name] for name in dynamic if name in typical})
         layers = as_built(layers, engine_layers(told), constrained)
+        layers = told_by_size(job, layers, memoryview(engine).nbytes)
     return judge(job.precision, job.layer_precisions, layers)
+
+
+def told_by_size(job: BuildJob, layers: Sequence[Layer], size: int) -> list[Layer]:
+    """The layers, those of unknown types in the 16 bits that were asked for where the engine, of ``size`` bytes, could
+    not hold the model's weights otherwise."""
+    weights_left_out = {"strip_weights", "sparsity", "weight_streaming"} & job.builder.keys()
+    share = in_16_bits(job.weights, size) if job.precision in ("fp16", "bf16") and not weights_left_out else 0.0
+    if share < MOST_WEIGHTS:
+        return list(layers)
+    asked = job.layer_precisions or dict.fromkeys((layer.node for layer in layers), job.precision)
+    return [
+        dataclasses.replace(layer, precision=job.precision)
+        if layer.precision == UNKNOWN and asked.get(layer.node) == job.precision
+        else layer
+        for layer in layers
+    ]
+
+
+MOST_WEIGHTS = 0.9
+"""The share of the weights in 16 bits from which on an engine's products are taken to be so."""
+
+
+def in_16_bits(weights: int, size: int) -> float:
+    """At least what share of so many float32 weights an engine of ``size`` bytes stores in 16 bits."""
+    return min(1.0, max(0.0, 2 - size / (2 * weights))) if weights else 0.0
 
 
 def inspect(trt: Any, logger: Any, engine: Any, shapes: Mapping[str, Sequence[int]]) -> str:

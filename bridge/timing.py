@@ -27,18 +27,33 @@ class TimingCache:
         self.path = path
         self.notes: list[str] = []
         self._config: Any = None
-        self._known: Any = None
-        """TensorRT reads it until the engine is built."""
+        self._given = b""
 
-    def into(self, create_config: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        """``create_config`` of a builder and network, the known timings added to what it makes."""
+    def options(self) -> dict[str, Any]:
+        """Polygraphy's option with the known timings, of which ``watched`` is told the result.
+
+        TensorRT 8.5 takes one cache for each configuration, and adds nothing to one that a configuration has.
+        """
+        self._given = self._read()
+        if not self._given:
+            return {}
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - Polygraphy reads it later; an io.BytesIO it does not take
+        file.write(self._given)
+        return {"load_timing_cache": file}
+
+    def watched(self, create_config: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """``create_config`` with ``options``, whose configurations are seen to have a cache."""
 
         def create(builder: Any, network: Any) -> Any:
-            self._config = create_config(builder, network)
-            self._known = self._read()
-            if self._known is not None and not self._add(self._known):
+            self._config = config = create_config(builder, network)
+            empty = config.create_timing_cache(b"")
+            there = config.get_timing_cache()
+            known = _bytes(there) if there is not None else b""
+            if len(known) <= len(_bytes(empty)) < len(self._given):
                 self._note("is of another GPU or TensorRT, and was not used")
-            return self._config
+            if there is None:
+                config.set_timing_cache(empty, False)
+            return config
 
         return create
 
@@ -50,39 +65,38 @@ class TimingCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(f"{self.path}.lock").acquire(timeout=_PATIENCE):
-                others = self._read()
-                if others is not None:
-                    made.combine(others, False)
-                _write(self.path, bytes(memoryview(made.serialize())))
+                there = self._read()
+                if there not in (b"", self._given):  # others have written meanwhile
+                    others = self._config.create_timing_cache(there)
+                    if others is not None and others.combine(made, False):
+                        made = others
+                _write(self.path, _bytes(made))
         except (OSError, filelock.Timeout) as error:
             self._note(f"was not written: {error}")
 
-    def _add(self, known: Any) -> bool:
-        """Whether TensorRT takes what is known. Polygraphy's configurations have a cache, which TensorRT 8.5 does not
-        replace by another: what is known is put into it."""
-        there = self._config.get_timing_cache()
-        taken = there.combine(known, False) if there is not None else self._config.set_timing_cache(known, False)
-        return bool(taken)
-
-    def _read(self) -> Any:
-        """The timings of the file; None where there is none, or it is damaged."""
+    def _read(self) -> bytes:
+        """The timings in the file; none where there is none, or it is damaged."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
-            return None
+            return b""
         except OSError as error:
             self._note(f"cannot be read: {error.strerror}")
-            return None
+            return b""
         digest, data = content[:_DIGEST], content[_DIGEST:]
-        known = self._config.create_timing_cache(data) if hashlib.sha256(data).digest() == digest else None
-        if known is None:
+        if hashlib.sha256(data).digest() != digest:
             self._note("is damaged, and is begun anew")
-        return known
+            return b""
+        return data
 
     def _note(self, what: str) -> None:
         note = f"the timing cache {self.path} {what}"
         if note not in self.notes:
             self.notes.append(note)
+
+
+def _bytes(cache: Any) -> bytes:
+    return bytes(memoryview(cache.serialize()))
 
 
 def _write(path: Path, data: bytes) -> None:

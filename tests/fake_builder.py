@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from .fake_network import DataType, ILayer, LayerType, Tensor, bool, float16, float32, int8, int32
@@ -48,6 +49,24 @@ class IInt8LegacyCalibrator: ...
 class IInt8Calibrator: ...
 
 
+class ITimingCache:
+    """Timings behind a header, which is of the GPU."""
+
+    def __init__(self, data: bytes, here: bytes) -> None:
+        self.header, *entries = data.split() or [here]
+        self.entries = set(entries)
+
+    def combine(self, other: ITimingCache, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if self.header != other.header:
+            return False
+        self.entries |= other.entries
+        return True
+
+    def serialize(self) -> bytearray:
+        return bytearray(b" ".join([self.header, *sorted(self.entries)]))
+
+
 class IBuilderConfig:
     """Keeps what it is told."""
 
@@ -57,7 +76,9 @@ class IBuilderConfig:
     profiling_verbosity = None
     int8_calibrator = None
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: bytes = b"H100") -> None:
+        self.gpu = gpu
+        self.timings: ITimingCache | None = None
         self.flags = {"TF32"}
         self.pools: dict[str, int] = {}
         self.profiles: list[Any] = []
@@ -81,6 +102,18 @@ class IBuilderConfig:
 
     def get_calibration_profile(self) -> Any:
         return self.calibration_profile
+
+    def create_timing_cache(self, data: bytes) -> ITimingCache:
+        return ITimingCache(data, self.gpu)
+
+    def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        """Once: TensorRT 8.5 takes no other in place of the one that there is."""
+        taken = self.timings is None and cache.header == self.gpu
+        self.timings = cache if taken else self.timings
+        return taken
+
+    def get_timing_cache(self) -> ITimingCache | None:
+        return self.timings
 
     def set_device_type(self, layer: Any, device: DeviceType) -> None:
         self.layers[layer.name] = device.name
@@ -126,21 +159,28 @@ def main() -> None:
     from bridge.build import BuildJob
     from bridge.builder_config import SettingRefused, make_config
     from bridge.layer_precisions import Demands
+    from bridge.timing import TimingCache
 
     names = given.pop("layers", ["conv"])
     parsed = network(given.pop("kinds", ["CONVOLUTION"]), names)
-    builder, constraints = Builder(given.pop("cores", 0)), given.pop("constraints", "obey")
+    builder, demands = Builder(given.pop("cores", 0)), Demands(given.pop("constraints", "obey"))
+    timings = TimingCache(Path(given["timing_cache"])) if "timing_cache" in given else None
     try:
-        loader = make_config(BuildJob(**given), sys.modules[__name__], builder, parsed, Demands(constraints))
+        loader = make_config(BuildJob(**given), sys.modules[__name__], builder, parsed, demands, timings)
         config = loader(builder, parsed)
     except SettingRefused as error:
         print(json.dumps({"refused": str(error)}))
         return
     calibrator = config.int8_calibrator
+    known = sorted(entry.decode() for entry in config.timings.entries) if config.timings is not None else None
+    if timings is not None:
+        config.timings.entries.add(b"measured")
+        timings.save()
     found = {
         "flags": sorted(config.flags),
         "pools": config.pools,
         "profiles": config.profiles,
+        "timings": [known, timings.notes if timings is not None else []],
         "timing": config.avg_timing_iterations,
         "device": config.default_device_type.name,
         "core": config.DLA_core,

@@ -232,6 +232,12 @@ def test_by_default_an_engine_computes_in_float32_and_not_in_tf32() -> None:
     assert told["profiles"] == [{"x": [[1, 3], [2, 3], [4, 3]]}]
 
 
+def test_timings_go_through_polygraphy_into_the_one_cache_that_a_configuration_takes(tmp_path: Path) -> None:
+    file = str(tmp_path / "gpu.cache")
+    for known in ([], ["measured"], ["measured"]):
+        assert configured(timing_cache=file)["timings"] == [known, []]
+
+
 TWO_LAYERS: dict[str, Any] = {
     "layers": ["conv", "pow"],
     "kinds": ["CONVOLUTION", "ELEMENTWISE"],

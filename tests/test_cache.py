@@ -38,6 +38,7 @@ from bridge.stages import state
 from bridge.target import Target, resolve
 from bridge.timing import TimingCache
 
+from .fake_builder import IBuilderConfig
 from .support import RTX, RTX_INSTALLED
 
 ROOT = Path(__file__).parents[1]
@@ -572,52 +573,31 @@ def test_a_manifest_and_the_command_line_choose_the_cache(tmp_path: Path) -> Non
 # --- timings -----------------------------------------------------------------------------------------------------
 
 
-class Timings:
-    """TensorRT's timing cache, as its documentation describes it."""
+def configured(timings: TimingCache, gpu: bytes = b"H100") -> IBuilderConfig:
+    """As Polygraphy does: with what it is given, or an empty cache."""
+    from polygraphy.util import load_file
 
-    def __init__(self, data: bytes, *, foreign: bool = False) -> None:
-        self.entries, self.foreign = set(data.split()), foreign
-
-    def combine(self, other: Timings, ignore_mismatch: bool) -> bool:
-        assert not ignore_mismatch
-        if self.foreign:
-            return False
-        self.entries |= other.entries
-        return True
-
-    def serialize(self) -> bytearray:
-        return bytearray(b" ".join(sorted(self.entries)))
+    config, data = IBuilderConfig(gpu), timings.options().get("load_timing_cache")
+    config.set_timing_cache(config.create_timing_cache(load_file(data) if data is not None else b""), False)
+    return timings.watched(lambda builder, network: config)(None, None)  # type: ignore[no-any-return]
 
 
-class Config:
-    """As Polygraphy leaves it: with an empty cache, which TensorRT 8.5 does not replace."""
-
-    def __init__(self, *, foreign: bool = False) -> None:
-        self.cache = Timings(b"", foreign=foreign)
-
-    def create_timing_cache(self, data: bytes) -> Timings:
-        return Timings(data)
-
-    def set_timing_cache(self, cache: Timings, ignore_mismatch: bool) -> bool:
-        return False
-
-    def get_timing_cache(self) -> Timings:
-        return self.cache
-
-
-def timed(path: Path, entry: bytes, config: Config | None = None, meanwhile: Any = None) -> TimingCache:
+def timed(path: Path, entry: bytes, gpu: bytes = b"H100", meanwhile: Any = None) -> TimingCache:
     """A build that measures ``entry``."""
     timings = TimingCache(path)
-    made = timings.into(lambda builder, network: config or Config())(None, None)
-    made.cache.entries.add(entry)
+    made = configured(timings, gpu)
+    assert made.timings is not None
+    made.timings.entries.add(entry)
     if meanwhile is not None:
         meanwhile()
     timings.save()
     return timings
 
 
-def known(path: Path) -> set[bytes]:
-    return TimingCache(path).into(lambda builder, network: Config())(None, None).cache.entries  # type: ignore[no-any-return]
+def known(path: Path, gpu: bytes = b"H100") -> set[bytes]:
+    there = configured(TimingCache(path), gpu).timings
+    assert there is not None and there.header == gpu
+    return there.entries
 
 
 def test_timings_are_kept_and_merged_with_what_others_measured_meanwhile(tmp_path: Path) -> None:
@@ -640,10 +620,9 @@ def test_damaged_timings_are_ignored_with_a_note_and_made_anew(tmp_path: Path) -
 def test_timings_of_another_gpu_are_not_used(tmp_path: Path) -> None:
     path = tmp_path / "t.cache"
     timed(path, b"one")
-    there = Config(foreign=True)
-    timings = timed(path, b"two", there)
+    timings = timed(path, b"two", b"Orin")
     assert any("another GPU" in note for note in timings.notes), timings.notes
-    assert there.cache.entries == {b"two"}
+    assert known(path, b"Orin") == {b"two"}
 
 
 def test_timings_that_cannot_be_written_cost_a_note(tmp_path: Path) -> None:

@@ -106,6 +106,36 @@ def test_what_an_engine_does_otherwise_is_introduced_where_it_does_it_and_carrie
     assert layers[-1].carried is not None and (layers[-1].carried.relative or 0.0) > 1e-3
 
 
+def half(model: onnx.ModelProto) -> None:
+    """Every node's output is rounded to float16, though all is float32."""
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    for node in nodes:
+        made = node.output[0]
+        node.output[0] = f"{made}/exact"
+        steps = {f"{made}/low": ("Cast", {"to": 10}), f"{made}/half": ("Identity", {}), made: ("Cast", {"to": 1})}
+        model.graph.node.append(node)
+        for source, (output, (operator, attributes)) in zip([node.output[0], *steps], steps.items(), strict=False):
+            model.graph.node.append(onnx.helper.make_node(operator, [source], [output], **attributes))
+
+
+def test_an_engine_that_computes_in_half_what_was_asked_for_in_float32_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As TensorRT 8.5.3 does with all of a transformer of which one product is to be in half."""
+    module = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    found = shown(tmp_path, {"precision": "fp32", "fp16": ["2"]}, module)
+    built_as(monkeypatch)
+    layers, notes = rows(found)
+    assert {layer.precision for layer in layers if layer.operator != "Gemm"} == {"float32"}
+    assert not [note for note in notes if "come out in" in note]
+    built_as(monkeypatch, half)
+    layers, notes = rows(found)
+    named = {layer.operator: layer.precision for layer in layers}
+    assert named == {"Gemm": "float16", "Tanh": "float16", "Relu": "float32"}, "of half values Relu makes half ones"
+    assert [note for note in notes if note.startswith("3 of the 4 layers that were asked for in float32 come out")]
+
+
 def test_without_the_engine_nothing_is_known_and_the_note_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +249,7 @@ def test_a_conversion_keeps_inputs_outputs_tolerances_checksums_and_versions(con
     assert facts["tolerance"]["best"] == {"rtol": 0.0, "atol": 0.0, "whole": False}
     assert set(facts["files"]) == {"model.engine", "exported.onnx", "rewritten.onnx"}
     assert facts["files"]["model.engine"] == json.loads((converted / "model.engine.json").read_text())["engine_sha256"]
-    assert facts["versions"]["torch"] == torch.__version__ and facts["target"]["flavour"] == "tensorrt-rtx"
+    assert facts["versions"]["torch"] == version("torch") and facts["target"]["flavour"] == "tensorrt-rtx"
     assert not [path.name for path in converted.iterdir() if path.name.startswith(".")]
 
 

@@ -18,7 +18,7 @@ from bridge.build_plan import BuildPlan
 from bridge.errors import BuildError
 from bridge.guard import Layer, Verdict, judge
 from bridge.inputs import Profile
-from bridge.inspection import as_built, engine_layers, examine
+from bridge.inspection import as_built, engine_layers, examine, told_by_size
 from bridge.layer_precisions import Demands, constrain, given_precisions
 from bridge.network_layers import network_layers, node_names, quantised_types
 from bridge.target import resolve
@@ -339,13 +339,40 @@ def test_layers_of_later_versions_are_found_by_their_metadata() -> None:
     assert precisions(items, "abcd") == {"a": "bf16", "b": "bf16", "c": "fp8", "d": "fp32"}
 
 
-def test_of_a_subgraph_that_tells_nothing_constraints_tell_or_nobody() -> None:
+def test_of_a_subgraph_that_tells_nothing_nobody_knows() -> None:
+    """Not even those who gave its layers a precision that has to be obeyed."""
     subgraph = "{ForeignNode[b...c + d]}"
     items = [told("a", "CaskConvolution", FP16, FP16), told(subgraph, "Myelin", FP16, FP32)]
     assert precisions(items, "abcd") == {"a": "fp16", "b": "unknown", "c": "unknown", "d": "unknown"}
-    assert precisions(items, "abcd", b="fp16", c="fp32") == {"a": "fp16", "b": "fp16", "c": "fp32", "d": "unknown"}
+    assert precisions(items, "abcd", b="fp16", c="fp32") == {
+        "a": "fp16",
+        "b": "unknown",
+        "c": "unknown",
+        "d": "unknown",
+    }
+    assert precisions([told("a", "CaskConvolution", "N/A")], "a", a="fp32") == {"a": "fp32"}
     items[1] = told(subgraph, "Myelin", FP16, FP16)
     assert precisions(items, "abcd") == dict.fromkeys("abcd", "fp16")
+
+
+@pytest.mark.parametrize(
+    ("size", "asked", "found"),
+    [
+        (2_050, {}, ["fp16", "fp16", "fp32"]),  # of 1000 weights, which take 4000 bytes in float32
+        (2_050, {"a": "fp16", "b": "fp32"}, ["fp16", "unknown", "fp32"]),
+        (2_400, {}, ["unknown", "unknown", "fp32"]),
+        (4_100, {}, ["unknown", "unknown", "fp32"]),
+    ],
+)
+def test_what_an_engine_can_hold_in_16_bits_alone_is_in_these(
+    size: int, asked: dict[str, str], found: list[str]
+) -> None:
+    layers = [conv("a", 1, "unknown"), conv("b", 1, "unknown"), conv("c", 1, "fp32")]
+    given = job(precision="fp16", layer_precisions=asked, weights=1000)
+    assert [layer.precision for layer in told_by_size(given, layers, size)] == found
+    for other in ({"precision": "int8+fp16"}, {"weights": 0}, {"builder": {"strip_weights": True}}):
+        given = job(**{"precision": "fp16", "weights": 1000, **other})
+        assert told_by_size(given, layers, 2_050) == layers
 
 
 def test_names_alone_and_formats_that_depend_on_shapes_tell_no_types() -> None:
@@ -408,7 +435,7 @@ def test_constraints_that_no_kernel_keeps_to_are_loosened_and_that_is_said(monke
 
     tried: list[str] = []
 
-    def config(job: BuildJob, trt: Any, builder: Any, network: Any, demands: Demands) -> str:
+    def config(job: BuildJob, trt: Any, builder: Any, network: Any, demands: Demands, timings: Any) -> str:
         tried.append(demands.constraints)
         return demands.constraints
 
@@ -471,7 +498,7 @@ def test_what_is_fused_into_a_product_of_another_precision_follows_it(monkeypatc
                 raise PolygraphyException("no engine")
             return b"engine"
 
-    def config(job: BuildJob, trt: Any, builder: Any, network: Any, demands: Demands) -> str:
+    def config(job: BuildJob, trt: Any, builder: Any, network: Any, demands: Demands, timings: Any) -> str:
         constrain(job, trt, network, demands)
         made.append((demands.constraints, given_precisions(network)))
         return ""

@@ -13,8 +13,9 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
@@ -69,9 +70,40 @@ def engine_layers(conversion: Conversion, feeds: Feeds, tolerance: Tolerances) -
                 notes.append(f"what layers of the engine introduce is not known: of its tensors {error}")
         for name in names:
             found.append(_row(shown, stage, name, known[name], carried.get(name), alone.get(name + APART), tolerance))
-    return found, notes
+    return found, [*notes, *_not_as_asked(shown, found)]
 
 
+def _not_as_asked(shown: _Shown, layers: Sequence[LayerDiff]) -> list[str]:
+    """That the engine computes layers in 16 bits that were to be in float32."""
+    asked = [layer for layer in layers if shown.asked(layer.node) == "float32"]
+    others = [layer for layer in asked if layer.precision != "float32"]
+    if not others:
+        return []
+    named = ", ".join(f"{layer.operator} {layer.node}" for layer in others[:3])
+    return [
+        f"{len(others)} of the {len(asked)} layers that were asked for in float32 come out in {others[0].precision}: "
+        f"{named}{', …' * (len(others) > 3)}. What TensorRT's compiler takes as a whole it computes in one type"
+    ]
+
+
+def _rounded_to(carried: Array, alone: Array) -> str:
+    """The type of 16 bits that all values of an engine's tensor are in and most of what ONNX Runtime makes of the same
+    is not; empty for none."""
+    for name, low in (("float16", np.dtype(np.float16)), ("bfloat16", np.dtype(ml_dtypes.bfloat16))):
+        if _share_in(carried, low) == 1.0 and _share_in(alone, low) < 0.5:
+            return name
+    return ""
+
+
+def _share_in(values: Array, low: np.dtype[Any]) -> float:
+    """How many of the finite values, at least two, the type holds as they are."""
+    finite = np.asarray(values, np.float32)[np.isfinite(values)]
+    with np.errstate(over="ignore"):
+        same = finite.astype(low).astype(np.float32) == finite
+    return float(same.mean()) if finite.size > 1 else 0.0
+
+
+_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _HOW = (
     "layers of the engine are those of one that was built for this, with their tensors as outputs, which keeps "
     "TensorRT from fusing across them"
@@ -109,6 +141,13 @@ class _Shown:
             if self.side.types.get(name) in shown and self._computed(self.side.graph.node[place])
         ]
         self.given = {*self.tensors, *self.side.inputs}
+
+    def asked(self, node: str) -> str:
+        """What the node was to be computed in; of strongly typed targets nothing, since the model says it."""
+        if self.conversion.target.strongly_typed:
+            return ""
+        precision = self.plan.layer_precisions.get(node, "") or self.conversion.result.precision
+        return _NAMES.get(precision, precision)
 
     def _computed(self, node: NodeProto) -> bool:
         """Whether the node depends on the model's inputs: TensorRT folds what does not."""
@@ -178,8 +217,9 @@ def _row(
     weak, asked = not shown.conversion.target.strongly_typed, shown.conversion.result.precision
     largest = FP16_MAX if weak and "fp16" in asked.split("+") else math.inf
     introduced = apart(alone, carried, largest) if alone is not None and carried is not None else None
-    precision = shown.plan.layer_precisions.get(node.name, "") or (asked if weak else str(reference.dtype))
-    precision = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(precision, precision)
+    precision = shown.asked(node.name) or str(reference.dtype)
+    if precision == "float32" and weak and carried is not None and alone is not None:
+        precision = _rounded_to(carried, alone) or precision
     finite = np.abs(reference[np.isfinite(reference)].astype(np.float64))
     return LayerDiff(
         stage,
