@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,13 @@ OLD_RUNTIME = {
     "test_a_rule_leaves_the_outputs_of_any_model": "ends the process at some Resize, and gives other values elsewhere",
 }
 """What ONNX Runtime 1.23, the last for Python 3.10, does to models of these tests."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interrupts_reach_children() -> None:
+    """A shell has what it starts in the background ignore them, and so would the processes that tests interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
