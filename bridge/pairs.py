@@ -18,6 +18,8 @@ from .rounded import LOW_TYPES, captured
 
 APART = "/by itself"
 """Behind the name of a tensor that a node makes of what it is given, and no other node reads."""
+UNREAD = "/not read"
+"""Behind the name of what a node makes beside what is wanted of it, where all that read that are given it."""
 FLOATS = frozenset((TensorProto.FLOAT, TensorProto.DOUBLE)) | LOW_TYPES
 COUNTS = frozenset(
     (
@@ -96,7 +98,10 @@ class Side:
         model = ModelProto(ir_version=self.model.ir_version)
         graph = model.graph
         graph.name = "layers"
-        graph.node.extend(self.graph.node[place] for place in sorted(between))
+        for place in sorted(between):
+            graph.node.add().CopyFrom(self.graph.node[place])
+            # Of one node's outputs some may be given and others not: a name that is given has no other maker.
+            graph.node[-1].output[:] = [name + UNREAD if name in given else name for name in graph.node[-1].output]
         for place in sorted({self.place[name] for name in tensors}):
             graph.node.add().CopyFrom(self.graph.node[place])
             if graph.node[-1].name:

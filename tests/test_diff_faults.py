@@ -305,3 +305,112 @@ def test_nan_by_right_and_outputs_of_no_elements_agree_and_other_nan_does_not(tm
     edited(tmp_path / "m", turned("Log", "Acosh"))
     wrong = diff(tmp_path / "m", (X,), module=module)
     assert first(wrong).operator == "Log" and "values that are not finite" in wrong.verdict, wrong.verdict
+
+
+class Router(nn.Module):
+    """Of one operator's outputs, TopK's, one is the model's own and the other is read between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.gate, self.out = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values, places = self.gate(self.norm(x)).softmax(-1).topk(2, -1)
+        values = values / values.sum(-1, keepdim=True)
+        return self.out(torch.zeros_like(x).scatter(-1, places, values) * x), places
+
+
+class FrontEnd(nn.Module):
+    """Functional code before a module that the exporter folds into the one after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(4, 6, 3, padding=1), nn.BatchNorm1d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        loud = torch.log1p(x.abs())
+        return self.norm(self.conv(loud - loud.mean(-1, keepdim=True)))
+
+
+class Peaks(nn.Module):
+    """The largest values stay right wherever they are; the boxes at them do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.score, self.box = nn.Linear(8, 8), nn.Linear(8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        f = self.stem(x)
+        scores, places = self.score(f).squeeze(-1).topk(3, -1)
+        return scores, self.box(x).gather(1, places[..., None].expand(-1, -1, 4))
+
+
+def test_layers_are_measured_where_one_operator_makes_a_tensor_that_is_seen_and_one_that_is_not(tmp_path: Path) -> None:
+    module = finished(Router(), tmp_path / "m")
+    sound = diff(tmp_path / "m", (X,), module=module)
+    measured = [layer for layer in sound.layers if layer.reference == "torch" and layer.introduced is not None]
+    assert {layer.module for layer in measured} >= {"norm", "gate"} and sound.first_diverging is None, sound.notes
+
+    edited(tmp_path / "m", turned("ReduceSum", "ReduceMean"), "exported")
+    report = diff(tmp_path / "m", (X,), module=module, stages=("torch", "exported"))
+    assert first(report).module in ("", "out") and "ReduceMean" in report.verdict, report.verdict
+
+
+class Again(nn.Module):
+    """A module that is called three times, and functional code before each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.step = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for _ in range(3):
+            x = x + self.step(torch.tanh(x))
+        return x
+
+
+def test_functional_code_between_the_calls_of_one_module_is_told_from_the_module(tmp_path: Path) -> None:
+    module = finished(Again(), tmp_path / "m")
+
+    def edit(graph: onnx.GraphProto) -> None:
+        [node for node in graph.node if node.op_type == "Tanh"][1].op_type = "Softsign"
+
+    edited(tmp_path / "m", edit, "exported")
+    report = diff(tmp_path / "m", (X,), module=module, stages=("torch", "exported"))
+    assert (first(report).module, first(report).operator) == ("", "Softsign"), report.verdict
+
+
+def test_what_is_wrong_before_a_module_is_said_to_be_before_it_with_its_line(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = FrontEnd().eval(), torch.randn(2, 4, 20)
+    nn.init.uniform_(module.norm.running_mean, 0.1, 0.5)
+    convert(module, (x,), tmp_path / "m")
+    edited(tmp_path / "m", turned("ReduceMean", "ReduceMax"), "exported")
+    report = diff(tmp_path / "m", (x,), module=module, stages=("torch", "exported"))
+    layer = first(report)
+    assert layer.module == "norm" and "ReduceMax" in layer.before, (str(layer), layer.note)
+    lines = Path(__file__).read_text().splitlines()
+    wrong = 1 + next(place for place, line in enumerate(lines) if "loud.mean(-1, keepdim=True)" in line)
+    assert layer.source == f"{HERE}:{wrong}" and f"{HERE}:{wrong - 1}" in layer.before, layer.before
+    assert layer.before in report.verdict
+
+
+def test_that_the_largest_values_are_right_does_not_vouch_for_what_they_were_chosen_of(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = Peaks().eval(), torch.randn(2, 6, 8)
+    convert(module, (x,), tmp_path / "m")
+
+    def edit(graph: onnx.GraphProto) -> None:
+        """The score reads the places in the other order."""
+        _, node, _ = (item for item in graph.node if item.op_type == "MatMul")
+        numbers = {"from": -1, "to": -7, "axis": 1, "step": -1}
+        graph.initializer.extend(onnx.numpy_helper.from_array(np.array([value]), key) for key, value in numbers.items())
+        turned_round = helper.make_node("Slice", [node.input[0], *numbers], ["turned"], f"{node.name}/turned")
+        turned_round.metadata_props.extend(node.metadata_props)
+        node.input[0] = "turned"
+        graph.node.insert(list(graph.node).index(node), turned_round)
+
+    edited(tmp_path / "m", edit, "exported")
+    report = diff(tmp_path / "m", (x,), module=module, stages=("torch", "exported"))
+    assert first(report).module == "score", report.verdict

@@ -33,6 +33,14 @@ NEAR = {TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 0.1}
 """Two tensors whose distance is below this are the same one, by the exported type; for all others, 2e-3."""
 PROOF = 0.02
 """What is nearer than this share of that distance has no fault before it: an error may shrink on its way."""
+CHOOSING = frozenset(
+    (
+        *("ArgMax", "ArgMin", "Compress", "Gather", "GatherElements", "GatherND", "GlobalMaxPool", "MaxPool"),
+        *("NonZero", "ReduceMax", "ReduceMin", "Slice", "Split", "TopK"),
+        *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"),
+    )
+)
+"""Operators whose result may be right though part of what they read is wrong."""
 FAULTS = 10
 """Faults of an exported model that are gone beyond."""
 
@@ -186,10 +194,10 @@ class Alignment:
 
     def _likeliest(self, point: Point) -> str | None:
         """Of what a module returns, what its nodes made last (as many calls as it had, so many parts they are); of what
-        it takes, the one tensor that they read."""
+        it takes, the one tensor that they read, or that of the same number as the call."""
         listed = self.candidates[point]
         if not point.returned:
-            return listed[0] if len(listed) == 1 and self._calls(point.module) == 1 else None
+            return self._taken(point)
         own = [name for name in listed if self.inside_of(name, point.module)]
         leaving = [name for name in own if self._leaves(name, point.module)] or own
         ordered = sorted(leaving, key=self.side.place.__getitem__)
@@ -197,6 +205,12 @@ class Alignment:
         if len(ordered) < calls:
             return ordered[-1] if ordered else None
         return ordered[(point.call + 1) * len(ordered) // calls - 1]
+
+    def _taken(self, point: Point) -> str | None:
+        calls = self._calls(point.module)
+        listed = sorted(self.candidates[point], key=self.side.place.__getitem__)
+        taken = sum(not item.returned and item.module == point.module for item in self.seen)
+        return listed[point.call] if len(listed) == calls and (calls == 1 or taken == calls) else None
 
     def _calls(self, module: str) -> int:
         return 1 + max(item.call for item in self.seen if item.module == module)
@@ -215,7 +229,8 @@ class Alignment:
             if one in self.sound or maker is None or (one in self.forced and one != name):
                 continue
             self.sound.add(one)
-            waiting.extend(captured([maker]))
+            if maker.op_type not in CHOOSING:
+                waiting.extend(captured([maker]))
 
     # running
 

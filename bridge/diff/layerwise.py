@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ from .figures import apart, of_layer
 from .model import Error, LayerDiff, StageName
 
 if TYPE_CHECKING:
+    from onnx import NodeProto
+
     from ..export import Source
 
 LIMITS = {"float32": 1e-3, "float64": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
@@ -30,6 +32,8 @@ QUANTISED_LIMIT = 0.2
 EXACT = frozenset(("bool", "int16", "int32", "int64", "uint16", "uint32", "uint64"))
 """Types of indices, counts and masks, of which a layer may change none."""
 RANKED = 100
+LISTED = 8
+"""Kinds of operators between two tensors that are named."""
 
 
 def limit(precision: str, tolerance: Tolerances) -> float:
@@ -149,8 +153,8 @@ def _of_point(
     precision = str(reference.dtype)
     finite = reference[np.isfinite(reference)]
     own = point.returned and point.module == module and bool(point.kind)
-    others = sorted({alignment.side.graph.node[place].op_type for place in pieces.inner.get(name, ())} - {"Constant"})
-    notes = [f"with {', '.join(others)} {'in' if own else 'before'} it"] if others else []
+    line = _source(node)
+    notes = _between(alignment, pieces.inner.get(name, ()), module if own else None, line)
     if not reference.size:
         notes.append("it has no elements")
     elif alone is None:
@@ -164,7 +168,7 @@ def _of_point(
         node.name,
         point.kind if own else node.op_type,
         module,
-        origin_of(node.name, {item.key: item.value for item in node.metadata_props}).source,
+        line,
         precision,
         list(reference.shape),
         float(np.abs(finite.astype(np.float64)).max(initial=0.0)),
@@ -173,6 +177,41 @@ def _of_point(
         diverges(introduced, limit(precision, tolerance)),
         "; ".join(notes),
     )
+
+
+def _between(alignment: Alignment, places: Iterable[int], module: str | None, line: str) -> list[str]:
+    """The operators that torch shows no tensor of: those before a layer, with their lines, and those in its module."""
+    before: list[NodeProto] = []
+    inner: list[NodeProto] = []
+    for node in (alignment.side.graph.node[place] for place in sorted(places)):
+        if node.op_type != "Constant":
+            (inner if module is not None and alignment.inside(node, module) else before).append(node)
+    notes = []
+    if before:
+        lines = _lines(source for source in map(_source, before) if source != line)
+        notes.append(f"with {_few(before)} before it{lines and f' ({lines})'}")
+    if inner:
+        notes.append(f"with {_few(inner)} in it")
+    return notes
+
+
+def _few(nodes: Sequence[NodeProto]) -> str:
+    """Their operators; of many kinds, the first ones."""
+    names = sorted({node.op_type for node in nodes})
+    return ", ".join(names) if len(names) <= LISTED else f"{', '.join(names[:LISTED])} and {len(names) - LISTED} more"
+
+
+def _source(node: NodeProto) -> str:
+    return origin_of(node.name, {item.key: item.value for item in node.metadata_props}).source
+
+
+def _lines(sources: Iterable[str]) -> str:
+    """The lines of each file in turn: ``net.py:3, 5, layers.py:8``."""
+    found: dict[str, list[str]] = {}
+    for file, _, line in (source.rpartition(":") for source in dict.fromkeys(sources) if source):
+        found.setdefault(file, []).append(line)
+    listed = [f"{file}:{', '.join(sorted(lines, key=int))}" for file, lines in found.items()]
+    return ", ".join(listed)
 
 
 def _missing(alignment: Alignment, stage: StageName) -> list[str]:

@@ -122,9 +122,9 @@ class LayerDiff:
 
     @property
     def before(self) -> str:
-        """Operators that torch shows no tensor of, ``with Resize before it``; empty where there are none."""
+        """Operators that torch shows no tensor of, ``with Resize before it (net.py:3)``; empty where there are none."""
         words = self.note.partition(";")[0]
-        return words if words.startswith("with ") and words.endswith(" before it") else ""
+        return words if words.startswith("with ") and " before it" in words else ""
 
     def __str__(self) -> str:
         return f"{self.operator} {self.node or self.tensor}" + (f" ({self.where})" if self.where else "")
