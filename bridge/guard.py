@@ -90,7 +90,7 @@ def judge(precision: str, asked: Mapping[str, str], layers: Sequence[Layer]) -> 
     if unquantised and not error:
         error = f"{precision} was asked for, and nothing of the engine is in {unquantised}"
     notes = [*_notes(precision, low, wanted), *_hardly_quantised(precision, parts, layers)]
-    return Verdict(shares, others, error and f"{error}{_largest(others)}", notes, unquantised)
+    return Verdict(shares, others, error and f"{error}{_largest(precision, others)}", notes, unquantised)
 
 
 def _shares(layers: Iterable[Layer], total: float) -> dict[str, float]:
@@ -157,11 +157,13 @@ def _hardly_quantised(precision: str, parts: Sequence[str], layers: Sequence[Lay
     return notes
 
 
-def _largest(others: Sequence[Mapping[str, Any]]) -> str:
+def _largest(precision: str, others: Sequence[Mapping[str, Any]]) -> str:
     if not others:
+        wider = "ask for bf16, whose range is that of fp32, " if "fp16" in precision.split("+") else ""
         return (
             ". Every layer was to be kept in it: by a rule, because its values would leave the range, or because the "
-            "target has no such kernels. Relax the rules, ask for bf16, whose range is that of fp32, or ask for fp32"
+            f"operators or the target have no such type; kept says which and why. Relax the rules, {wider}or ask for "
+            "fp32"
         )
     named = ", ".join(f"{item['node'] or item['name']} ({item['precision']})" for item in others[:3])
     there = others[0]["precision"]

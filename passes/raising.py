@@ -16,8 +16,8 @@ from .writing import node_proto
 
 NEWEST = 23
 """At which a scale may be float32 where what it scales is not; later ones bring nothing of use here."""
-OLDEST = 13
-"""From this opset on, an operator whose form is still allowed means what it meant; Softmax was the last to change."""
+OLDEST = 11
+"""From this opset on, an operator whose form is still allowed means what it meant, but for those of ``_FORMS``."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,24 @@ def _axes_as_input(node: gs.Node) -> bool:
     return True
 
 
+def _split_as_input(node: gs.Node) -> bool:
+    if "split" in node.attrs:
+        node.inputs.append(Constant(f"{node.name}/split", np.array(node.attrs.pop("split"), np.int64)))
+    return True
+
+
+def _one_axis(node: gs.Node) -> bool:
+    """Over all axes from one on, by default the second, became over one axis, by default the last."""
+    axis, shape = int(node.attrs.get("axis", 1)), node.inputs[0].shape
+    node.attrs["axis"] = axis
+    return axis == -1 or (shape is not None and axis % len(shape) == len(shape) - 1)
+
+
+def _without_ratio(node: gs.Node) -> bool:
+    node.attrs.pop("ratio", None)  # which only training asks for
+    return True
+
+
 def _number_of_outputs(node: gs.Node) -> bool:
     if len(node.inputs) < 2 or node.inputs[1].is_empty():
         node.attrs["num_outputs"] = len(node.outputs)
@@ -50,12 +68,21 @@ def _mode_of_grid_sample(node: gs.Node) -> bool:
 
 
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
-_FORMS: Mapping[str, _Form] = {
-    **{f"Reduce{name}": _Form(18, _axes_as_input) for name in _REDUCTIONS},
-    "Split": _Form(18, _number_of_outputs),
-    "GridSample": _Form(20, _mode_of_grid_sample),
-    "GroupNormalization": _Form(21, lambda node: False),  # its scale was by group, and is by channel
+_FORMS: Mapping[str, tuple[_Form, ...]] = {
+    **{f"Reduce{name}": (_Form(18, _axes_as_input),) for name in _REDUCTIONS},
+    **dict.fromkeys(("ReduceSum", "Squeeze", "Unsqueeze"), (_Form(13, _axes_as_input),)),
+    **dict.fromkeys(("Hardmax", "LogSoftmax", "Softmax"), (_Form(13, _one_axis),)),
+    "Dropout": (_Form(12, _without_ratio),),
+    "Split": (_Form(13, _split_as_input), _Form(18, _number_of_outputs)),
+    "GridSample": (_Form(20, _mode_of_grid_sample),),
+    "GroupNormalization": (_Form(21, lambda node: False),),  # its scale was by group, and is by channel
 }
+"""By operator, in their order."""
+
+
+def _changes(node: gs.Node, present: int, opset: int) -> list[_Form]:
+    """What changed of the operator's form on the way from the ``present`` opset."""
+    return [form for form in _FORMS.get(node.op, ()) if not node.domain and present < form.since <= opset]
 
 
 def raise_for(graph: gs.Graph, low: LowType, fp32: Collection[str]) -> list[str]:
@@ -107,16 +134,14 @@ def _blockers(graph: gs.Graph, opset: int) -> list[str]:
         for node in scope.nodes:
             if node.domain or any(isinstance(value, gs.Graph) for value in node.attrs.values()):
                 continue
-            form = _FORMS.get(node.op)
-            probe = node
-            if form is not None and scope.opset < form.since <= opset:
+            changes = _changes(node, scope.opset, opset)
+            fits, proto = True, node_proto(node)
+            if changes:
                 probe = Node(node.op, node.name, dict(node.attrs), list(node.inputs), list(node.outputs))
-                fits = form.change(probe)
+                fits = all(form.change(probe) for form in changes)
                 proto = node_proto(probe)
                 probe.inputs.clear()
                 probe.outputs.clear()
-            else:
-                fits, proto = True, node_proto(node)
             try:
                 onnx.checker.check_node(proto, context)
             except onnx.checker.ValidationError:
@@ -146,8 +171,7 @@ def raise_opset(graph: gs.Graph, opset: int) -> None:
     bodies = restated(graph, opset)
     for scope in scopes(graph, functions=False):
         for node in scope.nodes:
-            form = _FORMS.get(node.op) if not node.domain else None
-            if form is not None and scope.opset < form.since <= opset:
+            for form in _changes(node, scope.opset, opset):
                 form.change(node)
     for scope in scopes(graph, functions=False):
         scope.opset = opset

@@ -9,7 +9,18 @@ import onnx_graphsurgeon as gs
 
 from .ir import CONTROL_FLOW, scopes
 from .low_types import Extent, extent, is_float32, is_half
-from .sound_tables import ARITHMETIC, IN_SPACE, LINEAR, MASKS, MOVEMENT, REASONS
+from .sound_tables import (
+    ABSORBING,
+    ARITHMETIC,
+    CHOOSING,
+    IN_SPACE,
+    LINEAR,
+    MASKS,
+    MOVEMENT,
+    ONE_SIDED,
+    PASSING,
+    REASONS,
+)
 
 
 def touched(graph: gs.Graph) -> Iterator[gs.Node]:
@@ -69,6 +80,45 @@ def handed_on(tensor: gs.Tensor) -> gs.Node | None:
         free = [item for item in maker.inputs[maker.op == "Where" :] if not is_constant(item)]
         maker = maker_of(free[0]) if free else None
     return maker
+
+
+def chosen_from(tensor: gs.Tensor) -> tuple[dict[int, gs.Tensor], list[gs.Node]]:
+    """All tensors, by their ids, that the values of ``tensor`` were handed on from, itself among them; and by which
+    nodes."""
+    found, by, waiting = {id(tensor): tensor}, list[gs.Node](), [tensor]
+    while waiting:
+        maker = maker_of(waiting.pop())
+        if maker is None or maker.domain or maker.op in ("Cast", "DequantizeLinear"):
+            continue
+        if maker.op not in MOVEMENT and maker.op not in CHOOSING:
+            continue
+        by.append(maker)
+        more = [item for item in maker.inputs if is_float32(item) and not is_constant(item) and id(item) not in found]
+        found.update((id(item), item) for item in more)
+        waiting.extend(more)
+    return found, by
+
+
+def absorbed(node: gs.Node, ends: Collection[float], boundary: Collection[int]) -> bool:
+    """Whether what the node makes of values as large as ``ends`` ends where they are as good as infinite, and leaves
+    the graph by none of the tensors whose ids are in ``boundary``."""
+    absorbing = ABSORBING if max(ends) < 0 and node.op != "Sub" else ABSORBING - ONE_SIDED
+    waiting, seen = list(node.outputs), {id(tensor) for tensor in node.outputs}
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in boundary:
+            return False
+        for reader in tensor.outputs:
+            if reader.domain or reader.op in CONTROL_FLOW:
+                return False
+            if reader.op in absorbing or not any(map(is_float32, reader.outputs)):
+                continue
+            if not elementwise(reader) and reader.op not in PASSING:
+                return False
+            more = [item for item in reader.outputs if is_float32(item) and id(item) not in seen]
+            seen.update(map(id, more))
+            waiting.extend(more)
+    return True
 
 
 def added_to(tensor: gs.Tensor, others: Collection[int]) -> bool:

@@ -60,6 +60,9 @@ ONE_SIDED = frozenset(("Clip", "Exp", "Relu"))
 """Those of them that large positive values go through."""
 PASSING = frozenset(("GlobalMaxPool", "LogSoftmax", "MaxPool", "ReduceMax", "ReduceMin", "TopK"))
 """Operators that hand on some of the values that they are given."""
+CHOOSING = frozenset(("GlobalMaxPool", "Max", "MaxPool", "Min", "ReduceMax", "ReduceMin", "TopK", "Where"))
+"""Operators whose results are some of their inputs' values."""
+COMPARISONS = frozenset(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"))
 SCALES = frozenset(("Div", "Exp", "Pow", "Reciprocal", "Sqrt"))
 """What computes factors that may be very large or small."""
 WIDE = frozenset(("CumProd", "CumSum", "Exp", "Pow", "ReduceL1", "ReduceProd", "ReduceSum", "ReduceSumSquare"))

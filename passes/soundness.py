@@ -8,7 +8,7 @@ TensorRT computes in float32 inside, whatever their tensors are.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,7 +17,9 @@ import onnx_graphsurgeon as gs
 from .ir import CONTROL_FLOW, bodies
 from .low_types import LowType, Ports, extent, is_float32, ports
 from .sound_nodes import (
+    absorbed,
     added_to,
+    chosen_from,
     elementwise,
     extent_of,
     gain,
@@ -34,6 +36,7 @@ from .sound_tables import (
     ARGUMENTS,
     ARITHMETIC,
     CANCELLED,
+    COMPARISONS,
     EXACT,
     FEW_DIGITS,
     MASKS,
@@ -139,7 +142,7 @@ class _Analysis:
             self._by_argument(node)
         settled = False
         while not settled:
-            settled = not sum(self._by_neighbours(node) for node in self.nodes if self._is_free(node))
+            settled = not sum(self._by_neighbours(node) or self._by_comparison(node) for node in self.nodes)
         self._find_saturated()
         self.done.reasons.update({node.name: self.kept[id(node)] for node in self.nodes if id(node) in self.kept})
         self.done.free.update(node.name for node in self.nodes if self._is_free(node))
@@ -190,8 +193,12 @@ class _Analysis:
             if known is None:
                 continue
             beyond = [end for end in (known.low, known.high) if abs(end) > self.limit]
-            mask = bool(beyond) and may_clamp(node, index, known) and (is_bound(node) or self._absorbed(node, beyond))
-            if mask or (beyond and node.op == "Mul" and max(beyond) < 0 and self._absorbed(node, beyond)):
+            mask = (
+                bool(beyond)
+                and may_clamp(node, index, known)
+                and (is_bound(node) or absorbed(node, beyond, self.boundary))
+            )
+            if mask or (beyond and node.op == "Mul" and max(beyond) < 0 and absorbed(node, beyond, self.boundary)):
                 self.masks.update(beyond)
             if known.largest > self.low.largest and not mask:
                 self._keep(node, f"a constant of {shown(known)} is beyond the range of {self.low.name}")
@@ -205,26 +212,6 @@ class _Analysis:
                 elementwise(node) or node.op in PASSING or node.op in ONE_SIDED
             ) and node.op not in ABSORBING - ONE_SIDED:
                 self.large.update(id(tensor) for tensor in node.outputs if tensor.name not in self.ranges)
-
-    def _absorbed(self, node: gs.Node, ends: Collection[float]) -> bool:
-        """Whether what the node makes of values as large as ``ends`` ends where they are as good as infinite."""
-        absorbing = ABSORBING if max(ends) < 0 and node.op != "Sub" else ABSORBING - ONE_SIDED
-        waiting, seen = list(node.outputs), {id(tensor) for tensor in node.outputs}
-        while waiting:
-            tensor = waiting.pop()
-            if id(tensor) in self.boundary:
-                return False
-            for reader in tensor.outputs:
-                if reader.domain or reader.op in CONTROL_FLOW:
-                    return False
-                if reader.op in absorbing or not any(map(is_float32, reader.outputs)):
-                    continue
-                if not elementwise(reader) and reader.op not in PASSING:
-                    return False
-                more = [item for item in reader.outputs if is_float32(item) and id(item) not in seen]
-                seen.update(map(id, more))
-                waiting.extend(more)
-        return True
 
     def _by_ranges(self, node: gs.Node) -> None:
         found = self.ports[id(node)]
@@ -407,7 +394,23 @@ class _Analysis:
 
     # neighbours
 
+    def _by_comparison(self, node: gs.Node) -> bool:
+        """Keeps what hands on values of float32 to where they are compared with these themselves, as the largest with
+        all: rounded, none is equal to itself."""
+        if node.domain or node.op not in COMPARISONS:
+            return False
+        (left, to_left), (right, to_right) = map(chosen_from, node.inputs)
+        wide = [left[key] for key in left.keys() & right if not self._is_made_low(left[key])]
+        reason = f"{node.op} compares it with what it comes from, which is float32"
+        return bool(wide) and sum(self._keep(item, reason) for item in (*to_left, *to_right)) > 0
+
+    def _is_made_low(self, tensor: gs.Tensor) -> bool:
+        maker = maker_of(tensor)
+        return is_constant(tensor) or (maker is not None and self._is_free(maker))
+
     def _by_neighbours(self, node: gs.Node) -> bool:
+        if not self._is_free(node):
+            return False
         free = [tensor for tensor in node.inputs if is_float32(tensor) and not is_constant(tensor)]
         if node.op == "Div" and len(node.inputs) > 1 and self._source(node.inputs[1]) is not None:
             return self._keep(node, "it divides by what is computed in float32")

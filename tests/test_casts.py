@@ -450,6 +450,29 @@ def test_bfloat16_raises_the_opset_where_it_has_to(opset: int, tmp_path: Path) -
     assert max(item.version for item in made.opset_import if not item.domain) == 22
 
 
+@pytest.mark.parametrize("opset", [11, 12])
+def test_older_forms_of_operators_are_said_anew_where_the_low_type_needs_it(opset: int, tmp_path: Path) -> None:
+    ratio = "<ratio = 0.3>" if opset < 12 else ""
+    model = parse(
+        f"""g (float[2,6,4] x) => (float[2,3] y, float[2,3,4] p, float[2,1] s, float[2] t) <float[4,4] w, float[4,3] v>
+        {{ h = MatMul(x, w)  d = Dropout{ratio}(h)  p, q = Split<axis = 1, split = [3, 3]>(d)
+          r = ReduceSum<axes = [1], keepdims = 0>(q)  l = LogSoftmax<axis = 1>(r)  y = Gemm(l, v)  z = Relu(y)
+          u = ReduceSum<axes = [1]>(z)  s = Softmax(u)
+          t0 = Unsqueeze<axes = [0]>(u)  t = Squeeze<axes = [0, 2]>(t0) }}""",
+        opset,
+    )
+    made = agrees(model, "bfloat16", tmp_path)
+    assert types(made).items() >= {"h": "bfloat16", "l": "bfloat16", "t0": "bfloat16"}.items()
+
+
+def test_a_softmax_over_several_axes_has_no_newer_form() -> None:
+    graph = from_proto(
+        parse("g (float[2,3,4] x) => (float[2,3,4] y) <float[4,4] w> { h = MatMul(x, w)  y = Softmax(h) }", 11)
+    )
+    log = cast(graph, "bfloat16", ())
+    assert graph.opset == 11 and "Softmax" in log.notes[0]
+
+
 def test_an_opset_that_cannot_be_raised_is_told(tmp_path: Path) -> None:
     text = """g (float[1,4,8,8] x) => (float[1,4,8,8] y) <float[4,4,1,1] w, float[2] s = {1, 1}, float[2] b = {0, 0}>
     { h = Conv(x, w)  n = GroupNormalization<num_groups = 2>(h, s, b)  y = Add(n, h) }"""

@@ -53,8 +53,11 @@ def test_an_fp16_request_that_came_out_as_fp32_is_an_error() -> None:
 
 
 def test_rules_that_leave_nothing_for_fp16_are_an_error_too() -> None:
-    found = judge("fp16", {"a": "fp32", "c": "fp32"}, [conv("a", 900, "fp32"), relu("c", 10, "fp32")])
-    assert "all of the engine is in fp32" in found.error and "Relax the rules, ask for bf16" in found.error
+    asked, layers = {"a": "fp32", "c": "fp32"}, [conv("a", 900, "fp32"), relu("c", 10, "fp32")]
+    error = judge("fp16", asked, layers).error
+    assert "all of the engine is in fp32" in error and "Relax the rules, ask for bf16" in error
+    error = judge("bf16", asked, layers).error
+    assert "Relax the rules, or ask for fp32" in error, "bf16 is what was asked for"
 
 
 def test_what_the_setting_keeps_in_fp32_is_not_lost() -> None:

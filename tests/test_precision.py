@@ -342,6 +342,28 @@ def test_what_is_rounded_down_keeps_its_digits() -> None:
     assert assigned(model).fp32 == {"a", "b"}
 
 
+@pytest.mark.parametrize("given", ["x", "r"])
+def test_what_is_compared_with_what_it_was_chosen_from_is_still_equal_to_it(given: str, tmp_path: Path) -> None:
+    """Values of float32, of which the largest were rounded to float16, would all be other than these."""
+    model = parse(
+        f"""g (float[2,40] x) => (bool[2,40] e, bool[2,40] g) <int64[1] k = {{3}}, int64[1] ax = {{1}}>
+        {{ r = Sqrt(x)  m = ReduceMax({given}, ax)  e = Equal({given}, m)
+           v, i = TopK({given}, k)  s, t, u = Split<axis = 1, num_outputs = 3>(v)  z = Squeeze(u, ax)
+           d = Unsqueeze(z, ax)  g = GreaterOrEqual({given}, d) }}"""
+    )
+    rows = {"x": np.random.default_rng(3).uniform(1, 2, (2, 40)).astype(np.float32)}
+    found = run_low(model, "fp16", rows, tmp_path)
+    assert found["e"].sum(1).tolist() == [1, 1] and found["g"].sum(1).tolist() == [3, 3]
+
+
+def test_what_is_low_already_is_chosen_from_and_compared_as_it_is() -> None:
+    model = parse(
+        """g (float[2,4] x) => (float[2,4] y) <float[4,4] w, float no = {-1000}, int64[1] ax = {1}>
+        { l = MatMul(x, w)  m = ReduceMax(l, ax)  e = Less(l, m)  y = Where(e, no, l) }"""
+    )
+    assert assigned(model).nodes.items() >= {"l": "fp16", "m": "fp16"}.items()
+
+
 def test_what_a_loop_adds_up_is_added_in_float32() -> None:
     model = parse(
         """g (float[2,2] x, int64 n) => (float[2,2] y) <float[2,2] w, bool yes = {1}>

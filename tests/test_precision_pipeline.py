@@ -184,6 +184,22 @@ def test_inputs_and_outputs_take_the_low_type_where_that_is_asked(tmp_path: Path
     assert {item.dtype for item in (*kept.inputs, *kept.outputs)} == {"float32"}
 
 
+def test_an_input_that_its_low_type_does_not_hold_is_answered_with_the_setting_that_keeps_it(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, income: torch.Tensor) -> torch.Tensor:
+            return self.layer(income / 1e5)
+
+    module, incomes = Scaled(), torch.full((2, 4), 2e5)
+    result = convert(module, incomes, tmp_path, {"precision": "fp16", "io": "convert"}, build=False)
+    assert (result.status, result.stage) == ("failed", "compare"), result.error
+    assert "io: keep, if inputs or outputs need more than the range and digits of fp16" in result.error
+    assert convert(module, incomes, tmp_path / "kept", "fp16", build=False).status == "rewritten"
+
+
 def test_where_no_engine_runs_the_task_check_is_given_what_the_low_precision_computes(tmp_path: Path) -> None:
     module, example = seeded(Cnn, 2, 3, 16, 16)
     asked: list[np.ndarray] = []
@@ -229,6 +245,8 @@ def test_nothing_to_quantise_is_an_error_with_the_reasons(tmp_path: Path) -> Non
     assert (result.status, result.stage) == ("failed", "precision") and isinstance(result.exception, PrecisionError)
     assert "int4 was asked for, and nothing can be quantised" in result.error
     assert "the 16 rows of its weight are no multiple of 128 or 64" in result.error
+    assert "ReduceMean" not in result.error, "only what could have been quantised is of interest"
+    assert result.error.endswith("Ask for int8, which takes convolutions and weights of any size, or for fp32 alone.")
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"exported.onnx", "rewritten.onnx", "result.json", "cache"} - ({"cache"} - left), left
     assert bridge.ConversionResult.load(tmp_path / "result.json").stage == "precision"

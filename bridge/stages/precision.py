@@ -148,7 +148,8 @@ def _typed(
     for node, reason in put.declined.items():
         result.kept.setdefault(f"not quantised: {reason}", []).append(node)
     if own and precision.scheme and not put.quantised:
-        raise PrecisionError(f"{precision} was asked for, and nothing can be quantised: {_reasons(result.kept)}.")
+        reasons = _reasons(graph, result.kept)
+        raise PrecisionError(f"{precision} was asked for, and nothing can be quantised: {reasons}. {_less(precision)}")
     state.workspace.publish(*write(graph, state.workspace.partial / TYPED, beside=state.workspace.folder))
     return state.workspace.path(TYPED), {**assignment.nodes, **{name: assignment.floats[name] for name in put.declined}}
 
@@ -189,10 +190,23 @@ def put_in_types(
     return PutIn(notes, declined, found)
 
 
-def _reasons(kept: Mapping[str, Sequence[str]]) -> str:
-    """Why nodes are not in the precision that was asked for."""
-    listed = [f"{reason} ({', '.join(nodes[:3])}{', …' * (len(nodes) > 3)})" for reason, nodes in kept.items()]
+def _reasons(graph: gs.Graph, kept: Mapping[str, Sequence[str]]) -> str:
+    """Why the nodes that multiply and add are not in the precision that was asked for."""
+    from passes.casts import COMPUTE
+    from passes.ir import scopes
+
+    products = {node.name for scope in scopes(graph) for node in scope.nodes if node.op in COMPUTE and not node.domain}
+    found = {reason: [name for name in nodes if name in products] for reason, nodes in kept.items()}
+    listed = [
+        f"{reason} ({', '.join(nodes[:3])}{', …' * (len(nodes) > 3)})" for reason, nodes in found.items() if nodes
+    ]
     return "; ".join(listed) or "there is no operator that has kernels for it"
+
+
+def _less(precision: Precision) -> str:
+    """What to ask for in its place."""
+    wider = "" if precision.scheme == "int8" else "int8, which takes convolutions and weights of any size, or for "
+    return f"Ask for {wider}{precision.half or 'fp32'} alone."
 
 
 def _check(state: State, model: Path, samples: Sequence[Feeds]) -> None:
@@ -230,6 +244,8 @@ def _ways_out(state: State) -> str:
     ways = ["keep them in fp32 by a precision file, which bridge bisect writes"]
     if precision.half == "fp16" and not state.settings.target.lacks_type("bfloat16"):
         ways.append("ask for bf16 in the place of fp16, if values leave its range")
+    if precision.io == "convert":
+        ways.append(f"io: keep, if inputs or outputs need more than the range and digits of {precision.half}")
     if precision.scheme in ("int8", "fp8"):
         ways.append("calibrate with more, and more typical, inputs")
     return f"What helps: {'; '.join(ways)}; or give a tolerance."
