@@ -183,7 +183,7 @@ def torch_reader(source: Source) -> Read:
 
 
 def file_reader(graph: gs.Graph) -> Read:
-    """Reads inputs as an ONNX file takes them."""
-    from .onnx_source import given_inputs
+    """Reads inputs as an ONNX file takes them; batches may be larger than its own, and are then taken apart."""
+    from .onnx_source import named_inputs
 
-    return lambda item: given_inputs(graph, item)
+    return lambda item: named_inputs(graph, item)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -36,6 +37,8 @@ def check_source(given: Any) -> None:
         elif path.suffix not in FILES:
             raise UsageError(f"calibration: {path} is no {' or '.join(FILES)} file; give {TAKEN}.")
         return
+    if isinstance(given, type):
+        raise UsageError(f"calibration: {given.__name__} is a class; give one of it, or a function that returns one.")
     iterable = hasattr(given, "__iter__") or (hasattr(given, "__getitem__") and hasattr(given, "__len__"))
     if isinstance(given, Mapping) or not (iterable or callable(given)):
         raise UsageError(f"calibration: a {type(given).__name__}; give {TAKEN}.")
@@ -62,7 +65,14 @@ class Samples:
         if isinstance(self.given, (str, os.PathLike)):
             yield from self._of_files(Path(self.given))
             return
-        values = _values(self.given)
+        if _is_function(self.given):
+            found = _called(self.given)
+            if _of_torch(found):
+                yield from replace(self, given=found)
+                return
+            values = _returned(found)
+        else:
+            values = _in_turn(self.given)
         for index in itertools.count():
             name = f"item {index}"
             try:
@@ -140,7 +150,7 @@ class Samples:
         try:
             with np.load(file) if file.suffix == ".npz" else _one(np.load(file)) as arrays:
                 found = {name: np.asarray(arrays[name]) for name in arrays}
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise UsageError(f"calibration: {file} cannot be read: {error}") from error
         names = list(self.example)
         if not set(found) <= set(names) and list(found) == [f"arr_{place}" for place in range(len(names))]:
@@ -208,24 +218,29 @@ def _of_torch(given: Any) -> bool:
     return _is_loader(given) or any(base.__module__.startswith("torch.utils.data") for base in type(given).__mro__)
 
 
-def _values(given: Any) -> Iterator[Any]:
-    """By their indices where they have a length (a Dataset need not end its own iteration)."""
-    if callable(given) and not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
-        return _returned(given)
-    return _in_turn(given)
+def _is_function(given: Any) -> bool:
+    return callable(given) and not hasattr(given, "__iter__") and not hasattr(given, "__getitem__")
+
+
+def _called(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except Exception as error:  # the user's function may raise anything, and is named as the cause
+        name = getattr(function, "__name__", type(function).__name__)
+        raise UsageError(f"calibration: {name}() raises {type(error).__name__}: {error}") from error
 
 
 def _in_turn(given: Any) -> Iterator[Any]:
+    """By their indices where they have a length (a Dataset need not end its own iteration)."""
     if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
         return (given[index] for index in range(len(given)))
     return iter(given)
 
 
-def _returned(function: Callable[[], Any]) -> Iterator[Any]:
-    """What the function gives: many inputs, or the tensor, tuple or mapping that is one call's."""
-    found = function()
+def _returned(found: Any) -> Iterator[Any]:
+    """What a function gave: many inputs, or the tensor, tuple or mapping that is one call's."""
     if isinstance(found, (tuple, Mapping)) or hasattr(found, "dtype"):
         return iter([found])
     if found is None or not hasattr(found, "__iter__"):
-        raise UsageError(f"the function returned a {type(found).__name__}, and no inputs")
+        raise UsageError(f"calibration: the function returned a {type(found).__name__}, and no inputs; give {TAKEN}.")
     return _in_turn(found)

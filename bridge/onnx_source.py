@@ -106,9 +106,18 @@ def pinned_shapes(graph: gs.Graph, sets: Sequence[Profiles]) -> dict[str, list[i
 
 def given_inputs(graph: gs.Graph, inputs: Any) -> dict[str, Array]:
     """The inputs that were given, by name. Raises UsageError where they do not fit the model."""
-    names = input_names(graph)
     if inputs is None:
         return {}
+    example = named_inputs(graph, inputs)
+    for tensor in graph.inputs:
+        if tensor.name in example:
+            _check(tensor, example[tensor.name])
+    return example
+
+
+def named_inputs(graph: gs.Graph, inputs: Any) -> dict[str, Array]:
+    """The inputs by name, whatever their types and shapes. Raises UsageError where the model has no such inputs."""
+    names = input_names(graph)
     if not isinstance(inputs, (Mapping, list, tuple)):
         inputs = [inputs]
     if not isinstance(inputs, Mapping):
@@ -118,11 +127,7 @@ def given_inputs(graph: gs.Graph, inputs: Any) -> dict[str, Array]:
     unknown = [name for name in inputs if name not in names]
     if unknown:
         raise UsageError(f"inputs: {', '.join(map(repr, unknown))}: no such input; the model has {', '.join(names)}.")
-    example = {name: value if isinstance(value, np.ndarray) else _as_array(value) for name, value in inputs.items()}
-    for tensor in graph.inputs:
-        if tensor.name in example:
-            _check(tensor, example[tensor.name])
-    return example
+    return {name: value if isinstance(value, np.ndarray) else _as_array(value) for name, value in inputs.items()}
 
 
 def _as_array(value: Any) -> Array:

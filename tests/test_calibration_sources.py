@@ -118,6 +118,20 @@ def test_a_loader_of_mappings_gives_what_the_module_takes(tmp_path: Path) -> Non
     assert all(set(sample) == {"ids", "mask"} for sample in made.samples())
 
 
+def test_a_function_may_return_a_data_set_or_a_loader(tmp_path: Path) -> None:
+    rows = TensorDataset(torch.from_numpy(ROWS), torch.arange(len(ROWS)))
+    calls = TensorDataset(torch.from_numpy(ROWS.reshape(5, 2, 6)), torch.arange(5))
+    assert firsts(calibrated(lambda: calls, tmp_path / "a")) == [0, 12, 24, 36, 48]
+    loader = DataLoader(rows, batch_size=5)
+    assert firsts(calibrated(lambda: loader, tmp_path / "b")) == firsts(calibrated(loader, tmp_path / "c"))
+
+    graph = model_of({"a": ("float32", [2, 6])}, lambda g, a: g.op.Neg(a))
+    example, allowed = {"a": ROWS[:2]}, {"a": Profile((2, 6), (2, 6), (2, 6))}
+    options: tuple[Any, ...] = (example, allowed, tmp_path / "d", "minmax", tmp_path / "cache")
+    made = write_calibration(lambda: loader, file_reader(graph), *options)
+    assert [sample["a"][0, 0] for sample in made.samples()] == [0, 12, 30, 42], "five rows are two calls, and one over"
+
+
 def test_a_folder_has_a_file_for_each_call_in_the_order_of_their_names(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
@@ -156,6 +170,7 @@ def test_a_source_that_cannot_be_used_is_refused_with_what_can(tmp_path: Path) -
     np.savez(tmp_path / "other.npz", y=ROWS)
     np.savez(tmp_path / "bytes.npz", x=ROWS.astype(np.uint8))
     (tmp_path / "broken.npz").write_bytes(b"PK no archive")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:200])
     (tmp_path / "text.csv").write_text("1,2")
     cases: Mapping[Any, str] = {
         tmp_path / "nowhere": "there is no .*nowhere; give a sequence of inputs",
@@ -164,7 +179,10 @@ def test_a_source_that_cannot_be_used_is_refused_with_what_can(tmp_path: Path) -
         tmp_path / "other.npz": r"other.npz holds 'y'; the model takes 'x'. Save each input under its name.",
         tmp_path / "bytes.npz": "sample 0 of bytes.npz: 'x' is uint8, and the example float32",
         tmp_path / "broken.npz": "broken.npz cannot be read",
-        (lambda: None): "item 0: the function returned a NoneType|the function returned a NoneType, and no inputs",
+        tmp_path / "cut.npz": "cut.npz cannot be read: File is not a zip file",
+        (lambda: None): "calibration: the function returned a NoneType, and no inputs; give a sequence",
+        (lambda: 1 // 0): r"<lambda>\(\) raises ZeroDivisionError",
+        TensorDataset: "TensorDataset is a class; give one of it, or a function that returns one",
         7: "a int; give a sequence of inputs",
     }
     for given, words in cases.items():
