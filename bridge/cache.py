@@ -305,11 +305,12 @@ class EngineCache:
 
 
 def size_words(size: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
+    """With three digits, so that sizes on both sides of a unit's end can be compared."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 999.5 or unit == "GiB":
+            break
         size /= 1024
-    return f"{size:.1f} GiB"
+    return f"{size:.3g} {unit}"
 
 
 def as_text(cache: EngineCache) -> str:

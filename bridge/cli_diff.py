@@ -251,11 +251,11 @@ def _seen_from(report: DiffReport, folder: Path, output: Path | None) -> DiffRep
 def _convert_and_diff(arguments: argparse.Namespace) -> tuple[DiffReport, Path]:
     from .worker import convert_options, load_model
 
+    spec = _spec(arguments)
     if arguments.output is None:
         raise UsageError("-o DIR: name the folder that the conversion and the reports go to")
     if arguments.module is not None:
         raise UsageError(f"--module is of a conversion's folder, and {arguments.first} is none")
-    spec = _spec(arguments)
     sys.path.insert(0, str(Path.cwd()))
     with contextlib.redirect_stdout(sys.stderr):  # what an exporter prints is no part of the answer
         from .diff.measure import diff

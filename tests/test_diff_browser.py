@@ -353,3 +353,10 @@ def test_the_report_of_five_thousand_nodes_can_be_used_within_two_seconds(browse
         found.append(time.perf_counter() - start)
         context.close()
     assert min(found) < 2.0, [f"{seconds:.2f} s" for seconds in found]
+
+
+def test_on_a_phone_the_strip_shows_the_layer_that_diverges_first(opened: Open, report: DiffReport) -> None:
+    late = dataclasses.replace(report, first_diverging=len(report.layers) - 3)
+    page = opened(render_html(late), viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    box = page.locator(".strip path.first").bounding_box()
+    assert 0 < box["x"] < 390 - box["width"], box

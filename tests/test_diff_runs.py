@@ -380,7 +380,7 @@ def test_all_forms_are_written(runs: tuple[str, str], tmp_path: Path, capsys: py
     assert sorted(path.name for path in out.iterdir()) == ["runs.html", "runs.json", "runs.md", "runs.xml"]
     assert json.loads((out / "runs.json").read_text())["before"]["path"] == runs[0]
     ET.parse(out / "runs.xml")
-    assert "2 of 2 models regressed in status and latency and size" in capsys.readouterr().out
+    assert "2 of 2 models regressed in status, latency and size" in capsys.readouterr().out
 
 
 def test_json_on_the_terminal_is_json_alone(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,8 +155,9 @@ class RunsReport:
             return f"No regression in {count} model{'s' * (count != 1)}{also}."
         kinds = [check for check in CHECKS if any(getattr(model, check).regression for model in self.regressed)]
         worst = self.regressed[0]
+        words = " and ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
         return (
-            f"{len(self.regressed)} of {count} model{'s' * (count != 1)} regressed in {' and '.join(kinds)}; first "
+            f"{len(self.regressed)} of {count} model{'s' * (count != 1)} regressed in {words}; first "
             f"{worst.name}: {describe(worst.regressions[0])}."
         )
 

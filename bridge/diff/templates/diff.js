@@ -219,6 +219,10 @@
       handle.setAttribute("aria-valuenow", String(at + 1));
       handle.setAttribute("aria-valuetext", `${words(i)}; ${errors(i)}`);
     }
+    // On a small screen the picture is wider than what is seen of it: what diverges first is in the middle.
+    const seen = picture.querySelector(".scroll"), mark = picture.querySelector("path.first");
+    if (mark) seen.scrollLeft = (LEFT + (at + 0.5) / length * 1000) / Number(picture.querySelector(".bands").viewBox.baseVal.width) * seen.scrollWidth - seen.clientWidth / 2;
+
     // Under one unit of the picture lie several layers: the worst of them is meant.
     function under(event) {
       const place = handle.getBoundingClientRect(), share = (event.clientX - place.left) / place.width;
