@@ -449,7 +449,7 @@ def test_an_engine_larger_than_the_limit_is_not_kept_and_the_note_says_so(
 ) -> None:
     monkeypatch.setenv("BRIDGE_CACHE_LIMIT", "10 KiB")
     result = convert(model(tmp_path / "m.onnx"), tmp_path / "one")
-    assert result.ok and any("its 31.2 KiB" in note and "limit of 10 KiB" in note for note in result.notes), result.notes
+    assert result.ok and any("31.2 KiB" in note and "limit of 10 KiB" in note for note in result.notes), result.notes
     assert not EngineCache().entries()
 
 

@@ -224,8 +224,7 @@ def _heat(data: OutputData, heat: Heat, key: str) -> str:
             cells, cmap="magma", vmin=0, extent=(0, heat.width, heat.height, 0), interpolation="nearest", aspect="equal"
         )
         axes.tick_params(length=2)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(integer=True)
         bar = drawn.colorbar(shown, ax=axes, format="%.2g", shrink=0.9)
         bar.outline.set_edgecolor(FAINT)
         bar.ax.locator_params(nbins=5)
