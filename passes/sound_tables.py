@@ -69,8 +69,9 @@ WIDE = frozenset(("CumProd", "CumSum", "Exp", "Pow", "ReduceL1", "ReduceProd", "
 """What makes large values, which are often scaled down next."""
 FEW_DIGITS = 128
 """Tensors whose largest value is not so many times the smallest that has all its digits lose too many of them."""
-CANCELLED: Mapping[str, int] = {"float16": 32, "bfloat16": 8}
-"""Terms that are so many times as large as their sum cancel five of 11 binary digits, or three of 8."""
+CANCELLED: Mapping[str, int] = {"float16": 32, "bfloat16": 8, "exact": 4}
+"""Terms that are so many times as large as their sum cancel five of 11 binary digits, or three of 8. Those of float32
+have more digits than that, which only rounding takes."""
 PRODUCTS = frozenset(("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"))
 """Operators whose terms cannot be told one by one: what leads to such a sum is not looked for beyond them."""
 LINEAR = frozenset(("Abs", "Add", "AffineGrid", "Neg", "ReduceMean", "ReduceSum", "Sub", "Sum", "Where"))

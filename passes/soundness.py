@@ -133,6 +133,7 @@ class _Analysis:
             if id(node) in self.ports:
                 self._by_operator(node)
                 self._by_constants(node)
+        self._find_precise()
         for node in self.nodes:
             if id(node) in self.ports:
                 self._by_ranges(node)
@@ -241,17 +242,16 @@ class _Analysis:
         result = self._largest(node.outputs[0]) if places is not None else 0.0
         if places is None or not result:
             return
+        exact = node.op not in PRODUCTS and all(id(item) in self.precise or is_constant(item) for item in node.inputs)
+        most = CANCELLED["exact" if exact else self.low.name] * result
         for tensor in node.inputs[places]:
             term = self._largest(tensor) if is_float32(tensor) else 0.0
-            if term <= CANCELLED[self.low.name] * result:
+            if term <= most:
                 continue
             self._keep(node, f"a term of {term:.4g} is nearly cancelled: the result is never above {result:.4g}")
-            for item in node.inputs:
-                maker = maker_of(item)
-                if maker is not None:
-                    self._keep(maker, f"{node.op} subtracts nearly all of what it makes")
-            cancelled = CANCELLED[self.low.name] * result
-            self._lead_to_large(tensor, cancelled, f"{node.op} subtracts nearly all of what comes of it")
+            for maker in filter(None, map(maker_of, node.inputs)):
+                self._keep(maker, f"{node.op} subtracts nearly all of what it makes")
+            self._lead_to_large(tensor, most, f"{node.op} subtracts nearly all of what comes of it")
 
     def _lead_to_large(self, tensor: gs.Tensor, limit: float, reason: str) -> None:
         """Keeps what makes a tensor, up to the products that it comes from and as far as it is more than ``limit``."""
@@ -282,9 +282,6 @@ class _Analysis:
 
     def _by_places(self) -> None:
         """Keeps what is computed from integers alone, and what leads to an exact input."""
-        self.precise.update(id(tensor) for tensor in self.graph.inputs if is_float32(tensor))
-        for node in self.nodes:
-            self._follow(node)
         for node in self.nodes:
             if any(id(tensor) in self.counted for tensor in node.outputs):
                 self._keep(node, f"it computes with integers, of which {self.low.name} holds only small ones")
@@ -296,6 +293,11 @@ class _Analysis:
             if REASONS.get(node.op) == PLACED and not node.domain:
                 most = self._largest(node.inputs[1])
                 self._lead_to_large(node.inputs[1], most / 8, f"{node.op} is given what it makes as places")
+
+    def _find_precise(self) -> None:
+        self.precise.update(id(tensor) for tensor in self.graph.inputs if is_float32(tensor))
+        for node in self.nodes:
+            self._follow(node)
 
     def _follow(self, node: gs.Node) -> None:
         free = [tensor for tensor in node.inputs if is_float32(tensor) and not is_constant(tensor)]
@@ -401,7 +403,7 @@ class _Analysis:
             return False
         (left, to_left), (right, to_right) = map(chosen_from, node.inputs)
         wide = [left[key] for key in left.keys() & right if not self._is_made_low(left[key])]
-        reason = f"{node.op} compares it with what it comes from, which is float32"
+        reason = f"{node.op} compares it with float32 that it comes from"
         return bool(wide) and sum(self._keep(item, reason) for item in (*to_left, *to_right)) > 0
 
     def _is_made_low(self, tensor: gs.Tensor) -> bool:

@@ -131,9 +131,9 @@ def test_the_default_tolerance_is_that_of_the_coarser_side(reference: str, candi
     ("precision", "expected"),
     [
         ("fp32", DEFAULT_TOLERANCES["float32"]),
-        ("fp16", Tolerance(1e-2, 1e-3, whole=True)),
-        ("bf16", Tolerance(5e-2, 1e-3, whole=True)),
-        ("int8+fp16", Tolerance(0.2, 1e-3, whole=True)),
+        ("fp16", Tolerance(1e-2, 1e-6, whole=True)),
+        ("bf16", Tolerance(5e-2, 1e-6, whole=True)),
+        ("int8+fp16", Tolerance(0.2, 1e-6, whole=True)),
     ],
 )
 def test_a_lower_precision_has_a_tolerance_of_its_own(precision: str, expected: Tolerance) -> None:
@@ -162,6 +162,16 @@ def test_an_int8_engine_is_judged_by_its_outputs_as_a_whole_and_may_fail() -> No
         assert not worse.agreed and worse.tolerance_used is not None and worse.tolerance_used > 1
     assert judged(random * 0, random * 0).agreed and not judged(random, np.where(random > 2, NAN, random)).agreed
     assert judged([], []).agreed and not judged(random, rounded, Tolerance(0, 1e-3)).agreed
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8+fp16"])
+def test_probabilities_of_many_classes_are_held_to_their_own_size(precision: str) -> None:
+    logits = np.random.default_rng(0).standard_normal(20000)
+    shares = np.exp(logits) / np.exp(logits).sum()
+    options: dict[str, Any] = {"inputs": "example", "output": "y", "tolerance": None, "precision": precision}
+    for factor, agreed in ((1.005, True), (0.5, False), (0.0, False)):
+        found = compare_arrays(shares, shares * factor, stages=("rewritten", "typed"), **options)
+        assert found.agreed == agreed, (factor, found.note, found.tolerance_used)
 
 
 def test_a_tolerance_is_kept_to_element_by_element_up_to_its_very_limit() -> None:

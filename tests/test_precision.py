@@ -465,6 +465,16 @@ def test_what_makes_cancelled_terms_stays_in_float32_up_to_the_products_and_down
     assert assigned(model, "fp16", larger).fp32 == {"a", "b", "d"}, "the other terms are no larger than the result"
 
 
+def test_differences_of_given_places_keep_the_digits_that_only_rounding_would_take() -> None:
+    text = """g (float[2,4] x, float[2,4] z) => (float[2,4] y) <float[4,4] w>
+        { MAKES  d = Sub(a, b)  y = MatMul(d, w) }"""
+    seen = {"x": Range(95, 105), "z": Range(95, 105), "a": Range(95, 105), "b": Range(95, 105), "d": Range(-8, 8)}
+    given = parse(text.replace("MAKES", "a = Identity(x)  b = Transpose<perm = [0, 1]>(z)"))
+    assert assigned(given, "fp16", seen).nodes.items() >= {"d": "fp32", "y": "fp16"}.items()
+    rounded = parse(text.replace("MAKES", "a = MatMul(x, w)  b = MatMul(z, w)"))
+    assert assigned(rounded, "fp16", seen).nodes["d"] == "fp16", "so little is cancelled of what is rounded anyway"
+
+
 LARGE = """g (float[2,5] x) => (float[2,8] y) <float[5,8] w, float[8,8] v, float s = {6.3}>
         { m = Mul(x, s)  p = MatMul(m, w)  a = Mul(p, s)  e = OPERATOR(a)  y = MatMul(e, v) }"""
 

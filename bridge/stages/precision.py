@@ -148,8 +148,7 @@ def _typed(
     for node, reason in put.declined.items():
         result.kept.setdefault(f"not quantised: {reason}", []).append(node)
     if own and precision.scheme and not put.quantised:
-        reasons = _reasons(graph, result.kept)
-        raise PrecisionError(f"{precision} was asked for, and nothing can be quantised: {reasons}. {_less(precision)}")
+        raise _nothing_quantised(precision, graph, assignment, result.kept)
     state.workspace.publish(*write(graph, state.workspace.partial / TYPED, beside=state.workspace.folder))
     return state.workspace.path(TYPED), {**assignment.nodes, **{name: assignment.floats[name] for name in put.declined}}
 
@@ -190,8 +189,10 @@ def put_in_types(
     return PutIn(notes, declined, found)
 
 
-def _reasons(graph: gs.Graph, kept: Mapping[str, Sequence[str]]) -> str:
-    """Why the nodes that multiply and add are not in the precision that was asked for."""
+def _nothing_quantised(
+    precision: Precision, graph: gs.Graph, assignment: Assignment, kept: Mapping[str, Sequence[str]]
+) -> PrecisionError:
+    """With the reasons of the nodes that multiply and add, and what to ask for in its place."""
     from passes.casts import COMPUTE
     from passes.ir import scopes
 
@@ -200,13 +201,12 @@ def _reasons(graph: gs.Graph, kept: Mapping[str, Sequence[str]]) -> str:
     listed = [
         f"{reason} ({', '.join(nodes[:3])}{', …' * (len(nodes) > 3)})" for reason, nodes in found.items() if nodes
     ]
-    return "; ".join(listed) or "there is no operator that has kernels for it"
-
-
-def _less(precision: Precision) -> str:
-    """What to ask for in its place."""
+    reasons = "; ".join(listed) or "there is no operator that has kernels for it"
     wider = "" if precision.scheme == "int8" else "int8, which takes convolutions and weights of any size, or for "
-    return f"Ask for {wider}{precision.half or 'fp32'} alone."
+    half = precision.half if any(assignment.floats.get(name) == precision.half for name in products) else ""
+    return PrecisionError(
+        f"{precision} was asked for, and nothing can be quantised: {reasons}. Ask for {wider}{half or 'fp32'} alone."
+    )
 
 
 def _check(state: State, model: Path, samples: Sequence[Feeds]) -> None:
