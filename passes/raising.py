@@ -106,7 +106,7 @@ def raise_for(graph: gs.Graph, low: LowType, fp32: Collection[str]) -> list[str]
 
 def needed_opset(graph: gs.Graph, low: LowType, fp32: Collection[str] = ()) -> int | None:
     """The opset in which most nodes but those in ``fp32`` take the low type; None where that is the present one."""
-    if graph.opset is None or not OLDEST <= graph.opset < NEWEST:
+    if graph.opset is None or graph.opset >= NEWEST:
         return None
     needed = graph.opset
     for scope in scopes(graph, functions=False):
@@ -122,7 +122,9 @@ def needed_opset(graph: gs.Graph, low: LowType, fp32: Collection[str] = ()) -> i
 
 
 def _blockers(graph: gs.Graph, opset: int) -> list[str]:
-    """The nodes that ``opset`` has no form for."""
+    """The nodes that ``opset`` has no form for; of a graph older than OLDEST, that it is so."""
+    if graph.opset < OLDEST:
+        return [f"what is older than opset {OLDEST} (onnx.version_converter brings it there)"]
     context = type(onnx.checker.DEFAULT_CONTEXT)()
     context.ir_version = onnx.IR_VERSION
     context.opset_imports = {"": opset}
@@ -154,12 +156,11 @@ def _blockers(graph: gs.Graph, opset: int) -> list[str]:
 def raise_to(graph: gs.Graph, opset: int) -> list[str]:
     """Brings ``graph`` to ``opset``, where it is below, and returns nothing.
 
-    Where some nodes have no form there, or the graph is older than OLDEST, all stays as it is, and they are returned.
+    Where some nodes have no form there, or the graph is older than OLDEST, all stays as it is, and the reasons are
+    returned.
     """
     if graph.opset >= opset:
         return []
-    if graph.opset < OLDEST:
-        return [f"a model of opset {graph.opset}"]
     blockers = _blockers(graph, opset)
     if not blockers:
         raise_opset(graph, opset)

@@ -465,6 +465,13 @@ def test_older_forms_of_operators_are_said_anew_where_the_low_type_needs_it(opse
     assert types(made).items() >= {"h": "bfloat16", "l": "bfloat16", "t0": "bfloat16"}.items()
 
 
+def test_a_model_that_is_too_old_for_the_low_type_is_told_so() -> None:
+    graph = from_proto(parse("g (float[2,4] x) => (float[2,4] y) <float[4,4] w> { h = MatMul(x, w)  y = Relu(h) }", 9))
+    log = cast(graph, "bfloat16", ())
+    assert graph.opset == 9 and not log.nodes
+    assert "older than opset 11 (onnx.version_converter brings it there)" in log.notes[0]
+
+
 def test_a_softmax_over_several_axes_has_no_newer_form() -> None:
     graph = from_proto(
         parse("g (float[2,3,4] x) => (float[2,3,4] y) <float[4,4] w> { h = MatMul(x, w)  y = Softmax(h) }", 11)

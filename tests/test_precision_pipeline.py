@@ -247,7 +247,9 @@ def test_nothing_to_quantise_is_an_error_with_the_reasons(tmp_path: Path) -> Non
     assert "the 16 rows of its weight are no multiple of 128 or 64" in result.error
     assert "ReduceMean" not in result.error, "only what could have been quantised is of interest"
     assert result.error.endswith("Ask for int8, which takes convolutions and weights of any size, or for fp32 alone.")
-    left = {path.name for path in tmp_path.iterdir()}
+    ruled = convert(module, example, tmp_path / "ruled", {"precision": "int8+fp16", "fp32": ["op:Conv", "op:Gemm"]})
+    assert "rules ask for other types of all that could be. Ask for fp32 alone." in ruled.error
+    left = {path.name for path in tmp_path.iterdir()} - {"ruled"}
     assert left == {"exported.onnx", "rewritten.onnx", "result.json", "cache"} - ({"cache"} - left), left
     assert bridge.ConversionResult.load(tmp_path / "result.json").stage == "precision"
 

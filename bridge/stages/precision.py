@@ -201,7 +201,9 @@ def _nothing_quantised(
     listed = [
         f"{reason} ({', '.join(nodes[:3])}{', …' * (len(nodes) > 3)})" for reason, nodes in found.items() if nodes
     ]
-    reasons = "; ".join(listed) or "there is no operator that has kernels for it"
+    reasons = "; ".join(listed) or (
+        "rules ask for other types of all that could be" if products else "there is no operator that has kernels for it"
+    )
     wider = "" if precision.scheme == "int8" else "int8, which takes convolutions and weights of any size, or for "
     half = precision.half if any(assignment.floats.get(name) == precision.half for name in products) else ""
     return PrecisionError(
