@@ -110,7 +110,7 @@ class Side:
         graph.input.extend(_info(name, self.types[name]) for name in sorted(given))
         wanted = {name + APART for name in tensors}
         for name in (name for node in graph.node for name in node.output):
-            kind = self.types.get(name.removesuffix(APART))
+            kind = self.types.get(name.removesuffix(APART).removesuffix(UNREAD))
             if kind is not None:
                 (graph.output if name in wanted else graph.value_info).append(_info(name, kind))
         read = captured(graph.node) - given
@@ -159,7 +159,10 @@ class Pairs:
     def _match(self) -> None:
         reference, low = self.reference, self.low
         self.same.update((name, name) for name in low.inputs & reference.inputs)
-        named = {(node.name, node.op_type, node.domain): node for node in reference.graph.node if node.name}
+        named, low_named = (
+            {(node.name, node.op_type, node.domain): node for node in side.graph.node if node.name}
+            for side in (reference, low)
+        )
         made: list[tuple[str, NodeProto, str, NodeProto]] = []
         for node in low.graph.node:
             twin = named.get((node.name, node.op_type, node.domain))
@@ -167,16 +170,22 @@ class Pairs:
                 # By the tensor's name first: a node that took another one in (a BatchNorm) makes what that one made.
                 if name in reference.place:
                     made.append((name, reference.graph.node[reference.place[name]], name, node))
-                elif twin is not None and index < len(twin.output) and twin.output[index] and name:
-                    made.append((twin.output[index], twin, name, node))
+                    continue
+                tensor = twin.output[index] if twin is not None and index < len(twin.output) and name else ""
+                # What was put behind a node may have its tensor's name; then the two are one layer.
+                if twin is not None and tensor and tensor not in low.place:
+                    made.append((tensor, twin, name, node))
         self.same.update((name, tensor) for tensor, _, name, _ in made)
         listed: set[str] = set()
         for tensor, twin, name, node in made:
             kind = low.types.get(name)
             if kind in self.kinds and reference.types.get(tensor) in self.kinds and tensor not in listed:
                 listed.add(tensor)
-                precision = type_name(kind) if kind in COUNTS else self._precision(node)
-                self.found.append(Pair(tensor, twin, name, node, precision, _largest(kind)))
+                own = low_named.get((twin.name, twin.op_type, twin.domain), node)
+                precision = type_name(kind) if kind in COUNTS else self._precision(own)
+                place = list(twin.output).index(tensor)
+                held = low.types.get(own.output[place], kind) if place < len(own.output) else kind
+                self.found.append(Pair(tensor, twin, name, node, precision, min(map(_largest, (kind, held)))))
 
     def _precision(self, node: NodeProto) -> str:
         """What the node computes in: quantised where it reads dequantised values, else the low type that it has."""

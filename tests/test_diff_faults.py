@@ -381,6 +381,18 @@ def test_functional_code_between_the_calls_of_one_module_is_told_from_the_module
     assert (first(report).module, first(report).operator) == ("", "Softsign"), report.verdict
 
 
+def test_layers_in_16_bits_are_measured_where_an_operator_of_two_outputs_is_between(
+    tmp_path: Path,
+) -> None:
+    module = Peaks().eval()
+    x = torch.randn(2, 6, 8)
+    loose = bridge.Tolerance(10.0, 10.0)
+    convert(module, (x,), tmp_path / "m", precision="fp16", tolerance=loose)
+    report = diff(tmp_path / "m", (x,), module=module, tolerance=loose)
+    low = [layer for layer in report.layers if layer.candidate == "typed"]
+    assert {"TopK", "GatherElements"} <= {layer.operator for layer in low}, report.notes
+
+
 def test_what_is_wrong_before_a_module_is_said_to_be_before_it_with_its_line(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module, x = FrontEnd().eval(), torch.randn(2, 4, 20)
@@ -414,3 +426,21 @@ def test_that_the_largest_values_are_right_does_not_vouch_for_what_they_were_cho
     edited(tmp_path / "m", edit, "exported")
     report = diff(tmp_path / "m", (x,), module=module, stages=("torch", "exported"))
     assert first(report).module == "score", report.verdict
+
+
+def test_what_is_put_behind_a_node_and_takes_its_tensors_name_is_looked_at(tmp_path: Path) -> None:
+    module = finished(Clamped(), tmp_path / "m")
+
+    def edit(graph: onnx.GraphProto) -> None:
+        node = next(node for node in graph.node if node.op_type in ("Gemm", "MatMul"))
+        name, node.output[0] = node.output[0], "as it was"
+        limits = {"low": -0.1, "high": 0.1}
+        graph.initializer.extend(
+            onnx.numpy_helper.from_array(np.array(value, np.float32), key) for key, value in limits.items()
+        )
+        behind = helper.make_node("Clip", ["as it was", *limits], [name], "behind")
+        graph.node.insert(list(graph.node).index(node) + 1, behind)
+
+    edited(tmp_path / "m", edit)
+    report = diff(tmp_path / "m", (X,), module=module)
+    assert first(report).module == "first" and first(report).candidate == "rewritten", report.verdict

@@ -345,7 +345,7 @@ def _words(items: Sequence[LayerError], lost: bool) -> str:
     if lost:
         count = sum(item.introduced.non_finite for item in items if item.introduced)
         return f"{count} of its values are no longer finite"
-    return f"it introduces a relative error of {worst:.1e}"
+    return f"it introduces a relative error of {worst:.1e}" if worst else "what it reads is rounded"
 
 
 def measured_steps(suspects: Suspects, reference: Path, low: Path, feeds: Feeds) -> list[Step]:
