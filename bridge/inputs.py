@@ -27,7 +27,7 @@ _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "ui
 DTYPES = ("float32", "float16", "bfloat16", "float64", *_INTEGERS, "bool")
 """What goes in; the passes give what TensorRT has no type for another one, and say so."""
 
-VARIATION = 1 / 64
+VARIATION = 1 / 256
 """What repeated values shrink by at most."""
 CONSTANTS = (bool, int, float, complex, str, bytes, type(None))
 
