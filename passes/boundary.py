@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from .framework import Log
 from .ir import Names, Node, onnx_dtype
-from .matches import Part, part
+from .matches import Match, Part, Recorder, part
 from .provenance import describe
 from .rules.integers import CARRIERS, carrier
 
@@ -41,25 +41,47 @@ def boundary_to_wider_types(graph: gs.Graph, target: Target, log: Log) -> bool:
 
 
 def int64_boundary_to_int32(graph: gs.Graph, target: Target, log: Log) -> bool:
-    """Makes int64 inputs and outputs int32 where the target has no int64, with a Cast inside.
+    """Makes int64 outputs int32 where the target has no int64, by a Cast; its parser does so with inputs.
 
-    Between them the target's parser narrows by itself, and so the graph stays one that ONNX Runtime runs. What an int32
-    does not hold is lost, and so each Cast is a match, to be proved.
+    Inputs are left to it: TensorRT 8.5.3 computes wrongly from a Cast of an int32 input to int64, which is a copy to it
+    (sorting, and gathering from the input). Between them the parser narrows too, and so the graph stays one that ONNX
+    Runtime runs. What an int32 does not hold is lost, and so each narrowing is a match, to be proved.
     """
     if "int64" in target.types:
         return False
-    int32 = np.dtype(np.int32)
-    casts = _cast_inside(graph, target, log, lambda tensor, kind: int32 if tensor.dtype == np.int64 else None)
+    name, int32 = "int64_boundary_to_int32", np.dtype(np.int32)
+    narrowed = [tensor for tensor in graph.inputs if tensor.dtype == np.int64]
+    given = {id(tensor) for tensor in graph.inputs}
+    for tensor in narrowed:
+        log.notes.append(f"input {tensor.name!r} is int64 in the source; {target} has no such input: it is int32")
+    if log.recorder is not None:
+        log.matches.extend(_narrowing(graph, tensor, name, log.recorder) for tensor in narrowed)
+    casts = _cast_inside(
+        graph,
+        target,
+        log,
+        lambda tensor, kind: int32 if tensor.dtype == np.int64 and id(tensor) not in given else None,
+    )
     if not casts:
         return False
-    name = "int64_boundary_to_int32"
-    log.add(name, f"{target} has no int64: inputs and outputs are int32.", _names(casts))
+    log.add(name, f"{target} has no int64: outputs are int32.", _names(casts))
     if log.recorder is not None:
         for cast in casts:
             before, after = Part(graph.opset), part([cast], graph.opset)
             made = {tensor.name: tensor.name for tensor in cast.outputs}
             log.matches.append(log.recorder.match(name, describe(cast), graph, before, after, made))
     return True
+
+
+def _narrowing(graph: gs.Graph, tensor: gs.Variable, name: str, recorder: Recorder) -> Match:
+    """What the parser does to an int64 input, as nodes that are in no graph."""
+    names = Names(graph)
+    narrow, wide = (gs.Variable(names.new(f"{tensor.name}_{kind}"), kind, tensor.shape) for kind in ("int32", "int64"))
+    there = Node("Cast", f"{tensor.name}/to_int32", {"to": onnx_dtype(narrow.dtype)}, [tensor], [narrow], domain="")
+    back = Node("Cast", f"{tensor.name}/to_int64", {"to": onnx_dtype(wide.dtype)}, [narrow], [wide], domain="")
+    after = part([there, back], graph.opset, [wide])
+    there.inputs.clear()  # or the graph's input would know them as its readers
+    return recorder.match(name, f"input {tensor.name}", graph, Part(graph.opset), after, {tensor.name: wide.name})
 
 
 def _cast_inside(

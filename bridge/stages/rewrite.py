@@ -59,7 +59,7 @@ def check_rewritten(state: State, exported: Outputs, known: Outputs | None) -> N
     assert path is not None
     with state.clock("run"):
         try:
-            state.rewritten = state.run_onnx(path, "rewritten") if known is None else known
+            state.rewritten = known if known is not None else state.run_onnx(path, "rewritten", state.feeds_as_taken)
         except RunError as error:
             raise RunError(f"{error}\n{_culprit(state)}") from error
     comparisons = state.compare(("exported", "rewritten"), exported, state.rewritten, state.result.own_precision)

@@ -72,12 +72,25 @@ class State:
             if array.dtype.kind == "f" and array.size and all(np.isnan(found[name]).all() for found in outputs):
                 self.result.notes.append(f"output {name!r} is NaN throughout, which proves nothing: give other inputs")
 
-    def run_onnx(self, path: Path, name: str) -> Outputs:
-        return run_stage(name, lambda: onnx_runner(path, name), self.feeds)
+    def run_onnx(self, path: Path, name: str, feeds: Sequence[Mapping[str, Array]] | None = None) -> Outputs:
+        return run_stage(name, lambda: onnx_runner(path, name), self.feeds if feeds is None else feeds)
 
     @property
     def feeds(self) -> list[Mapping[str, Array]]:
         return [case.feeds for case in self.cases]
+
+    @property
+    def feeds_as_taken(self) -> list[Mapping[str, Array]]:
+        """The feeds with what the engine takes of them: of int64 what int32 holds, where the target has no int64."""
+        if "int64" in self.settings.target.types:
+            return self.feeds
+        return [
+            {
+                name: array.astype(np.int32).astype(np.int64) if array.dtype == np.int64 else array
+                for name, array in feeds.items()
+            }
+            for feeds in self.feeds
+        ]
 
     def compare(
         self,
@@ -112,6 +125,8 @@ class State:
         from passes.ir import type_name
 
         name = type_name(tensor.dtype)
+        if name == "int64" and name not in self.settings.target.types:
+            name = "int32"  # the parser makes it so
         source = self.source_types.get(tensor.name)
         shape = [size if size is not None else "?" for size in tensor.shape or ()]
         spans = [[list(one.min), list(one.opt), list(one.max)] for one in profiles]
