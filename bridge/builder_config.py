@@ -12,6 +12,7 @@ from typing import Any
 from .build import BuildJob
 from .layer_precisions import Demands, constrain
 from .network_layers import quantised_types
+from .subgraphs import float32_around_mixed
 from .timing import TimingCache
 
 
@@ -171,13 +172,13 @@ def node_of(layer: str, metadata: str, nodes: Mapping[str, Any]) -> str | None:
 
 # --- precision ---------------------------------------------------------------------------------------------------
 
-CALIBRATORS: Mapping[str, str] = {
+_CALIBRATORS: Mapping[str, str] = {
     "entropy": "IInt8EntropyCalibrator2",
     "entropy_legacy": "IInt8EntropyCalibrator",
     "minmax": "IInt8MinMaxCalibrator",
     "legacy": "IInt8LegacyCalibrator",
 }
-"""TensorRT's classes, by the names of ``calibration_algorithm``."""
+"""TensorRT's classes, by the bridge's names of algorithms."""
 
 
 _OPTIONS = frozenset(("fp16", "bf16", "int8", "fp8"))
@@ -196,7 +197,7 @@ def _precision(job: BuildJob, trt: Any, network: Any) -> dict[str, Any]:
     if job.calibration and not quantised:
         from polygraphy.backend.trt import Calibrator
 
-        base = getattr(trt, CALIBRATORS[job.calibration["algorithm"]])
+        base = getattr(trt, _CALIBRATORS[job.calibration["algorithm"]])
         files = CalibrationFiles(job.calibration["files"], trt, network)
         allowed["calibrator"] = Calibrator(files, cache=job.calibration["cache"], BaseClass=base)
     return allowed
@@ -214,8 +215,13 @@ def _layers(job: BuildJob, trt: Any, config: Any, network: Any, demands: Demands
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the engine cannot say what became of them
     for name in names - _OPTIONS:
         config.set_flag(getattr(trt.BuilderFlag, name.upper()))
-    if constrain(job, trt, network, demands) and demands.constraints != "ignore":
-        config.set_flag(getattr(trt.BuilderFlag, f"{demands.constraints.upper()}_PRECISION_CONSTRAINTS"))
+    if not constrain(job, trt, network, demands) or demands.constraints == "ignore":
+        return
+    config.set_flag(getattr(trt.BuilderFlag, f"{demands.constraints.upper()}_PRECISION_CONSTRAINTS"))
+    selector = float32_around_mixed(trt, network)
+    if selector is not None:
+        # Not by Polygraphy's option, which gives up the timing cache for it: choices are left out, none is timed anew.
+        config.algorithm_selector = selector
 
 
 class CalibrationFiles:

@@ -89,7 +89,11 @@ def judge(precision: str, asked: Mapping[str, str], layers: Sequence[Layer]) -> 
     error = _nothing_low(precision, layers) or _lost(precision, low)
     if unquantised and not error:
         error = f"{precision} was asked for, and nothing of the engine is in {unquantised}"
-    notes = [*_notes(precision, low, wanted), *_hardly_quantised(precision, parts, layers)]
+    notes = [
+        *_notes(precision, low, wanted),
+        *_hardly_quantised(precision, parts, layers),
+        *_lowered(precision, asked, layers),
+    ]
     return Verdict(shares, others, error and f"{error}{_largest(precision, others)}", notes, unquantised)
 
 
@@ -155,6 +159,18 @@ def _hardly_quantised(precision: str, parts: Sequence[str], layers: Sequence[Lay
                 "why, says of the others"
             )
     return notes
+
+
+def _lowered(precision: str, asked: Mapping[str, str], layers: Sequence[Layer]) -> list[str]:
+    """That layers which were to be in fp32 are not."""
+    found = [layer for layer in layers if asked.get(layer.node) == "fp32" and layer.precision in LOW]
+    if not found:
+        return []
+    named = ", ".join(sorted({layer.node for layer in found})[:3])
+    return [
+        f"precision {precision}: {len(found)} layers that were to be in fp32 are in {found[0].precision}: {named}"
+        f"{', …' * (len(found) > 3)}"
+    ]
 
 
 def _largest(precision: str, others: Sequence[Mapping[str, Any]]) -> str:

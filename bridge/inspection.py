@@ -2,9 +2,8 @@
 
 The inspector's JSON differs between versions: TensorRT 8 describes the formats of tensors in words ("Row major linear
 FP16 format") and joins the names of fused layers (``conv + relu``, ``PWN(a, b)``), later ones name types (``Half``) and
-list nodes in ``Metadata``. Subgraphs that its compiler takes as a whole ("ForeignNode") say nothing of their inside in
-TensorRT 8, and do not keep to the precisions of their layers either: 8.5.3 was seen to compute all of one in float16 of
-which one product was to be, and the rest in float32. What such a subgraph is in, the size of the engine may tell.
+list nodes in ``Metadata``. Subgraphs that its compiler takes as a whole say nothing of their inside in TensorRT 8:
+their inputs and outputs tell (see ``subgraphs``), and the size of the engine may.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .build import BuildJob
-from .guard import UNKNOWN, Layer, Verdict, judge
+from .guard import QUANTISED, UNKNOWN, Layer, Verdict, judge
 from .layer_precisions import given_precisions, lowered
 from .network_layers import dims, network_layers, quantised_types
+from .subgraphs import ends, is_inside
 
 _TYPES: tuple[tuple[str, str], ...] = (
     (r"bf16|bfloat", "bf16"),
@@ -35,7 +35,6 @@ _TYPES: tuple[tuple[str, str], ...] = (
 _COPIES = frozenset(("Reformat", "Constant", "NoOp", "ShapeHostToDevice", "DeviceToShapeHost", "Signal", "Wait"))
 """Types of the engine's layers that compute nothing; their names may hold those of layers that do."""
 _NAMES = re.compile(r"\s\+\s|\s?\|\|\s?|,\s|\bPWN\(|\)(?=[),\s+]|$)")
-_FOREIGN = re.compile(r"ForeignNode\[(?P<first>.*?)\.\.\.(?P<last>.*)\]")
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class EngineLayer:
     names: tuple[str, ...]
     """Of the network's layers, or of ONNX nodes, that it was made of; other words may be among them."""
     precision: str
-    """Empty where nothing tells it."""
+    """Empty where nothing tells it; of a subgraph, that of all its inputs and outputs."""
     span: tuple[str, str] | None = None
     """The first and the last of what a subgraph was made of, where it names no others."""
 
@@ -71,25 +70,22 @@ def engine_layers(text: str) -> list[EngineLayer]:
             continue
         name = re.sub(r"\s*\[profile 0\]\s*$", "", name)
         nodes = re.findall(r"\[ONNX Layer: (.*?)\]", str(layer.get("Metadata", "")))
-        foreign = _FOREIGN.search(name)
         names = tuple(filter(None, (part.strip() for part in _NAMES.split(name))))
-        span = (foreign["first"], foreign["last"]) if foreign is not None and not nodes else None
+        span = ends(name) if not nodes else None
         found.append(EngineLayer((*nodes, name, *names), _precision(layer, opaque=span is not None), span))
     return found
 
 
 def _precision(layer: Mapping[str, Any], *, opaque: bool) -> str:
-    """What the layer computes in: by its first input, or else its weights or outputs.
-
-    Of an opaque subgraph only the boundary is described: that tells what is inside where all of it is in one low type.
-    """
+    """What the layer computes in: by its first input, or else its weights or outputs; of an ``opaque`` subgraph, what
+    all of its inputs and outputs are in."""
     told = _type(layer.get("Precision"))
     if told:
         return told
     inputs, outputs = (_formats(layer.get(key)) for key in ("Inputs", "Outputs"))
     if opaque:
         kinds = {*inputs, *outputs}
-        return kinds.pop() if len(kinds) == 1 and "fp32" not in kinds else ""
+        return kinds.pop() if len(kinds) == 1 else ""
     weights = layer.get("Weights")
     of_weights = _type(weights.get("Type")) if isinstance(weights, dict) else ""
     return next(filter(None, (*inputs[:1], of_weights, *outputs[:1])), "")
@@ -110,8 +106,8 @@ def as_built(layers: Sequence[Layer], engine: Sequence[EngineLayer], constrained
     """The network's ``layers`` with the precisions of the engine's.
 
     ``constrained``: by name, what layers were made to compute in by constraints that the builder has to obey; it holds
-    where the engine does not tell, but for the inside of subgraphs. Products that the engine does not name are unknown;
-    other layers are gone, folded into a constant or into others.
+    where the engine does not tell, and inside of subgraphs with inputs and outputs in float32. Products that the engine
+    does not name are unknown; other layers are gone, folded into a constant or into others.
     """
     precisions: dict[str, str] = {}
     claimed: set[str] = set()
@@ -131,7 +127,7 @@ def as_built(layers: Sequence[Layer], engine: Sequence[EngineLayer], constrained
         told = next((precisions[name] for name in names if name in precisions), "")
         subgraph = _subgraph(index, spans, order) if not names else None
         if subgraph is not None:
-            precision = subgraph.precision or UNKNOWN
+            precision = _inside(subgraph.precision, layer, constrained)
         elif not names and engine and not layer.weighted:
             continue
         else:
@@ -144,15 +140,18 @@ def _subgraph(index: int, spans: Sequence[EngineLayer], order: Mapping[str, int]
     """The subgraph that a layer is inside of: the one whose ends are around it, or one whose ends are not known."""
     for item in spans:
         assert item.span is not None
-        first, last = (_place(end, order) for end in item.span)
-        if (first is None or first <= index) and (last is None or index <= last):
+        if is_inside(index, item.span, order):
             return item
     return spans[0] if len(spans) == 1 else None
 
 
-def _place(name: str, order: Mapping[str, int]) -> int | None:
-    places = [order[part] for part in (name, *name.split(" + ")) if part and part in order]
-    return min(places) if places else None
+def _inside(boundary: str, layer: Layer, constrained: Mapping[str, str]) -> str:
+    """What a layer in a subgraph is computed in, whose inputs and outputs are all in ``boundary``."""
+    if layer.precision in QUANTISED:  # by the model: whether there are kernels for it, nothing tells
+        return UNKNOWN
+    if boundary == "fp32":
+        return constrained.get(layer.name, "fp32") if constrained else UNKNOWN
+    return boundary or UNKNOWN
 
 
 def examine(job: BuildJob, trt: Any, logger: Any, network: Any, engine: Any, *, obeyed: bool) -> Verdict:
@@ -174,28 +173,30 @@ def examine(job: BuildJob, trt: Any, logger: Any, network: Any, engine: Any, *, 
 
 
 def told_by_size(job: BuildJob, layers: Sequence[Layer], size: int) -> list[Layer]:
-    """The layers, those of unknown types in the 16 bits that were asked for where the engine, of ``size`` bytes, could
-    not hold the model's weights otherwise."""
+    """The layers, those of unknown types in the lowest precision that was asked for where the engine, of ``size``
+    bytes, could not hold the model's weights otherwise."""
+    low = job.precision.split("+")[0]
     weights_left_out = {"strip_weights", "sparsity", "weight_streaming"} & job.builder.keys()
-    share = in_16_bits(job.weights, size) if job.precision in ("fp16", "bf16") and not weights_left_out else 0.0
-    if share < MOST_WEIGHTS:
+    if low not in _BYTES or weights_left_out or stored_in(_BYTES[low], job.weights, size) < MOST_WEIGHTS:
         return list(layers)
-    asked = job.layer_precisions or dict.fromkeys((layer.node for layer in layers), job.precision)
+    asked = job.layer_precisions or dict.fromkeys((layer.node for layer in layers), low)
     return [
-        dataclasses.replace(layer, precision=job.precision)
-        if layer.precision == UNKNOWN and asked.get(layer.node) == job.precision
+        dataclasses.replace(layer, precision=low)
+        if layer.precision == UNKNOWN and asked.get(layer.node) == low
         else layer
         for layer in layers
     ]
 
 
-MOST_WEIGHTS = 0.9
-"""The share of the weights in 16 bits from which on an engine's products are taken to be so."""
+_BYTES = {"fp16": 2, "bf16": 2, "int8": 1}
+MOST_WEIGHTS = 0.85
+"""The share of the weights in a low precision from which on an engine's products are taken to be in it."""
 
 
-def in_16_bits(weights: int, size: int) -> float:
-    """At least what share of so many float32 weights an engine of ``size`` bytes stores in 16 bits."""
-    return min(1.0, max(0.0, 2 - size / (2 * weights))) if weights else 0.0
+def stored_in(width: int, weights: int, size: int) -> float:
+    """At least what share of so many float32 weights an engine of ``size`` bytes stores in ``width`` bytes each, the
+    others taking at least twice as much."""
+    return min(1.0, max(0.0, 2 - size / (width * weights))) if weights else 0.0
 
 
 def inspect(trt: Any, logger: Any, engine: Any, shapes: Mapping[str, Sequence[int]]) -> str:

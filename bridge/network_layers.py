@@ -19,7 +19,8 @@ PRECISIONS = {
     "FP4": "fp4",
 }
 """By the names of TensorRT's types."""
-FLOATS = frozenset(("FLOAT", "HALF", "BF16"))
+LOW_FLOATS = frozenset(("HALF", "BF16"))
+FLOATS = LOW_FLOATS | {"FLOAT"}
 OF_WEIGHTS = frozenset(("int4", "fp4"))
 """Of a product in any other quantised type, both factors have to be in it: else it is computed in floats."""
 

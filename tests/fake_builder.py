@@ -49,6 +49,9 @@ class IInt8LegacyCalibrator: ...
 class IInt8Calibrator: ...
 
 
+class IAlgorithmSelector: ...
+
+
 class ITimingCache:
     """Timings behind a header, which is of the GPU."""
 
@@ -75,6 +78,7 @@ class IBuilderConfig:
     DLA_core = -1
     profiling_verbosity = None
     int8_calibrator = None
+    algorithm_selector = None
 
     def __init__(self, gpu: bytes = b"H100") -> None:
         self.gpu = gpu
@@ -185,6 +189,7 @@ def main() -> None:
         "device": config.default_device_type.name,
         "core": config.DLA_core,
         "layers": config.layers,
+        "selects": config.algorithm_selector is not None,
         "verbosity": config.profiling_verbosity.name,
         "precisions": {layer.name: layer.precision.name for layer in parsed.layers if layer.precision_is_set},
         "outputs": {

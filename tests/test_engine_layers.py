@@ -17,10 +17,10 @@ from bridge.build import BuildOutcome
 from bridge.compare import onnx_runner
 from bridge.diff import engine_layers as shown_layers
 from bridge.diff.conversion import finished
-from bridge.diff.engine_layers import _Shown, engine_layers
+from bridge.diff.engine_layers import _Shown, engine_layers, taken_apart
 from bridge.diff.figures import apart
 from bridge.diff.model import LayerDiff
-from bridge.errors import BuildError
+from bridge.errors import BuildError, RunError
 
 
 class Choosing(nn.Module):
@@ -74,12 +74,18 @@ def rows(found: _Shown) -> tuple[list[LayerDiff], list[str]]:
     return engine_layers(found.conversion, found.conversion.example, None)
 
 
+MIXED = {"precision": "fp32", "fp16": ["op:Relu"]}
+"""Of which the engine's tensors are one output."""
+
+
+@pytest.mark.parametrize("precision", ["fp32", MIXED])
 @pytest.mark.parametrize("marked", [400, 2])
 def test_a_sound_engine_introduces_nothing_and_its_notes_are_passed_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marked: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marked: int, precision: object
 ) -> None:
     monkeypatch.setattr(shown_layers, "MARKED", marked)
-    found = shown(tmp_path, "fp32", Choosing())
+    found = shown(tmp_path, precision, Choosing())
+    assert found.mixed == (precision == MIXED)
     built_as(monkeypatch)
     layers, notes = rows(found)
     assert [layer.tensor for layer in layers] == found.tensors and len(layers) > 4
@@ -154,6 +160,18 @@ def test_a_weakly_typed_engine_of_the_layers_keeps_each_node_in_its_precision(tm
     found = shown(tmp_path, {"precision": "fp16", "fp32": ["2"]})
     products = [node.name for node in found.side.graph.node if node.op_type in ("Gemm", "MatMul")]
     assert [found.plan.layer_precisions[name] for name in products] == ["fp16", "fp32"]
+
+
+def test_tensors_that_are_one_output_are_told_apart_by_their_shapes() -> None:
+    found = taken_apart(np.arange(7), {"a": [2, 2], "none": [0, 3], "b": [], "c": [2]})
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "a": [[0, 1], [2, 3]],
+        "none": [],
+        "b": 4,
+        "c": [5, 6],
+    }
+    with pytest.raises(RunError, match="7 values, and 6 are expected"):
+        taken_apart(np.arange(7), {"a": [6]})
 
 
 def test_where_float16_may_be_anywhere_a_masks_lowest_value_is_no_error() -> None:

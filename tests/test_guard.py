@@ -21,6 +21,7 @@ from bridge.inputs import Profile
 from bridge.inspection import as_built, engine_layers, examine, told_by_size
 from bridge.layer_precisions import Demands, constrain, given_precisions
 from bridge.network_layers import network_layers, node_names, quantised_types
+from bridge.subgraphs import float32_around_mixed
 from bridge.target import resolve
 
 from . import fake_network as fake
@@ -97,6 +98,12 @@ def test_int8_that_came_out_without_any_is_an_error_and_a_part_of_it_a_note() ->
     assert none.error.endswith("Ask for fp16 if that is what is wanted")
     alone = judge("int8", {}, [conv("a", 50, "int8"), relu("c", 1, "fp32")])
     assert not alone.error and not alone.notes and not alone.others
+
+
+def test_what_was_to_be_in_fp32_and_is_not_is_told() -> None:
+    asked = {"a": "fp16", "b": "fp32", "c": "fp32"}
+    found = judge("fp16", asked, [conv("a", 9, "fp16"), conv("b", 1, "fp16"), relu("c", 1, "unknown")])
+    assert found.notes[-1] == "precision fp16: 1 layers that were to be in fp32 are in fp16: b" and not found.error
 
 
 def test_types_that_are_not_told_are_said_to_be_unknown() -> None:
@@ -294,6 +301,47 @@ def test_a_model_of_half_tensors_is_planned_with_its_own_types(tmp_path: Path, h
     assert given.layer_precisions == {"exp": "fp32"} and given.key() != plan().key()
 
 
+# --- subgraphs ---------------------------------------------------------------------------------------------------
+
+
+class Choice:
+    """One way to compute a subgraph with an input and an output."""
+
+    def __init__(self, *dtypes: DataType) -> None:
+        self.dtypes = dtypes
+
+    def get_algorithm_io_info(self, index: int) -> Any:
+        return SimpleNamespace(dtype=self.dtypes[index])
+
+
+def chosen(selector: Any, name: str, *choices: Choice) -> list[int]:
+    context = SimpleNamespace(name=name, num_inputs=1, num_outputs=1)
+    found: list[int] = selector.select_algorithms(context, choices)
+    return found
+
+
+def test_subgraphs_with_a_layer_to_be_in_float32_take_and_give_it() -> None:
+    layers = [ILayer("ACTIVATION", name, [Tensor("x")], [Tensor(f"{name}_out")]) for name in "abcdef"]
+    layers[2].precision, layers[4].precision = FLOAT, HALF
+    trt = SimpleNamespace(**vars(fake), IAlgorithmSelector=object)
+    selector = float32_around_mixed(trt, Network([], layers))
+    choices = [Choice(FLOAT, FLOAT), Choice(HALF, HALF), Choice(INT32, HALF), Choice(INT32, FLOAT)]
+    for mixed in ("{ForeignNode[a...d]}", "{ForeignNode[c + d...e]}", "{ForeignNode[unknown...f]}"):
+        assert chosen(selector, mixed, *choices) == [0, 3], mixed
+        assert chosen(selector, mixed, *choices[1:3]) == [0, 1], "nothing else is offered"
+    for other in ("{ForeignNode[d...f]}", "a + b", "c"):
+        assert chosen(selector, other, *choices) == [0, 1, 2, 3], other
+
+
+def test_nothing_is_chosen_where_no_layer_is_to_be_in_float32_or_tensorrt_has_no_selector() -> None:
+    layer = ILayer("ACTIVATION", "a", [Tensor("x")], [Tensor("y")])
+    with_selector = SimpleNamespace(**vars(fake), IAlgorithmSelector=object)
+    assert float32_around_mixed(with_selector, Network([], [layer])) is None
+    layer.precision = FLOAT
+    assert float32_around_mixed(TRT, Network([], [layer])) is None
+    assert float32_around_mixed(with_selector, Network([], [layer])) is not None
+
+
 # --- the inspector -----------------------------------------------------------------------------------------------
 
 
@@ -309,6 +357,16 @@ def precisions(items: Sequence[Any], names: str, **constrained: str) -> dict[str
     layers = [conv(name, 1, "fp32") for name in names]
     text = json.dumps({"Layers": list(items), "Bindings": ["x"]})
     return {item.name: item.precision for item in as_built(layers, engine_layers(text), constrained)}
+
+
+def test_a_subgraph_in_float32_keeps_to_its_constraints_and_quantises_who_knows_what() -> None:
+    """Measured of TensorRT 8.5.3; see ``bridge.subgraphs``."""
+    items = [told("{ForeignNode[a...c]}", "Myelin", FP32, FP32)]
+    assert precisions(items, "abc", a="fp16", b="fp32") == {"a": "fp16", "b": "fp32", "c": "fp32"}
+    assert precisions(items, "abc") == dict.fromkeys("abc", "unknown"), "nothing had to be obeyed"
+    engine = engine_layers(json.dumps({"Layers": items}))
+    layers = [conv("a", 1, "int8"), conv("c", 1, "fp32")]
+    assert [item.precision for item in as_built(layers, engine, {"c": "fp16"})] == ["unknown", "fp16"]
 
 
 def test_layers_of_tensorrt_8_are_found_by_their_joined_names() -> None:
@@ -373,7 +431,10 @@ def test_what_an_engine_can_hold_in_16_bits_alone_is_in_these(
     layers = [conv("a", 1, "unknown"), conv("b", 1, "unknown"), conv("c", 1, "fp32")]
     given = job(precision="fp16", layer_precisions=asked, weights=1000)
     assert [layer.precision for layer in told_by_size(given, layers, size)] == found
-    for other in ({"precision": "int8+fp16"}, {"weights": 0}, {"builder": {"strip_weights": True}}):
+    eight = job(precision="int8+fp16", layer_precisions={"a": "int8", "b": "fp16"}, weights=1000)
+    assert [layer.precision for layer in told_by_size(eight, layers, 1_050)] == ["int8", "unknown", "fp32"]
+    assert told_by_size(eight, layers, 2_050) == layers
+    for other in ({"precision": "fp32"}, {"weights": 0}, {"builder": {"strip_weights": True}}):
         given = job(**{"precision": "fp16", "weights": 1000, **other})
         assert told_by_size(given, layers, 2_050) == layers
 

@@ -1,9 +1,11 @@
 """The layers of an engine, by one that is built for it: TensorRT fuses what it likes, and shows its outputs alone.
 
 It is an engine of the same model, with the conversion's own settings, that has the tensors as outputs, which keeps
-TensorRT from fusing across them, and changes nothing else. What a layer carries is how far its tensor is from the
-model's in ONNX Runtime; what it introduces, how far it is from what ONNX Runtime makes of the tensors that this engine
-had before it. A fusion that is wrong shows where the engine's own outputs are off and none of these is.
+TensorRT from fusing across them, and changes nothing else. Where precisions are mixed in a weakly typed network they
+are one output, one behind the other: TensorRT's compiler gives many outputs in 16 bits alone, and computes in these
+then. What a layer carries is how far its tensor is from the model's in ONNX Runtime; what it introduces, how far it is
+from what ONNX Runtime makes of the tensors that this engine had before it. A fusion that is wrong shows where the
+engine's own outputs are off and none of these is.
 """
 
 from __future__ import annotations
@@ -11,13 +13,13 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from passes.provenance import origin_of
 
@@ -48,9 +50,9 @@ def engine_layers(conversion: Conversion, feeds: Feeds, tolerance: Tolerances) -
     """The layers of the engine against the model that it was built of, and notes on what could not be measured."""
     path = conversion.result.onnx
     assert path is not None
-    stage: StageName = "typed" if path == conversion.models.get("typed") else "rewritten"
-    precision = Precision.of(conversion.result.precision)
-    if precision.scheme and not conversion.target.strongly_typed:
+    stage: StageName = "rewritten" if path == conversion.result.rewritten_onnx else "typed"
+    quantised = Precision.of(conversion.result.precision).scheme and not conversion.target.strongly_typed
+    if quantised and stage == "rewritten":
         return [], [f"{stage} → engine: layers are not compared: TensorRT's calibration was for the whole model"]
     shown = _Shown(conversion, path)
     found: list[LayerDiff] = []
@@ -141,6 +143,8 @@ class _Shown:
             if self.side.types.get(name) in shown and self._computed(self.side.graph.node[place])
         ]
         self.given = {*self.tensors, *self.side.inputs}
+        self.mixed = not target.strongly_typed and len(set(self.plan.layer_precisions.values())) > 1
+        """Whether the builder is told to compute some layers in a lower precision, and others not."""
 
     def asked(self, node: str) -> str:
         """What the node was to be computed in; of strongly typed targets nothing, since the model says it."""
@@ -154,8 +158,12 @@ class _Shown:
         return node.op_type != "Constant" and bool(self.side.needs(node, self.side.inputs.__contains__)[0])
 
     def chunks(self, feeds: Feeds) -> Iterator[list[str]]:
-        shapes = self.reference.open(self.tensors, shapes=True)(feeds)
-        return chunks(self.tensors, lambda name: 16 * math.prod(int(size) for size in shapes[name]), MARKED)
+        shapes = self._shapes(self.tensors, feeds)
+        return chunks(self.tensors, lambda name: 16 * math.prod(shapes[name]), MARKED)
+
+    def _shapes(self, names: Sequence[str], feeds: Feeds) -> dict[str, list[int]]:
+        shapes = self.reference.open(names, shapes=True)(feeds)
+        return {name: [int(size) for size in shapes[name]] for name in names}
 
     def values(self, names: Sequence[str], feeds: Feeds) -> tuple[dict[str, Array], list[str]]:
         """The tensors of an engine that has them as outputs, and notes; why there is none, if so."""
@@ -166,7 +174,8 @@ class _Shown:
         with _files(self.path.parent) as folder:
             onnx_file = self.path.parent / f"{folder.name}.onnx"  # external weights are found beside the model
             try:
-                onnx_file.write_bytes(self._marked(names).SerializeToString())
+                model = joined(self.side, names) if self.mixed else self._marked(names)
+                onnx_file.write_bytes(model.SerializeToString())
                 engine = folder / "model.engine"
                 outcome = build(
                     onnx_file,
@@ -179,6 +188,8 @@ class _Shown:
                     plan=self.plan,
                 )
                 found = run_stage("engine", lambda: engine_runner(engine, target, self.plugins), [feeds])[0]
+                if self.mixed:
+                    found = taken_apart(found[JOINED], self._shapes(names, feeds))
                 return found, [f"the engine with its tensors as outputs: {note}" for note in outcome.notes]
             except (BuildError, RunError) as error:
                 why = " ".join(str(error).splitlines()[:2])
@@ -193,6 +204,38 @@ class _Shown:
         infos = {item.name: item for item in model.graph.value_info}
         model.graph.output.extend(infos[name] for name in names if name not in there)
         return model
+
+
+JOINED = "bridge/tensors"
+
+
+def joined(side: Side, names: Sequence[str]) -> ModelProto:
+    """The model with the tensors ``names``, in float32 and one behind the other, as its one output more."""
+    made = ModelProto()
+    made.CopyFrom(side.model)
+    made.graph.initializer.append(numpy_helper.from_array(np.array([-1]), f"{JOINED}/shape"))
+    flat = []
+    for index, name in enumerate(names):
+        one = f"{JOINED}/{index}"
+        if side.types[name] != TensorProto.FLOAT:
+            made.graph.node.append(
+                helper.make_node("Cast", [name], [f"{one}/wide"], f"{one}/Cast", to=TensorProto.FLOAT)
+            )
+            name = f"{one}/wide"
+        made.graph.node.append(helper.make_node("Reshape", [name, f"{JOINED}/shape"], [one], f"{one}/Reshape"))
+        flat.append(one)
+    made.graph.node.append(helper.make_node("Concat", flat, [JOINED], f"{JOINED}/Concat", axis=0))
+    made.graph.output.append(helper.make_tensor_value_info(JOINED, TensorProto.FLOAT, [None]))
+    return made
+
+
+def taken_apart(values: Array, shapes: Mapping[str, Sequence[int]]) -> dict[str, Array]:
+    """The tensors that are one behind the other in ``values``, by the names and in the order of ``shapes``."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    if ends[-1:] != [values.size]:
+        raise RunError(f"the engine's tensors have {values.size} values, and {ends[-1]} are expected.")
+    parts = np.split(values, ends[:-1])
+    return {name: part.reshape(shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}
 
 
 @contextlib.contextmanager
