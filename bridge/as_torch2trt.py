@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from .build_settings import BuildSettings
+from .calibration import CALIBRATORS
 from .errors import BridgeError, RunError, UsageError
 from .pipeline import convert
 from .result import ConversionResult
@@ -31,13 +32,6 @@ Shapes = list[tuple[int, ...]]
 SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
 DEVICE_TYPES = ("GPU", "DLA")
 """TensorRT's enums, in the order of their numbers."""
-ALGORITHMS = {
-    "LEGACY_CALIBRATION": "legacy",
-    "ENTROPY_CALIBRATION": "entropy_legacy",
-    "ENTROPY_CALIBRATION_2": "entropy",
-    "MINMAX_CALIBRATION": "minmax",
-}
-"""TensorRT's algorithms, likewise, and what ``convert`` calls them."""
 
 _DYNAMIC = "axes along which min_shapes and max_shapes differ are dynamic; opt_shapes lies between them"
 _INSTEAD = {
@@ -71,7 +65,7 @@ def torch2trt(
     keep_network: bool = True,
     int8_mode: bool = False,
     int8_calib_dataset: Any = None,
-    int8_calib_algorithm: Any = "ENTROPY_CALIBRATION_2",
+    int8_calib_algorithm: Any = None,
     use_onnx: bool = True,
     default_device_type: Any = "GPU",
     dla_core: int = 0,
@@ -100,8 +94,9 @@ def torch2trt(
             its fastest kernels: where nothing is given, TensorRT's own default stays.
         strict_type_constraints: keep to the asked types even where others are faster.
         keep_network: whether the returned module has a ``network``; it is parsed when it is first asked for.
-        int8_mode, int8_calib_dataset, int8_calib_algorithm: 8-bit integers, and what their ranges are found from; by
-            default ``inputs``.
+        int8_mode, int8_calib_dataset, int8_calib_algorithm: 8-bit integers, what their ranges are found from (by
+            default ``inputs``), and which of TensorRT's calibrators is to find them, where TensorRT has any; by default
+            the model is quantised before the build.
         use_onnx: there is no other way here; False warns once that ONNX is used.
         default_device_type, dla_core, gpu_fallback, device_types: where layers run; ``device_types`` by the path of a
             submodule, or the submodule itself.
@@ -207,7 +202,9 @@ def _calibration(
     options: Mapping[str, Any], int8_mode: bool, given: Any, algorithm: Any, dataset: Dataset | None
 ) -> dict[str, Any]:
     """What ranges are found from, and how, in the words of ``convert``."""
-    name = _read_enum("int8_calib_algorithm", algorithm, tuple(ALGORITHMS))
+    found = {}
+    if algorithm is not None:
+        found["calibration_algorithm"] = _read_enum("int8_calib_algorithm", algorithm, tuple(CALIBRATORS))
     if not int8_mode:
         if given is not None:
             warnings.warn("int8_calib_dataset: is not used, since int8_mode is off.", stacklevel=3)
@@ -215,10 +212,9 @@ def _calibration(
     if "calibration" in options:
         if given is not None:
             raise UsageError("calibration, int8_calib_dataset: are the same; give one of them.")
-        return {}
-    found = {} if "calibration_algorithm" in options else {"calibration_algorithm": ALGORITHMS[name]}
+        return found
     if given is None and dataset is not None:
-        first = dataset.shapes_for_index(0, flat=True)  # TensorRT calibrates at one shape
+        first = dataset.shapes_for_index(0, flat=True)  # TensorRT's calibrators take one shape
         given = [dataset[index] for index in range(len(dataset)) if dataset.shapes_for_index(index, flat=True) == first]
     return found if given is None else {**found, "calibration": given}
 

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
     from .export import Source
 
-ALGORITHMS = ("entropy", "entropy_legacy", "minmax", "legacy")
-"""What TensorRT calls ENTROPY_CALIBRATION_2, ENTROPY_CALIBRATION, MINMAX_CALIBRATION and LEGACY_CALIBRATION."""
-
-
+CALIBRATORS = {
+    "LEGACY_CALIBRATION": "legacy",
+    "ENTROPY_CALIBRATION": "entropy_legacy",
+    "ENTROPY_CALIBRATION_2": "entropy",
+    "MINMAX_CALIBRATION": "minmax",
+}
+"""TensorRT's own calibrators, by its names and in the order of their numbers, and the algorithm that is like each."""
 METHOD_OF = {"entropy": "entropy", "entropy_legacy": "entropy", "minmax": "max", "legacy": "percentile"}
-"""What of ``bridge.ranges`` does what each of TensorRT's algorithms does, for targets whose calibrators are gone."""
+"""The algorithms, and what of ``bridge.ranges`` does each."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,9 @@ class Calibration:
 
 def check_calibration(calibration: Any, algorithm: str, wanted: bool) -> None:
     """Raises UsageError where it is not what ``convert`` takes, or is given though nothing is ``wanted`` of it."""
-    if algorithm not in ALGORITHMS:
-        raise UsageError(f"calibration_algorithm {algorithm!r}: not one of {', '.join(map(repr, ALGORITHMS))}.")
+    if algorithm not in (*METHOD_OF, *CALIBRATORS):
+        known = ", ".join(map(repr, (*METHOD_OF, *CALIBRATORS)))
+        raise UsageError(f"calibration_algorithm {algorithm!r}: not one of {known}.")
     if calibration is None:
         return
     if not wanted:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .build_settings import BuildSettings
 from .cache import EngineCache
-from .calibration import check_calibration
+from .calibration import CALIBRATORS, check_calibration
 from .compare import Tolerances
 from .errors import UsageError
 from .inputs import Array
@@ -51,6 +51,11 @@ class Settings:
     latency: bool = False
     golden: bool = False
     """Whether inputs and outputs are kept as evidence."""
+
+    @property
+    def algorithm(self) -> str:
+        """That of the calibration, under the bridge's name."""
+        return CALIBRATORS.get(self.calibration_algorithm, self.calibration_algorithm)
 
     def __post_init__(self) -> None:
         check_precision(self.precision, self.target, self.compute_capabilities)

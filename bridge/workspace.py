@@ -13,6 +13,7 @@ PARTIAL = ".partial"
 EXPORTED = "exported.onnx"
 REWRITTEN = "rewritten.onnx"
 TYPED = "typed.onnx"
+QUANTISED = "quantised.onnx"
 ENGINE = "model.engine"
 SIDECAR = "model.engine.json"
 BUILD_LOG = "build.log"
@@ -29,6 +30,8 @@ OUTPUT_FILES = (
     REWRITTEN + ".data",
     TYPED,
     TYPED + ".data",
+    QUANTISED,
+    QUANTISED + ".data",
     ENGINE,
     SIDECAR,
     BUILD_LOG,

@@ -305,7 +305,10 @@ def test_samples_are_held_to_the_tolerance_too(tmp_path: Path) -> None:
         ({"precision": "fp32"}, "nothing that could be raised"),
         ({"builds": 1}, "allow at least 2"),
         ({"colour": 3}, "'colour' is no option"),
-        ({"precision": "int8", "target": "tensorrt-8.5"}, "quantises by itself"),
+        (
+            {"precision": "int8", "target": "tensorrt-8.5", "calibration_algorithm": "MINMAX_CALIBRATION"},
+            "quantises by itself",
+        ),
     ],
 )
 def test_what_cannot_be_bisected_is_named(options: dict[str, Any], words: str, tmp_path: Path) -> None:

@@ -259,17 +259,18 @@ TWO_LAYERS: dict[str, Any] = {
         ({"kinds": ["QUANTIZE"]}, {"flags": ["INT8"], "verbosity": "DETAILED"}),
         ({"low_types": ["fp16"]}, {"flags": ["FP16"], "precisions": {}}),
         ({"precision": "fp16", "kinds": ["CONVOLUTION", "ACTIVATION"], "layers": ["conv", "relu"]},
-         {"flags": ["FP16", "OBEY_PRECISION_CONSTRAINTS"], "precisions": {"conv": "HALF"}}),
+         {"flags": ["FP16", "OBEY_PRECISION_CONSTRAINTS"], "precisions": {"conv": "HALF"}, "selects": False}),
         (
             {"precision": "fp16", **TWO_LAYERS},
             {"flags": ["FP16", "OBEY_PRECISION_CONSTRAINTS"], "precisions": {"conv": "HALF", "pow": "FLOAT"},
+             "selects": True,
              "outputs": {"pow": ["FLOAT"]}, "verbosity": "DETAILED"},
         ),
         (
             {"precision": "fp16", "constraints": "prefer", **TWO_LAYERS},
             {"flags": ["FP16", "PREFER_PRECISION_CONSTRAINTS"]},
         ),
-        ({"precision": "fp16", "constraints": "ignore", **TWO_LAYERS}, {"flags": ["FP16"]}),
+        ({"precision": "fp16", "constraints": "ignore", **TWO_LAYERS}, {"flags": ["FP16"], "selects": False}),
         ({"precision": "fp32", **TWO_LAYERS}, {"flags": [], "precisions": {}}),
         ({"precision": "int4"}, {"refused": "precision int4: it has no BuilderFlag.INT4"}),
         (
@@ -406,6 +407,7 @@ def test_int8_is_planned_for_a_weakly_typed_target_from_the_modules_own_inputs(
 
     monkeypatch.setattr(build, "_run_child", child)
     options: dict[str, Any] = {"target": here, "cache": False, "builder": {"device_types": {"body": "GPU"}}}
+    options["calibration_algorithm"] = "ENTROPY_CALIBRATION_2"  # the name of a calibrator of TensorRT's
     typical = [(torch.full((2, 3), float(value)),) for value in range(3)]
     result = bridge.convert(Net(), (X,), workdir=tmp_path, precision="int8+fp16", calibration=typical, **options)
     assert result.status == "built", result.error
@@ -419,6 +421,11 @@ def test_int8_is_planned_for_a_weakly_typed_target_from_the_modules_own_inputs(
     assert job.devices == {name: "GPU" for name, module in modules.items() if module == "body"} != {}
     assert "head" in modules.values()
     assert (tmp_path / "calibration.cache").read_text().startswith("TRT-8503") and not (tmp_path / ".partial").exists()
+    assert result.onnx == tmp_path / "rewritten.onnx"
+    del options["calibration_algorithm"]
+    result = bridge.convert(Net(), (X,), workdir=tmp_path / "graph", precision="int8+fp16", **options)
+    assert result.onnx == tmp_path / "graph" / "quantised.onnx" and not jobs[2].calibration and not jobs[3]
+    assert jobs[2].onnx == str(result.onnx) and not (tmp_path / "graph" / "calibration.cache").exists()
     with pytest.raises(UsageError, match="calibration, item 1: "):
         bad = [*typical[:1], {"nothing": X}]
         bridge.convert(Net(), (X,), workdir=tmp_path, precision="int8", calibration=bad, **options)

@@ -11,6 +11,7 @@ from torch import nn
 
 import bridge
 from bridge.errors import BuildError
+from bridge.precision import default_tolerance
 from bridge.target import gpu_compute_capabilities, installed
 
 pytestmark = [
@@ -77,11 +78,11 @@ def test_precision_fp16_changes_the_engine_and_what_it_computes(tmp_path: Path) 
     ]
     assert max(errors[0]) < max(errors[1]), errors
     used = [item.tolerance for item in half.comparisons if item.candidate == "engine"]
-    assert used == [bridge.Tolerance(1e-2, 1e-2)]
+    assert used == [default_tolerance("fp16")]
 
 
-@pytest.mark.parametrize("algorithm", ["entropy", "minmax"])
-def test_int8_is_calibrated_with_the_given_inputs(tmp_path: Path, algorithm: str) -> None:
+@pytest.mark.parametrize("algorithm", ["ENTROPY_CALIBRATION_2", "MINMAX_CALIBRATION"])
+def test_int8_is_calibrated_by_tensorrt_with_the_given_inputs(tmp_path: Path, algorithm: str) -> None:
     typical = [(torch.randn(8, 64, 56, 56),) for _ in range(3)]
     options: dict[str, Any] = {"calibration": typical, "calibration_algorithm": algorithm}
     result = convert(tmp_path, precision="int8+fp16", **options)
@@ -94,7 +95,8 @@ def test_int8_is_calibrated_with_the_given_inputs(tmp_path: Path, algorithm: str
 def test_a_dynamic_model_is_calibrated_at_the_shape_of_its_example(tmp_path: Path) -> None:
     shape = (64, 56, 56)
     profiles = [{"image": ((1, *shape), (2, *shape), (4, *shape))}, {"image": ((8, *shape), (8, *shape), (16, *shape))}]
-    result = convert(tmp_path, precision="int8", profiles=profiles)
+    options = {"precision": "int8", "calibration_algorithm": "ENTROPY_CALIBRATION_2"}
+    result = convert(tmp_path, profiles=profiles, **options)
     assert "int8" in layers(result) and loaded(result).num_optimization_profiles == 2
     assert any("calibrated with the example inputs alone" in note for note in result.notes), result.notes
 

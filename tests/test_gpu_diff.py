@@ -53,6 +53,21 @@ def test_the_layers_of_an_engine_are_measured(tmp_path: Path) -> None:
     assert any(layer.module == "stem.1" for layer in rows)
 
 
+@pytest.mark.skipif(getattr(installed("tensorrt"), "strongly_typed", False), reason="this TensorRT is strongly typed")
+def test_one_product_of_a_transformer_in_half_is_the_first_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True).eval()
+    inputs = (torch.randn(2, 16, 64),)
+    options = {"target": "tensorrt", "precision": {"precision": "fp32", "fp16": ["linear1"]}, "layers": False}
+    result = bridge.convert(module, inputs, workdir=tmp_path, **options)
+    assert result.status == "verified", result.error
+    report = diff(tmp_path, inputs, module=module)
+    measured = [layer for layer in report.layers if layer.candidate == "engine" and layer.introduced is not None]
+    largest = max(measured, key=lambda layer: layer.introduced.relative or 0.0 if layer.introduced else 0.0)
+    assert largest.module == "linear1" and largest.operator in ("MatMul", "Gemm"), (largest, report.notes)
+    assert not [note for note in report.notes if "come out in" in note], report.notes
+
+
 def test_one_layer_in_a_lower_precision_is_the_first_named(tmp_path: Path) -> None:
     """Its weights are rounded to seven bits in the engine's model alone: as coarse as one layer in bfloat16."""
     import onnx

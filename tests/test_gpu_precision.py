@@ -78,6 +78,28 @@ class Transformer(nn.Module):
         return torch.softmax(self.head(self.layer(x)), -1)
 
 
+class Overflowing(nn.Module):
+    """A transformer in which a sum of squares leaves float16's range; so many ``layers`` come after it."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.before = nn.Conv2d(16, 64, 3, 2), nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+        self.energy = Energy()
+        self.after = nn.Sequential(*(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True) for _ in range(layers)))
+        self.head = nn.Linear(64, 8)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        tokens = torch.relu(self.stem(image)).flatten(2).transpose(1, 2)
+        return self.head(self.after(self.energy(self.before(tokens))))
+
+
+class Energy(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * 60
+        return x / torch.sqrt(torch.einsum("btd,btd->bt", x, x) / x.shape[-1]).unsqueeze(-1)
+
+
 class Tiny(nn.Module):
     """So small that a builder's own choice would as well be fp32."""
 
@@ -213,6 +235,27 @@ def test_one_product_alone_is_in_half_beside_what_is_fused_into_it(tmp_path: Pat
     found = bridge.convert(module, (torch.randn(24, 64),), workdir=tmp_path, target="tensorrt", precision=asked)
     assert found.status == "verified", found.error
     assert 0.2 < found.precisions["fp16"] < 0.5, (found.precisions, found.notes)
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_what_overflows_stays_in_float32_inside_of_a_transformer(tmp_path: Path, layers: int) -> None:
+    """Also where all timings of kernels are known before; the convolution is in half before the transformer."""
+    module = Overflowing(layers).eval()
+    asked = {"precision": "fp16", "fp16": ["op:*"], "fp32": ["energy"]}
+    for attempt, workspace in enumerate((1 << 28, 1 << 29)):
+        options: dict[str, Any] = {"precision": asked, "cache": tmp_path / "cache", "builder": {"workspace": workspace}}
+        result = bridge.convert(module, (IMAGE,), workdir=tmp_path / str(attempt), target="tensorrt", **options)
+        assert result.status == "verified", result.error
+        assert result.precisions["fp16"] > 0.9 and not result.precisions.get("unknown"), result.precisions
+
+
+def test_a_transformer_is_quantised_by_what_the_model_says(tmp_path: Path) -> None:
+    inputs = torch.randn(8, 64, 64)
+    options: dict[str, Any] = {"target": "tensorrt", "precision": "int8+fp16", "calibration": [(inputs,)]}
+    result = bridge.convert(Transformer().eval(), (inputs,), workdir=tmp_path, **options)
+    assert result.status == "verified", result.error
+    assert result.onnx == tmp_path / "quantised.onnx"
+    assert result.precisions.get("int8", 0) + result.precisions.get("unknown", 0) > 0.9, result.precisions
 
 
 def test_the_types_of_dynamic_engines_are_told(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
@@ -359,8 +361,58 @@ def test_a_calibration_has_the_types_of_the_source_where_the_target_lacks_them(
     options: dict[str, Any] = {"workdir": tmp_path, "target": target, "build": False, "precision": precision}
     result = bridge.convert(Tokens().eval(), inputs, calibration=[inputs] * 2, **options)
     assert result.status == "rewritten", result.error
-    quantised_later = target == "tensorrt-8.5" and precision != "fp16"  # by TensorRT, so the error is not known here
-    assert (result.source_error is None) == quantised_later
+    assert result.source_error is not None
+
+
+class Scaled(nn.Module):
+    """Two products, and between them what is to be in half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(16, 32), nn.Linear(32, 8)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(rows)) * 0.5)
+
+
+def operators(path: Path) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(str(path)).graph.node)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8+fp16"])
+def test_a_weakly_typed_target_is_given_the_quantisation_alone(tmp_path: Path, precision: str) -> None:
+    """Its builder chooses float types itself, within what it is told; ``typed.onnx`` shows what that comes to."""
+    rows = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"target": "tensorrt-8.5", "build": False, "precision": precision}
+    result = bridge.convert(Scaled().eval(), (rows,), workdir=tmp_path, calibration=[(rows,)], **options)
+    assert result.status == "rewritten", result.error
+    half = precision == "int8+fp16"
+    assert result.onnx == tmp_path / ("quantised.onnx" if half else "typed.onnx")
+    assert (tmp_path / "quantised.onnx").exists() == half
+    found, shown = operators(result.onnx), operators(tmp_path / "typed.onnx")
+    assert found["QuantizeLinear"] == shown["QuantizeLinear"] == 4 and not found["Cast"]
+    assert bool(shown["Cast"]) == half
+    session = onnxruntime.InferenceSession(str(result.onnx), providers=["CPUExecutionProvider"])
+    (scores,) = session.run(None, {session.get_inputs()[0].name: rows.numpy()})
+    error = np.linalg.norm(scores - Scaled().eval()(rows).detach().numpy()) / np.linalg.norm(scores)
+    assert 1e-4 < error < 0.05
+    assert result.source_error is not None and result.source_error.relative == pytest.approx(error, rel=0.3)
+
+
+def test_what_tensorrt_calibrates_is_not_quantised_in_the_model(tmp_path: Path) -> None:
+    rows = torch.randn(6, 16)
+    options: dict[str, Any] = {"target": "tensorrt-8.5", "build": False, "precision": "int8"}
+    asked = bridge.convert(
+        Scaled().eval(), (rows,), workdir=tmp_path / "asked", calibration_algorithm="MINMAX_CALIBRATION", **options
+    )
+    half = bridge.convert(Scaled().eval().half(), (rows.half(),), workdir=tmp_path / "half", **options)
+    dla = bridge.convert(
+        Scaled().eval(), (rows,), workdir=tmp_path / "dla", builder={"default_device": "DLA"}, **options
+    )
+    for result in (asked, half, dla):
+        assert result.status == "rewritten" and result.onnx == result.rewritten_onnx, result.error
+        assert any("calibrated with the example" in note for note in result.notes), result.notes
 
 
 class Norms(nn.Module):

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from ..assignment import Assignment, assign, make_ready
 from ..build_plan import plan_build
-from ..calibration import METHOD_OF, Calibration, write_calibration
+from ..calibration import CALIBRATORS, METHOD_OF, Calibration, write_calibration
 from ..compare import Feeds, disagreement, onnx_runner, run_stage
 from ..errors import CompareError, PrecisionError
 from ..inputs import hull
-from ..workspace import CALIBRATION, TYPED
+from ..workspace import CALIBRATION, QUANTISED, TYPED
 from .state import State
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def lower(state: State, graph: gs.Graph) -> None:
         return
     from passes.casts import computes_in_half
 
-    own = settings.target.strongly_typed  # the model says it all, and TensorRT calibrates nothing
+    own = settings.target.strongly_typed  # the model says it all
     with state.clock("precision"):
         calibration = calibration_of(state)
         samples: Callable[[], Iterable[Feeds]] = (lambda: state.feeds) if calibration is None else calibration.samples
@@ -58,10 +58,8 @@ def lower(state: State, graph: gs.Graph) -> None:
         typed, nodes = None, assignment.nodes
         if nodes:
             typed, nodes = _typed(state, graph, assignment, scales_of(state, samples(), measured))
-        if own and typed is not None:
-            result.onnx = typed
-            state.describe(graph)
-        state.plan = plan_build(settings, graph, of_torch, nodes, None if own else calibration)
+        by_tensorrt = calibration if tensorrt_calibrates(state) else None
+        state.plan = plan_build(settings, graph, of_torch, nodes, by_tensorrt)
         result.notes.extend(state.plan.notes)
     if typed is not None:
         _check(state, typed, list(itertools.islice(samples(), COMPARED)) if calibration is not None else [])
@@ -69,10 +67,27 @@ def lower(state: State, graph: gs.Graph) -> None:
         state.hold_to_source("rewritten", state.rewritten)  # its types were the asked ones before
 
 
+def tensorrt_calibrates(state: State) -> bool:
+    """Whether a calibrator of TensorRT's finds the ranges for int8, and none are in the model.
+
+    It does on weakly typed targets, where it is asked for by its name, for a DLA, which takes no QuantizeLinear, and
+    for models in 16 bits, of which the opsets of these targets have none.
+    """
+    from passes import read
+    from passes.casts import computes_in_half
+
+    settings = state.settings
+    if settings.precision.scheme != "int8" or settings.target.strongly_typed:
+        return False
+    assert state.result.rewritten_onnx is not None
+    asked = settings.calibration_algorithm in CALIBRATORS or settings.builder.uses_dla
+    return asked or computes_in_half(read(state.result.rewritten_onnx))
+
+
 def calibration_of(state: State) -> Calibration | None:
     """The calibration inputs; the example where there are none given, and TensorRT itself calibrates."""
     settings = state.settings
-    builders = settings.precision.scheme == "int8" and not settings.target.strongly_typed
+    builders = tensorrt_calibrates(state)
     if settings.calibration is None and not builders:
         if settings.precision.scheme in ("int8", "fp8"):
             state.result.notes.append(_EXAMPLE_ALONE)
@@ -87,7 +102,7 @@ def calibration_of(state: State) -> Calibration | None:
         example,
         hull(state.profiles),
         partial / "calibration",
-        settings.calibration_algorithm,
+        settings.algorithm,
         partial / CALIBRATION,
         one_shape=builders,
     )
@@ -123,34 +138,51 @@ def scales_of(state: State, samples: Iterable[Feeds], model: Path) -> Mapping[st
     from ..ranges import measure
 
     settings = state.settings
-    if settings.precision.scheme not in ("int8", "fp8") or not settings.target.strongly_typed:
+    if settings.precision.scheme not in ("int8", "fp8") or tensorrt_calibrates(state):
         return {}
-    method = METHOD_OF[settings.calibration_algorithm] if settings.precision.scheme == "int8" else "max"
+    method = METHOD_OF[settings.algorithm] if settings.precision.scheme == "int8" else "max"
     return measure(model, samples, method)  # type: ignore[arg-type]
 
 
 def _typed(
     state: State, graph: gs.Graph, assignment: Assignment, scales: Mapping[str, Range]
 ) -> tuple[Path | None, dict[str, str]]:
-    """The model with the precisions in the graph, or a copy for weakly typed targets that has those in 16 bits, which
-    shows what the engine is allowed to do; None where the types stay as they are. And what its nodes are in."""
-    from passes import read, write
+    """The model with the precisions in the graph, None where TensorRT's calibrator alone knows them; and what its nodes
+    are in. What of it the target takes is put into ``graph``, and becomes ``result.onnx``.
+
+    Strongly typed targets take all. Weakly typed ones take the quantisation alone, and choose the types themselves; the
+    typed model then shows what the engine is allowed to do.
+    """
+    from passes import read
 
     settings, result = state.settings, state.result
     precision, own = settings.precision, settings.target.strongly_typed
-    if not own:
-        if not precision.half:
-            return None, assignment.nodes
+    quantised = bool(precision.scheme) and not tensorrt_calibrates(state)
+    if not quantised and not precision.half:
+        return None, assignment.nodes
+    shown, nodes = graph, assignment.nodes
+    if precision.half and not own:
         assert result.onnx is not None
-        graph = read(result.onnx)
-    put = put_in_types(graph, precision, assignment, scales, quantised=own)
-    result.notes.extend(note for note in put.notes if note not in result.notes)
-    for node, reason in put.declined.items():
-        result.kept.setdefault(f"not quantised: {reason}", []).append(node)
-    if own and precision.scheme and not put.quantised:
-        raise _nothing_quantised(precision, graph, assignment, result.kept)
-    state.workspace.publish(*write(graph, state.workspace.partial / TYPED, beside=state.workspace.folder))
-    return state.workspace.path(TYPED), {**assignment.nodes, **{name: assignment.floats[name] for name in put.declined}}
+        shown = read(result.onnx)
+        result.notes.extend(put_in_types(shown, precision, assignment, scales, quantised=quantised).notes)
+    if quantised or own:
+        put = put_in_types(graph, precision, assignment, scales, quantised=quantised, cast=own)
+        result.notes.extend(note for note in put.notes if note not in result.notes)
+        for node, reason in put.declined.items():
+            result.kept.setdefault(f"not quantised: {reason}", []).append(node)
+        if quantised and not put.quantised:
+            raise _nothing_quantised(precision, graph, assignment, result.kept)
+        nodes = {**nodes, **{name: assignment.floats[name] for name in put.declined}}
+        result.onnx = _written(state, graph, TYPED if shown is graph else QUANTISED)
+        state.describe(graph)
+    return (result.onnx if shown is graph else _written(state, shown, TYPED)), nodes
+
+
+def _written(state: State, graph: gs.Graph, name: str) -> Path:
+    from passes import write
+
+    state.workspace.publish(*write(graph, state.workspace.partial / name, beside=state.workspace.folder))
+    return state.workspace.path(name)
 
 
 @dataclass(frozen=True)
@@ -165,10 +197,17 @@ class PutIn:
 
 
 def put_in_types(
-    graph: gs.Graph, precision: Precision, assignment: Assignment, scales: Mapping[str, Range], *, quantised: bool
+    graph: gs.Graph,
+    precision: Precision,
+    assignment: Assignment,
+    scales: Mapping[str, Range],
+    *,
+    quantised: bool,
+    cast: bool = True,
 ) -> PutIn:
-    """Gives the graph the types of the assignment, in place; ``quantised``: its quantisation too, by ``scales``."""
-    from passes.casts import cast
+    """Puts into the graph, in place, what it is assigned: its quantisation by ``scales``, if ``quantised``, and its
+    types of 16 bits, if it is to be ``cast``."""
+    from passes import casts
     from passes.quantisation import quantise
 
     notes: list[str] = []
@@ -179,10 +218,10 @@ def put_in_types(
         notes.extend(log.notes)
         declined.update(log.declined)
         found = bool(log.quantised)
-    if precision.half:
+    if precision.half and cast:
         # A quantised node is otherwise in what is around it.
         fp32 = assignment.fp32 | (assignment.of(precision.scheme) if precision.low == "fp32" else frozenset())
-        done = cast(graph, precision.half_dtype, fp32, precision.io, saturated=assignment.saturated)
+        done = casts.cast(graph, precision.half_dtype, fp32, precision.io, saturated=assignment.saturated)
         notes.extend(done.notes)
         for name, largest in done.clamped.items():
             notes.append(f"{name} holds {largest:g} or its negative, beyond {precision.half}: it was cut to the range")
@@ -226,7 +265,7 @@ def _check(state: State, model: Path, samples: Sequence[Feeds]) -> None:
         found = evaluate(model, [*state.feeds, *samples])
     names = [case.name for case in state.cases] + [f"calibration {index}" for index in range(len(samples))]
     comparisons = state.compare(("rewritten", "typed"), reference, found, result.computed_in, names)
-    if state.settings.target.strongly_typed or not state.settings.precision.scheme:  # else a part of it: see ``_typed``
+    if not tensorrt_calibrates(state):  # of which the model says nothing
         state.hold_to_source("typed", found[: len(state.cases)])
     named = "layers=True names the layers that introduce most of it."
     if state.settings.layers:
