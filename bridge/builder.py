@@ -18,10 +18,11 @@ from typing import Any
 from .build import BuildJob, BuildOutcome
 from .builder_config import SettingRefused, make_config
 from .gpu import why_it_cannot_be_used
-from .inspection import examine
+from .inspection import built_layers, examine, low_subgraphs
 from .layer_precisions import Demands, fused_with_others, lowered
 from .network_layers import quantised_types
 from .plugins.loading import NeededPlugin, PluginError, add_import_paths, load_plugins
+from .subgraphs import Selection
 from .target import MODULES, gpu_compute_capabilities
 from .timing import TimingCache
 
@@ -151,9 +152,14 @@ def _engine(
     network, demands = parsed[1], Demands(insist=insist)
     loosened = ""
     while True:
-        config = make_config(job, trt, *parsed[:2], demands, timings)
+        selection = Selection()
+        config = make_config(job, trt, *parsed[:2], demands, None if demands.untimed else timings, selection)
         try:
             engine = EngineBytesFromNetwork(parsed, config=config)()
+            looked_into = selection.wide and not demands.untimed
+            if looked_into and selection.missed(low_subgraphs(built_layers(job, trt, logger, network, engine))):
+                demands = replace(demands, untimed=True)
+                continue
             return engine, not loosened, [*filter(None, [loosened]), *_freed(demands)]
         except PolygraphyException:
             refusal = next((words for words in logger.errors if _NO_KERNEL.search(words)), "")

@@ -12,7 +12,7 @@ from typing import Any
 from .build import BuildJob
 from .layer_precisions import Demands, constrain
 from .network_layers import quantised_types
-from .subgraphs import float32_around_mixed
+from .subgraphs import Selection
 from .timing import TimingCache
 
 
@@ -81,9 +81,18 @@ APPLIED: Mapping[str, Applied] = {
 
 
 def make_config(
-    job: BuildJob, trt: Any, builder: Any, network: Any, demands: Demands, timings: TimingCache | None = None
+    job: BuildJob,
+    trt: Any,
+    builder: Any,
+    network: Any,
+    demands: Demands,
+    timings: TimingCache | None = None,
+    selection: Selection | None = None,
 ) -> Any:
-    """The loader of the builder's configuration. Raises SettingRefused where this TensorRT lacks what is asked for."""
+    """The loader of the builder's configuration. Raises SettingRefused where this TensorRT lacks what is asked for.
+
+    ``selection`` learns what subgraphs TensorRT asks about.
+    """
     from polygraphy.backend.trt import CreateConfig, PostprocessConfig
 
     settings = dict(job.builder)
@@ -114,7 +123,9 @@ def make_config(
             if after is not None:
                 after(trt, config, value)
         _place_layers(job.devices, trt, config, network)
-        _layers(job, trt, config, network, demands)
+        _layers(job, trt, config, network, demands, selection or Selection())
+        if demands.untimed:
+            config.set_flag(trt.BuilderFlag.DISABLE_TIMING_CACHE)
         if job.calibration:
             # Polygraphy takes the last profile's, whose shapes the calibration inputs need not have.
             for profile in _profiles([job.calibration["profile"]], network):
@@ -207,7 +218,7 @@ def _allowed(job: BuildJob, quantised: Set[str]) -> set[str]:
     return ({*job.precision.split("+"), *job.low_types} | quantised) - {"fp32"}
 
 
-def _layers(job: BuildJob, trt: Any, config: Any, network: Any, demands: Demands) -> None:
+def _layers(job: BuildJob, trt: Any, config: Any, network: Any, demands: Demands, selection: Selection) -> None:
     """Types without an option of Polygraphy's, and the precisions of single layers."""
     names = set() if job.strongly_typed else _allowed(job, quantised_types(network))
     if not names:
@@ -218,10 +229,9 @@ def _layers(job: BuildJob, trt: Any, config: Any, network: Any, demands: Demands
     if not constrain(job, trt, network, demands) or demands.constraints == "ignore":
         return
     config.set_flag(getattr(trt.BuilderFlag, f"{demands.constraints.upper()}_PRECISION_CONSTRAINTS"))
-    selector = float32_around_mixed(trt, network)
+    selector = selection.selector(trt, network)
     if selector is not None:
-        # Not by Polygraphy's option, which gives up the timing cache for it: choices are left out, none is timed anew.
-        config.algorithm_selector = selector
+        config.algorithm_selector = selector  # Polygraphy's option for it gives up the timing cache in any case
 
 
 class CalibrationFiles:

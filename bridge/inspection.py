@@ -160,16 +160,30 @@ def examine(job: BuildJob, trt: Any, logger: Any, network: Any, engine: Any, *, 
     ``obeyed``: the builder had to keep to the precisions that its layers were given. The network is of no use
     afterwards.
     """
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    dynamic = [item.name for item in inputs if -1 in dims(item)]
-    typical = {name: shape["opt"] for name, shape in job.profiles[0].items()} if job.profiles else {}
-    layers = network_layers(trt, network, typical, job.made_by)
-    if not job.strongly_typed and (lowered(job) or quantised_types(network)):
-        constrained = given_precisions(network) if obeyed else {}
-        told = inspect(trt, logger, engine, {name: typical[name] for name in dynamic if name in typical})
-        layers = as_built(layers, engine_layers(told), constrained)
+    told = job.strongly_typed or not (lowered(job) or quantised_types(network))
+    engine_has = [] if told else built_layers(job, trt, logger, network, engine)
+    layers = network_layers(trt, network, _typical(job), job.made_by)
+    if not told:
+        layers = as_built(layers, engine_has, given_precisions(network) if obeyed else {})
         layers = told_by_size(job, layers, memoryview(engine).nbytes)
     return judge(job.precision, job.layer_precisions, layers)
+
+
+def built_layers(job: BuildJob, trt: Any, logger: Any, network: Any, engine: Any) -> list[EngineLayer]:
+    """The layers of the ``engine`` that was built of ``network``."""
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    dynamic = [item.name for item in inputs if -1 in dims(item)]
+    typical = _typical(job)
+    return engine_layers(inspect(trt, logger, engine, {name: typical[name] for name in dynamic if name in typical}))
+
+
+def _typical(job: BuildJob) -> dict[str, list[int]]:
+    return {name: shape["opt"] for name, shape in job.profiles[0].items()} if job.profiles else {}
+
+
+def low_subgraphs(layers: Sequence[EngineLayer]) -> list[tuple[str, str]]:
+    """The subgraphs whose inputs and outputs are all in one type of 16 bits."""
+    return [item.span for item in layers if item.span is not None and item.precision in ("fp16", "bf16")]
 
 
 def told_by_size(job: BuildJob, layers: Sequence[Layer], size: int) -> list[Layer]:

@@ -55,6 +55,8 @@ class Demands:
     """Whether what is to be in int8 by calibration is no choice of the builder's."""
     freed: frozenset[str] = frozenset()
     """Layers without one: they are fused into others, of another precision."""
+    untimed: bool = False
+    """Whether nothing is to be taken for known: TensorRT is to ask about each choice."""
 
 
 def lowered(job: BuildJob) -> bool:

@@ -8,7 +8,7 @@ given, and those without one in float32; the second computes everything in 16 bi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .network_layers import LOW_FLOATS
@@ -33,33 +33,62 @@ def _place(name: str, order: Mapping[str, int]) -> int | None:
     return min(places) if places else None
 
 
-def float32_around_mixed(trt: Any, network: Any) -> Any:
-    """A selector of algorithms that has the subgraphs with a layer to be in float32 take and give float32, where they
-    are offered so; None where no layer is, or TensorRT has no such selector."""
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    order: dict[str, int] = {}
-    for index, layer in enumerate(layers):
-        order.setdefault(layer.name, index)
-    wide = [index for index, layer in enumerate(layers) if layer.precision_is_set and layer.precision == trt.float32]
-    if not wide or not hasattr(trt, "IAlgorithmSelector"):
-        return None
+class Selection:
+    """What subgraphs are to be taken in float32 in one build: those with a layer that is to be in it."""
 
-    class Selector(trt.IAlgorithmSelector):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IAlgorithmSelector.__init__(self)
+    def __init__(self) -> None:
+        self.wide: list[int] = []
+        """The places of the network's layers that are to be in float32."""
+        self.order: dict[str, int] = {}
+        self.low_alone: set[tuple[str, str]] = set()
+        """The subgraphs of which nothing else is offered."""
 
-        def select_algorithms(self, context: Any, choices: Sequence[Any]) -> list[int]:
-            every = list(range(len(choices)))
-            span = ends(context.name)
-            if span is None or not any(is_inside(index, span, order) for index in wide):
-                return every
-            count = context.num_inputs + context.num_outputs
-            return [index for index in every if not _is_low(choices[index], count)] or every
+    def selector(self, trt: Any, network: Any) -> Any:
+        """TensorRT's selector of algorithms for it; None where there is nothing to be selected, and but for TensorRT 8,
+        of which all this was measured."""
+        layers = [network.get_layer(index) for index in range(network.num_layers)]
+        for index, layer in enumerate(layers):
+            self.order.setdefault(layer.name, index)
+        wide = [
+            index for index, layer in enumerate(layers) if layer.precision_is_set and layer.precision == trt.float32
+        ]
+        if not wide or not trt.__version__.startswith("8."):
+            return None
+        self.wide = wide
+        selection = self
 
-        def report_algorithms(self, contexts: Sequence[Any], choices: Sequence[Any]) -> None:
-            """TensorRT demands the method."""
+        class Selector(trt.IAlgorithmSelector):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.IAlgorithmSelector.__init__(self)
 
-    return Selector()
+            def select_algorithms(self, context: Any, choices: Sequence[Any]) -> list[int]:
+                return selection._select(context, choices)
+
+            def report_algorithms(self, contexts: Sequence[Any], choices: Sequence[Any]) -> None:
+                """TensorRT demands the method."""
+
+        return Selector()
+
+    def _select(self, context: Any, choices: Sequence[Any]) -> list[int]:
+        every = list(range(len(choices)))
+        span = ends(context.name)
+        if span is None or not self._is_mixed(span):
+            return every
+        count = context.num_inputs + context.num_outputs
+        found = [index for index in every if not _is_low(choices[index], count)]
+        if not found:
+            self.low_alone.add(span)
+        return found or every
+
+    def _is_mixed(self, span: tuple[str, str]) -> bool:
+        return any(is_inside(index, span, self.order) for index in self.wide)
+
+    def missed(self, low: Iterable[tuple[str, str]]) -> bool:
+        """Whether any of the subgraphs that came out ``low`` was to be in float32, and is offered so for all one knows.
+
+        TensorRT need not ask for what it knows the timings of.
+        """
+        return any(self._is_mixed(span) and span not in self.low_alone for span in low)
 
 
 def _is_low(choice: Any, count: int) -> bool:

@@ -99,15 +99,12 @@ def test_a_module_on_the_gpu_stays_there_and_is_verified(tmp_path: Path) -> None
     assert {item.device.type for item in module.parameters()} == {"cuda"}
 
 
-class Counted(nn.Module):
-    """Integers that are sorted, gathered and counted."""
-
-    def forward(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        ordered = torch.sort(numbers, dim=1)[0]
-        return ordered, torch.bincount(numbers.flatten(), minlength=8)
+class Sorted(nn.Module):
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        return torch.sort(numbers, dim=1)[0]
 
 
-def test_integers_are_sorted_and_counted(tmp_path: Path) -> None:
-    numbers = torch.randint(0, 8, (2, 10), generator=torch.Generator().manual_seed(0))
-    result = bridge.convert(Counted(), (numbers,), workdir=tmp_path, target="tensorrt")
+def test_integers_are_sorted(tmp_path: Path) -> None:
+    numbers = torch.randint(0, 100, (2, 10), generator=torch.Generator().manual_seed(0))
+    result = bridge.convert(Sorted(), (numbers,), workdir=tmp_path, target="tensorrt")
     assert result.status == "verified", result.error

@@ -21,7 +21,7 @@ from bridge.inputs import Profile
 from bridge.inspection import as_built, engine_layers, examine, told_by_size
 from bridge.layer_precisions import Demands, constrain, given_precisions
 from bridge.network_layers import network_layers, node_names, quantised_types
-from bridge.subgraphs import float32_around_mixed
+from bridge.subgraphs import Selection, ends
 from bridge.target import resolve
 
 from . import fake_network as fake
@@ -323,23 +323,67 @@ def chosen(selector: Any, name: str, *choices: Choice) -> list[int]:
 def test_subgraphs_with_a_layer_to_be_in_float32_take_and_give_it() -> None:
     layers = [ILayer("ACTIVATION", name, [Tensor("x")], [Tensor(f"{name}_out")]) for name in "abcdef"]
     layers[2].precision, layers[4].precision = FLOAT, HALF
-    trt = SimpleNamespace(**vars(fake), IAlgorithmSelector=object)
-    selector = float32_around_mixed(trt, Network([], layers))
+    trt = SimpleNamespace(**vars(fake), IAlgorithmSelector=object, __version__="8.5.3.1")
+    selection = Selection()
+    selector = selection.selector(trt, Network([], layers))
     choices = [Choice(FLOAT, FLOAT), Choice(HALF, HALF), Choice(INT32, HALF), Choice(INT32, FLOAT)]
     for mixed in ("{ForeignNode[a...d]}", "{ForeignNode[c + d...e]}", "{ForeignNode[unknown...f]}"):
         assert chosen(selector, mixed, *choices) == [0, 3], mixed
+        span = ends(mixed)
+        assert span is not None and selection.missed([span]), "it came out in half, and nobody was asked"
         assert chosen(selector, mixed, *choices[1:3]) == [0, 1], "nothing else is offered"
+        assert not selection.missed([span])
     for other in ("{ForeignNode[d...f]}", "a + b", "c"):
         assert chosen(selector, other, *choices) == [0, 1, 2, 3], other
+    assert not selection.missed([("d", "f")])
 
 
-def test_nothing_is_chosen_where_no_layer_is_to_be_in_float32_or_tensorrt_has_no_selector() -> None:
+def test_nothing_is_chosen_where_no_layer_is_to_be_in_float32_or_tensorrt_is_another() -> None:
     layer = ILayer("ACTIVATION", "a", [Tensor("x")], [Tensor("y")])
-    with_selector = SimpleNamespace(**vars(fake), IAlgorithmSelector=object)
-    assert float32_around_mixed(with_selector, Network([], [layer])) is None
+    eight, ten = (
+        SimpleNamespace(**vars(fake), IAlgorithmSelector=object, __version__=version) for version in ("8.6.1", "10.3.0")
+    )
+    assert Selection().selector(eight, Network([], [layer])) is None
     layer.precision = FLOAT
-    assert float32_around_mixed(TRT, Network([], [layer])) is None
-    assert float32_around_mixed(with_selector, Network([], [layer])) is not None
+    selection = Selection()
+    assert selection.selector(ten, Network([], [layer])) is None and not selection.wide
+    assert selection.selector(eight, Network([], [layer])) is not None and selection.wide == [0]
+
+
+def test_what_was_built_by_known_timings_in_half_is_built_again_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT may not ask about what it knows the timings of."""
+    import polygraphy.backend.trt as loaders
+
+    layer = ILayer("SOFTMAX", "a", [Tensor("x")], [Tensor("y")])
+    layer.precision = FLOAT
+    network = Network([], [layer])
+    tried: list[tuple[bool, bool]] = []
+
+    def config(job: BuildJob, trt: Any, builder: Any, network: Any, *more: Any) -> str:
+        demands, timings, selection = more
+        selection.selector(SimpleNamespace(**vars(fake), IAlgorithmSelector=object, __version__="8.5.3.1"), network)
+        tried.append((demands.untimed, timings is not None))
+        return "untimed" if demands.untimed else "timed"
+
+    class Engine:
+        def __init__(self, parsed: Any, config: str) -> None:
+            self.config = config
+
+        def __call__(self) -> bytes:
+            return self.config.encode()
+
+    def inspected(trt: Any, logger: Any, engine: bytes, shapes: Any) -> str:
+        kind = FP32 if engine == b"untimed" or obedient else FP16
+        return json.dumps({"Layers": [told("{ForeignNode[a...a]}", "Myelin", kind, kind)]})
+
+    monkeypatch.setattr(loaders, "EngineBytesFromNetwork", Engine)
+    monkeypatch.setattr(builder_process, "make_config", config)
+    monkeypatch.setattr("bridge.inspection.inspect", inspected)
+    for obedient, expected in ((True, [(False, True)]), (False, [(False, True), (True, False)])):
+        tried.clear()
+        timings: Any = object()
+        engine, *_ = builder_process._engine(job(), TRT, (None, network, None), None, timings, False)
+        assert tried == expected and engine == (b"timed" if obedient else b"untimed")
 
 
 # --- the inspector -----------------------------------------------------------------------------------------------
@@ -499,7 +543,7 @@ def test_constraints_that_no_kernel_keeps_to_are_loosened_and_that_is_said(monke
 
     tried: list[str] = []
 
-    def config(job: BuildJob, trt: Any, builder: Any, network: Any, demands: Demands, timings: Any) -> str:
+    def config(job: BuildJob, trt: Any, builder: Any, network: Any, demands: Demands, *more: Any) -> str:
         tried.append(demands.constraints)
         return demands.constraints
 
@@ -562,7 +606,7 @@ def test_what_is_fused_into_a_product_of_another_precision_follows_it(monkeypatc
                 raise PolygraphyException("no engine")
             return b"engine"
 
-    def config(job: BuildJob, trt: Any, builder: Any, network: Any, demands: Demands, timings: Any) -> str:
+    def config(job: BuildJob, trt: Any, builder: Any, network: Any, demands: Demands, *more: Any) -> str:
         constrain(job, trt, network, demands)
         made.append((demands.constraints, given_precisions(network)))
         return ""

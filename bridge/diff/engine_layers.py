@@ -1,11 +1,12 @@
 """The layers of an engine, by one that is built for it: TensorRT fuses what it likes, and shows its outputs alone.
 
 It is an engine of the same model, with the conversion's own settings, that has the tensors as outputs, which keeps
-TensorRT from fusing across them, and changes nothing else. Where precisions are mixed in a weakly typed network they
-are one output, one behind the other: TensorRT's compiler gives many outputs in 16 bits alone, and computes in these
-then. What a layer carries is how far its tensor is from the model's in ONNX Runtime; what it introduces, how far it is
-from what ONNX Runtime makes of the tensors that this engine had before it. A fusion that is wrong shows where the
-engine's own outputs are off and none of these is.
+TensorRT from fusing across them, and changes nothing else. Where precisions are mixed they are one output for
+TensorRT 8, one behind the other: its compiler gives many outputs in 16 bits alone, and computes in these then.
+
+What a layer carries is how far its tensor is from the model's in ONNX Runtime; what it introduces, how far it is from
+what ONNX Runtime makes of the tensors that this engine had before it. A fusion that is wrong shows where the engine's
+own outputs are off and none of these is.
 """
 
 from __future__ import annotations
@@ -143,8 +144,8 @@ class _Shown:
             if self.side.types.get(name) in shown and self._computed(self.side.graph.node[place])
         ]
         self.given = {*self.tensors, *self.side.inputs}
-        self.mixed = not target.strongly_typed and len(set(self.plan.layer_precisions.values())) > 1
-        """Whether the builder is told to compute some layers in a lower precision, and others not."""
+        self.mixed = target.of_tensorrt_8 and len(set(self.plan.layer_precisions.values())) > 1
+        """Whether the builder of TensorRT 8 is told to compute some layers in a lower precision, and others not."""
 
     def asked(self, node: str) -> str:
         """What the node was to be computed in; of strongly typed targets nothing, since the model says it."""
