@@ -79,7 +79,7 @@ def assign(graph: gs.Graph, precision: Precision, ranges: Mapping[str, Range] | 
 def make_ready(graph: gs.Graph, precision: Precision, target: Target) -> bool:
     """Makes the graph one whose nodes can be given their precisions, in place; True where its tensors are others then.
 
-    It loses its local functions and, where precisions are its own types, each Einsum that has to be products. Raises
+    It loses its local functions and, where precisions are put into it, each Einsum that has to be products. Raises
     UsageError where a rule's pattern fits no node.
     """
     from passes.casts import prepare
@@ -89,7 +89,8 @@ def make_ready(graph: gs.Graph, precision: Precision, target: Target) -> bool:
     prepare(graph)
     precision.check_rules(map(place_of, touched(graph)))
     assigning = _Assigning(graph, precision, {}, target)
-    return (target.strongly_typed and _without_einsum(graph, assigning.needs_products, target)) or functions
+    in_graph = target.strongly_typed or bool(precision.scheme)
+    return (in_graph and _without_einsum(graph, assigning.needs_products, target)) or functions
 
 
 def _without_einsum(graph: gs.Graph, wanted: Callable[[gs.Node], bool], target: Target) -> bool:
@@ -117,7 +118,8 @@ class _Assigning:
         """Whether an Einsum has to be products: nothing else is quantised, and ONNX has none in bfloat16."""
         if not _is_floating(node.outputs[0]):
             return False
-        return bool(self._scheme(node.name)) or (self.precision.half == "bf16" and self._asked(node.name) == "bf16")
+        lacking = self.target.strongly_typed and self.precision.half == "bf16"
+        return bool(self._scheme(node.name)) or (lacking and self._asked(node.name) == "bf16")
 
     def in_half(self) -> Assignment:
         """The assignment for a model in 16 bits."""

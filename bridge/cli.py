@@ -151,7 +151,11 @@ def _describe_convert(parser: argparse.ArgumentParser) -> None:
     add("--target", help=_TARGET)
     add("--precision", type=_precisions, metavar="PRECISION[,PRECISION…]", help=_PRECISION)
     add("--calibration", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns typical inputs")
-    add("--calibration-algorithm", metavar="NAME", help="entropy (the default), entropy_legacy, minmax or legacy")
+    add(
+        "--calibration-algorithm",
+        metavar="NAME",
+        help="entropy (the default), minmax, …, or the name of a calibrator of TensorRT's",
+    )
     add("--inputs", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns the inputs to compare with")
     add(
         "--shapes",

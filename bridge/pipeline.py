@@ -102,9 +102,10 @@ def convert(
         builder: what the builder is told beside the model: a ``bridge.BuildSettings``, or a mapping with its names.
         calibration: typical inputs, whose values decide what is quantised how, and what stays in float32 since it would
             leave float16's range: a sequence (each as ``inputs`` is given), a Dataset, a DataLoader, a function, or the
-            path of a folder or .npz file; by default the example alone. TensorRT's own int8 calibrator (8 to 10) takes
-            them of one shape; the ranges that it finds are kept as ``calibration.cache``.
-        calibration_algorithm: ``entropy``, ``entropy_legacy``, ``minmax`` or ``legacy``.
+            path of a folder or .npz file; by default the example alone.
+        calibration_algorithm: ``entropy``, ``entropy_legacy``, ``minmax`` or ``legacy``; or TensorRT's name of a
+            calibrator of its own (8 to 10), such as ``ENTROPY_CALIBRATION_2``, which takes inputs of one shape; the
+            ranges that it finds are kept as ``calibration.cache``.
         on_stage: called with the name of each stage as it begins.
 
     Returns:

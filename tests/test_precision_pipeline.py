@@ -400,6 +400,32 @@ def test_a_weakly_typed_target_is_given_the_quantisation_alone(tmp_path: Path, p
     assert result.source_error is not None and result.source_error.relative == pytest.approx(error, rel=0.3)
 
 
+class Contraction(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bij,bkj->bik", x, y).relu()
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8+fp16"])
+def test_an_einsum_is_quantised_as_products_on_weakly_typed_targets_too(tmp_path: Path, precision: str) -> None:
+    inputs = (torch.randn(2, 8, 16), torch.randn(2, 8, 16))
+    options: dict[str, Any] = {"target": "tensorrt-8.5", "build": False, "precision": precision}
+    result = bridge.convert(Contraction().eval(), inputs, workdir=tmp_path, calibration=[inputs], **options)
+    assert result.status == "rewritten" and result.onnx is not None, result.error
+    for path in (result.onnx, tmp_path / "typed.onnx"):
+        found = operators(path)
+        assert found["QuantizeLinear"] == 2 and not found["Einsum"], found
+
+
+def test_where_tensorrt_has_no_calibrator_the_algorithm_that_is_like_it_is_used(tmp_path: Path) -> None:
+    rows = torch.randn(6, 16)
+    options: dict[str, Any] = {"target": "tensorrt-rtx-1.7", "build": False, "precision": "int8"}
+    result = bridge.convert(
+        Scaled().eval(), (rows,), workdir=tmp_path, calibration_algorithm="MINMAX_CALIBRATION", **options
+    )
+    assert result.status == "rewritten" and operators(tmp_path / "typed.onnx")["QuantizeLinear"], result.error
+    assert [note for note in result.notes if "has no calibrators: the model is quantised, by minmax" in note]
+
+
 def test_what_tensorrt_calibrates_is_not_quantised_in_the_model(tmp_path: Path) -> None:
     rows = torch.randn(6, 16)
     options: dict[str, Any] = {"target": "tensorrt-8.5", "build": False, "precision": "int8"}

@@ -29,7 +29,7 @@ from ..precision import FLOATS, Precision, Rule
 from ..result import ConversionResult
 from ..settings import Settings, check_kept, read_capabilities, source_path
 from ..stages.export import from_file, from_torch
-from ..stages.precision import COMPARED, calibration_of, measured_model, ranges_of, scales_of, tensorrt_calibrates
+from ..stages.precision import COMPARED, calibration_of, measured_model, ranges_of, scales_of
 from ..stages.rewrite import check_rewritten, rewrite
 from ..stages.state import State
 from ..target import Target, resolve
@@ -335,7 +335,7 @@ class _Bisecting:
                 built, folder, target, evaluator.feeds, evaluator.names, evaluator.reference, state.settings.tolerance
             )
             return found, "engine"
-        if tensorrt_calibrates(state):
+        if state.tensorrt_calibrates:
             raise UsageError(
                 f"bisect: {target} quantises by itself while it builds, and no engine can run here ({reason}): what it "
                 "computes can be judged on a machine with its GPU, or for a target that is strongly typed."

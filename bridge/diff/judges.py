@@ -17,7 +17,7 @@ from ..errors import BuildError, RunError
 from ..precision import Precision
 from ..ranges import Range
 from ..result import Comparison, ConversionResult
-from ..stages.precision import put_in_types, tensorrt_calibrates
+from ..stages.precision import put_in_types
 from ..stages.state import Outputs, State
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class EvaluatorJudge:
         from passes import write
 
         graph, assignment = self.assigned(precision)
-        quantised = not tensorrt_calibrates(self.state)
+        quantised = not self.state.tensorrt_calibrates
         put_in_types(graph, precision, assignment, self.scales, quantised=quantised)
         path = self.state.workspace.partial / "candidate.onnx"
         write(graph, path, beside=self.state.workspace.folder)

@@ -46,6 +46,11 @@ def lower(state: State, graph: gs.Graph) -> None:
     from passes.casts import computes_in_half
 
     own = settings.target.strongly_typed  # the model says it all
+    if settings.calibration_algorithm in CALIBRATORS and not state.tensorrt_calibrates:
+        result.notes.append(
+            f"calibration_algorithm {settings.calibration_algorithm}: {settings.target} has no calibrators: the model "
+            f"is quantised, by {settings.algorithm}"
+        )
     with state.clock("precision"):
         calibration = calibration_of(state)
         samples: Callable[[], Iterable[Feeds]] = (lambda: state.feeds) if calibration is None else calibration.samples
@@ -58,8 +63,7 @@ def lower(state: State, graph: gs.Graph) -> None:
         typed, nodes = None, assignment.nodes
         if nodes:
             typed, nodes = _typed(state, graph, assignment, scales_of(state, samples(), measured))
-        by_tensorrt = calibration if tensorrt_calibrates(state) else None
-        state.plan = plan_build(settings, graph, of_torch, nodes, by_tensorrt)
+        state.plan = plan_build(settings, graph, of_torch, nodes, calibration if state.tensorrt_calibrates else None)
         result.notes.extend(state.plan.notes)
     if typed is not None:
         _check(state, typed, list(itertools.islice(samples(), COMPARED)) if calibration is not None else [])
@@ -67,27 +71,10 @@ def lower(state: State, graph: gs.Graph) -> None:
         state.hold_to_source("rewritten", state.rewritten)  # its types were the asked ones before
 
 
-def tensorrt_calibrates(state: State) -> bool:
-    """Whether a calibrator of TensorRT's finds the ranges for int8, and none are in the model.
-
-    It does on weakly typed targets, where it is asked for by its name, for a DLA, which takes no QuantizeLinear, and
-    for models in 16 bits, of which the opsets of these targets have none.
-    """
-    from passes import read
-    from passes.casts import computes_in_half
-
-    settings = state.settings
-    if settings.precision.scheme != "int8" or settings.target.strongly_typed:
-        return False
-    assert state.result.rewritten_onnx is not None
-    asked = settings.calibration_algorithm in CALIBRATORS or settings.builder.uses_dla
-    return asked or computes_in_half(read(state.result.rewritten_onnx))
-
-
 def calibration_of(state: State) -> Calibration | None:
     """The calibration inputs; the example where there are none given, and TensorRT itself calibrates."""
     settings = state.settings
-    builders = tensorrt_calibrates(state)
+    builders = state.tensorrt_calibrates
     if settings.calibration is None and not builders:
         if settings.precision.scheme in ("int8", "fp8"):
             state.result.notes.append(_EXAMPLE_ALONE)
@@ -138,7 +125,7 @@ def scales_of(state: State, samples: Iterable[Feeds], model: Path) -> Mapping[st
     from ..ranges import measure
 
     settings = state.settings
-    if settings.precision.scheme not in ("int8", "fp8") or tensorrt_calibrates(state):
+    if settings.precision.scheme not in ("int8", "fp8") or state.tensorrt_calibrates:
         return {}
     method = METHOD_OF[settings.algorithm] if settings.precision.scheme == "int8" else "max"
     return measure(model, samples, method)  # type: ignore[arg-type]
@@ -157,14 +144,8 @@ def _typed(
 
     settings, result = state.settings, state.result
     precision, own = settings.precision, settings.target.strongly_typed
-    quantised = bool(precision.scheme) and not tensorrt_calibrates(state)
-    if not quantised and not precision.half:
-        return None, assignment.nodes
-    shown, nodes = graph, assignment.nodes
-    if precision.half and not own:
-        assert result.onnx is not None
-        shown = read(result.onnx)
-        result.notes.extend(put_in_types(shown, precision, assignment, scales, quantised=quantised).notes)
+    quantised = bool(precision.scheme) and not state.tensorrt_calibrates
+    nodes = assignment.nodes
     if quantised or own:
         put = put_in_types(graph, precision, assignment, scales, quantised=quantised, cast=own)
         result.notes.extend(note for note in put.notes if note not in result.notes)
@@ -173,9 +154,15 @@ def _typed(
         if quantised and not put.quantised:
             raise _nothing_quantised(precision, graph, assignment, result.kept)
         nodes = {**nodes, **{name: assignment.floats[name] for name in put.declined}}
-        result.onnx = _written(state, graph, TYPED if shown is graph else QUANTISED)
+        result.onnx = _written(state, graph, TYPED if own or not precision.half else QUANTISED)
         state.describe(graph)
-    return (result.onnx if shown is graph else _written(state, shown, TYPED)), nodes
+    if own or not precision.half:
+        return (result.onnx if quantised or own else None), nodes
+    assert result.onnx is not None
+    shown = read(result.onnx)
+    put = put_in_types(shown, precision, assignment, scales, quantised=False)
+    result.notes.extend(note for note in put.notes if note not in result.notes)
+    return _written(state, shown, TYPED), nodes
 
 
 def _written(state: State, graph: gs.Graph, name: str) -> Path:
@@ -265,7 +252,7 @@ def _check(state: State, model: Path, samples: Sequence[Feeds]) -> None:
         found = evaluate(model, [*state.feeds, *samples])
     names = [case.name for case in state.cases] + [f"calibration {index}" for index in range(len(samples))]
     comparisons = state.compare(("rewritten", "typed"), reference, found, result.computed_in, names)
-    if not tensorrt_calibrates(state):  # of which the model says nothing
+    if not state.tensorrt_calibrates:  # of which the model says nothing
         state.hold_to_source("typed", found[: len(state.cases)])
     named = "layers=True names the layers that introduce most of it."
     if state.settings.layers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from ..build_plan import BuildPlan
 from ..caching import Caching
-from ..calibration import Read
+from ..calibration import CALIBRATORS, Read
 from ..clock import Clock
 from ..compare import compare_stages, onnx_runner, run_stage, source_error
 from ..errors import UsageError
@@ -71,6 +72,24 @@ class State:
         for name, array in first.items():
             if array.dtype.kind == "f" and array.size and all(np.isnan(found[name]).all() for found in outputs):
                 self.result.notes.append(f"output {name!r} is NaN throughout, which proves nothing: give other inputs")
+
+    @functools.cached_property
+    def tensorrt_calibrates(self) -> bool:
+        """Whether a calibrator of TensorRT's finds the ranges for int8, and none are in the model; asked once that is
+        rewritten.
+
+        It does on weakly typed targets, where it is asked for by its name, for a DLA, which takes no QuantizeLinear,
+        and for models in 16 bits, of which the opsets of these targets have none.
+        """
+        from passes import read
+        from passes.casts import computes_in_half
+
+        settings = self.settings
+        if settings.precision.scheme != "int8" or settings.target.strongly_typed:
+            return False
+        assert self.result.rewritten_onnx is not None
+        asked = settings.calibration_algorithm in CALIBRATORS or settings.builder.uses_dla
+        return asked or computes_in_half(read(self.result.rewritten_onnx))
 
     def run_onnx(self, path: Path, name: str, feeds: Sequence[Mapping[str, Array]] | None = None) -> Outputs:
         return run_stage(name, lambda: onnx_runner(path, name), self.feeds if feeds is None else feeds)
