@@ -34,27 +34,25 @@ def _place(name: str, order: Mapping[str, int]) -> int | None:
 
 
 class Selection:
-    """What subgraphs are to be taken in float32 in one build: those with a layer that is to be in it."""
+    """Whether the subgraphs of one build are to take and give float32: where a layer is to be in it.
+
+    It may be in any of them: the names of their ends do not tell it, since the compiler sorts layers its own way, and
+    constants among them.
+    """
 
     def __init__(self) -> None:
-        self.wide: list[int] = []
-        """The places of the network's layers that are to be in float32."""
-        self.order: dict[str, int] = {}
+        self.wide = False
         self.low_alone: set[tuple[str, str]] = set()
-        """The subgraphs of which nothing else is offered."""
+        """The subgraphs that are offered in 16 bits alone."""
 
     def selector(self, trt: Any, network: Any) -> Any:
         """TensorRT's selector of algorithms for it; None where there is nothing to be selected, and but for TensorRT 8,
         of which all this was measured."""
-        layers = [network.get_layer(index) for index in range(network.num_layers)]
-        for index, layer in enumerate(layers):
-            self.order.setdefault(layer.name, index)
-        wide = [
-            index for index, layer in enumerate(layers) if layer.precision_is_set and layer.precision == trt.float32
-        ]
-        if not wide or not trt.__version__.startswith("8."):
+        layers = (network.get_layer(index) for index in range(network.num_layers))
+        wide = any(layer.precision_is_set and layer.precision == trt.float32 for layer in layers)
+        self.wide = wide and trt.__version__.startswith("8.")
+        if not self.wide:
             return None
-        self.wide = wide
         selection = self
 
         class Selector(trt.IAlgorithmSelector):  # type: ignore[misc]
@@ -72,7 +70,7 @@ class Selection:
     def _select(self, context: Any, choices: Sequence[Any]) -> list[int]:
         every = list(range(len(choices)))
         span = ends(context.name)
-        if span is None or not self._is_mixed(span):
+        if span is None:
             return every
         count = context.num_inputs + context.num_outputs
         found = [index for index in every if not _is_low(choices[index], count)]
@@ -80,15 +78,12 @@ class Selection:
             self.low_alone.add(span)
         return found or every
 
-    def _is_mixed(self, span: tuple[str, str]) -> bool:
-        return any(is_inside(index, span, self.order) for index in self.wide)
-
     def missed(self, low: Iterable[tuple[str, str]]) -> bool:
         """Whether any of the subgraphs that came out ``low`` was to be in float32, and is offered so for all one knows.
 
         TensorRT need not ask for what it knows the timings of.
         """
-        return any(self._is_mixed(span) and span not in self.low_alone for span in low)
+        return self.wide and not self.low_alone.issuperset(low)
 
 
 def _is_low(choice: Any, count: int) -> bool:
