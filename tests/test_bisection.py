@@ -269,7 +269,8 @@ def test_another_judge_decides_and_its_latency_is_told(tmp_path: Path) -> None:
     assert "+10.0%" in found.latency and "1.000 ms" in found.latency
 
 
-def test_an_outlier_channel_goes_from_int8_to_fp16_and_no_further(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", [RTX, "tensorrt-8.5"])
+def test_an_outlier_channel_goes_from_int8_to_fp16_and_no_further(tmp_path: Path, target: str) -> None:
     scale = np.ones(32)
     scale[3] = 300
     path = saved(
@@ -280,7 +281,7 @@ def test_an_outlier_channel_goes_from_int8_to_fp16_and_no_further(tmp_path: Path
         v=WEIGHT / scale[:, None],
         scale=scale,
     )
-    options = {"tolerance": bridge.Tolerance(0.05, 1e-3, whole=True)}
+    options = {"tolerance": bridge.Tolerance(0.05, 1e-3, whole=True), "target": target}
     found = found_in(path, {"x": NORMAL}, tmp_path, precision="int8+fp16", **options)
     assert [(item.node, item.precision) for item in found.kept] == [("matmul_2", "fp16")], found.kept
     assert found.fp32_after == found.fp32_before
