@@ -89,7 +89,8 @@ def _attempt(job: BuildJob, trt: Any, logger: Any, *, insist: bool = False) -> t
         return BuildOutcome(error=str(error), **described), ""
     except PolygraphyException as error:
         # Polygraphy only knows that there is no engine; why, TensorRT has told its logger.
-        return BuildOutcome(error=f"the builder refuses the model: {logger.last_error or error}", **described), ""
+        why = f"the builder refuses the model: {logger.last_error or error}{_way_out(job, network)}"
+        return BuildOutcome(error=why, **described), ""
     described["seconds"] = round(time.perf_counter() - began, 4)
     if timings is not None:
         timings.save()
@@ -99,6 +100,16 @@ def _attempt(job: BuildJob, trt: Any, logger: Any, *, insist: bool = False) -> t
     if verdict.error:
         return BuildOutcome(error=verdict.error, **described), verdict.unquantised
     return _written(job, engine, described), ""
+
+
+def _way_out(job: BuildJob, network: Any) -> str:
+    """What helps where a weakly typed builder may lack kernels for what the bridge has quantised; empty elsewhere."""
+    if job.strongly_typed or "int8" not in job.precision.split("+") or "int8" not in quantised_types(network):
+        return ""
+    return (
+        ". If that is for want of an int8 kernel: a precision file keeps a node out of int8 (fp32: ['node:NAME']), and "
+        "calibration_algorithm='ENTROPY_CALIBRATION_2' leaves it to TensorRT what is quantised"
+    )
 
 
 def _sizes_by_value(network: Any) -> list[str]:

@@ -246,7 +246,7 @@ def test_what_overflows_stays_in_float32_inside_of_a_transformer(tmp_path: Path,
         options: dict[str, Any] = {"precision": asked, "cache": tmp_path / "cache", "builder": {"workspace": workspace}}
         result = bridge.convert(module, (IMAGE,), workdir=tmp_path / str(attempt), target="tensorrt", **options)
         assert result.status == "verified", result.error
-        assert result.precisions["fp16"] > 0.9 and not result.precisions.get("unknown"), result.precisions
+        assert result.precisions["fp16"] > 0.9 and result.precisions.get("unknown", 0) < 0.01, result.precisions
 
 
 def test_a_transformer_is_quantised_by_what_the_model_says(tmp_path: Path) -> None:

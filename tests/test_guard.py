@@ -589,6 +589,18 @@ def test_constraints_that_no_kernel_keeps_to_are_loosened_and_that_is_said(monke
         assert len(tried) == attempts
 
 
+def test_what_helps_is_said_where_kernels_for_what_is_quantised_may_be_missing() -> None:
+    x, y = typed(FLOAT, 8), typed(INT8, 8)
+    quantised, plain = Network([], [ILayer("QUANTIZE", "q", [x], [y])]), Network([], [])
+    assert "calibration_algorithm=" in builder_process._way_out(job(precision="int8+fp16"), quantised)
+    for options, network in (
+        ({"precision": "int8"}, plain),
+        ({"precision": "fp16"}, quantised),
+        ({"precision": "int8", "strongly_typed": True}, quantised),
+    ):
+        assert not builder_process._way_out(job(**options), network)
+
+
 def test_what_is_fused_into_a_product_of_another_precision_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT 8.5: 'Could not find any implementation for node node_linear + node_relu.'"""
     import polygraphy.backend.trt as loaders
