@@ -254,6 +254,27 @@ def test_the_stage_table_agrees_with_numpy(mlp: tuple[nn.Module, Any, Path], tmp
     assert engine.added is None and "no engine" in engine.note
 
 
+def test_inputs_of_a_folders_module_are_generated_where_its_arguments_are_the_models(
+    mlp: tuple[nn.Module, Any, Path], tmp_path: Path
+) -> None:
+    module, _, folder = mlp
+    report = diff(copied(folder, tmp_path), module=module, layers=False)
+    assert [row.stage for row in report.stages][:2] == ["torch", "exported"], report.stages
+    assert "rewritten model is off" in report.verdict  # the planted fault
+    assert any("generated" in note for note in report.notes), report.notes
+
+    class Renamed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, *things: torch.Tensor) -> torch.Tensor:
+            return self.inner(*things)
+
+    with pytest.raises(UsageError, match="give example inputs"):
+        diff(copied(folder, tmp_path / "renamed"), module=Renamed())
+
+
 def test_the_verdict_names_stage_output_and_layer_in_a_sentence(
     mlp: tuple[nn.Module, Any, Path], tmp_path: Path
 ) -> None:

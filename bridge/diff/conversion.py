@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -201,13 +202,36 @@ def _of_module(
     from .. import export
     from ..tensors import to_numpy
 
+    notes: list[str] = []
+    if inputs is None:
+        inputs, notes = _generated(result, source, options)
     names = [item.name for item in result.inputs] or None
     made = export.make_source(source, inputs, options.get("input_names") or names, options.get("output_names"))
     if options.get("output_names") is None and result.outputs:
         made.output_names = [item.name for item in result.outputs]
     example = {name: to_numpy(tensor) for name, tensor in made.call.tensors.items()}
     sets = read_profiles(_known_profiles(result, options), {name: array.shape for name, array in example.items()})
-    return Conversion(result, folder, target, example, list(sets), torch_reader(made), made)
+    return Conversion(result, folder, target, example, list(sets), torch_reader(made), made, notes)
+
+
+def _generated(
+    result: ConversionResult, source: Any, options: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Inputs for the module that ``result`` was made of, as for its exported model, and notes on them; None where its
+    arguments are not the model's inputs by name."""
+    from passes import read
+
+    from ..tensors import to_torch
+
+    forward = getattr(source, "forward", None)
+    parameters = inspect.signature(forward).parameters if forward is not None else {}
+    if any(item.name not in parameters for item in result.inputs):
+        return None, []
+    assert result.exported_onnx is not None
+    seed, span = options.get("seed", 0), options.get("int_range", INT_RANGE)
+    profiles = _known_profiles(result, options)
+    example, _, notes = prepare(read(result.exported_onnx), None, profiles, seed=seed, int_range=span)
+    return {name: to_torch(array) for name, array in example.items()}, notes
 
 
 Make = Callable[[], Conversion]
