@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from bridge import cli
 from bridge.compare import compare_arrays
 from bridge.diff.figures import Tally
 from bridge.diff.frontier import frontier, merged, tolerance_used
-from bridge.diff.model import DiffReport, ShapeError, StageError
+from bridge.diff.model import DiffReport, Error, LayerDiff, ShapeError, StageError
 from bridge.diff.rejudge import rejudge
 from bridge.errors import UsageError
 from bridge.result import Tolerance
@@ -106,6 +107,19 @@ def test_a_diff_judged_anew_says_what_measuring_again_would(tolerance: Tolerance
     shape = anew.shapes[0].added
     assert shape is not None and shape.agreed is wanted
     assert "judged anew" in anew.notes[-1] and f"atol {tolerance.atol:g}" in anew.notes[-1]
+
+
+def test_layers_are_held_to_a_tolerance_for_all_outputs() -> None:
+    layers = [
+        LayerDiff("exported", "rewritten", name, name, "Op", precision=precision, introduced=Error(relative, 1.0))
+        for name, precision, relative in (("a", "float32", 5e-3), ("b", "float32", 5e-2), ("i", "int64", 1e-9))
+    ]
+    found = dataclasses.replace(report(), layers=layers, first_diverging=None, ranking=[1, 0, 2])
+    for rtol, expected in ((1e-3, "abi"), (1e-2, "bi"), (0.1, "i")):
+        anew = rejudge(found, Tolerance(rtol, 1e3))
+        assert [layer.tensor for layer in anew.layers if layer.diverges] == list(expected)
+        assert anew.first_diverging is not None and anew.layers[anew.first_diverging].tensor == expected[0]
+    assert rejudge(found, {"y": Tolerance(1, 1)}).layers == layers
 
 
 def test_integers_are_loosened_by_name_alone() -> None:

@@ -9,8 +9,9 @@ from ..errors import UsageError
 from ..result import Tolerance
 from .by_stage import depends_on_shape
 from .frontier import tolerance_used
-from .model import DiffReport, Error, ShapeError, StageError
-from .verdict import agrees, verdict
+from .layerwise import diverges, limit
+from .model import DiffReport, Error, LayerDiff, ShapeError, StageError
+from .verdict import agrees, first_diverging, verdict
 
 _KEPT = "whether single samples agree is as it was measured"
 
@@ -18,8 +19,8 @@ _KEPT = "whether single samples agree is as it was measured"
 def rejudge(report: DiffReport, tolerance: Tolerances) -> DiffReport:
     """The same figures, held to ``tolerance``: one for all outputs but integers and booleans, or by output.
 
-    Layers are held to none, and stay as they are. Raises UsageError where an output is not in the report, or the report
-    has not what is needed.
+    One for all outputs is what layers are held to as well. Raises UsageError where an output is not in the report, or
+    the report has not what is needed.
     """
     if tolerance is None:
         return report
@@ -30,19 +31,23 @@ def rejudge(report: DiffReport, tolerance: Tolerances) -> DiffReport:
         raise UsageError(f"tolerance: {unknown[0]!r} is no output; the outputs are {', '.join(outputs)}.")
     exact = {row.output for row in report.stages if row.integers}
 
-    def limit(output: str) -> Tolerance | None:
+    def held_to(output: str) -> Tolerance | None:
         return given.get(output) or (given.get("") if output not in exact else None)
 
-    rows = [_row(row, limit(row.output)) for row in report.stages]
-    shapes = [_shape(row, limit(row.output)) for row in report.shapes]
+    rows = [_row(row, held_to(row.output)) for row in report.stages]
+    shapes = [_shape(row, held_to(row.output)) for row in report.shapes]
+    layers = [_layer(layer, given[""]) for layer in report.layers] if "" in given else report.layers
+    first = first_diverging(layers)
     said = depends_on_shape(shapes)
     old = depends_on_shape(report.shapes)
     notes = [note for note in report.notes if note not in old]
     words = ", ".join(f"{name or 'all outputs'}: rtol {one.rtol:g}, atol {one.atol:g}" for name, one in given.items())
     return replace(
         report,
-        verdict=verdict(report.name, rows, shapes, said, report.layers, report.first_diverging, report.ranking),
+        verdict=verdict(report.name, rows, shapes, said, layers, first, report.ranking),
         ok=agrees(rows, shapes),
+        layers=layers,
+        first_diverging=first,
         stages=rows,
         shapes=shapes,
         notes=[*notes, *said, f"judged anew, from what was measured, with other tolerances ({words}); {_KEPT}"],
@@ -59,6 +64,10 @@ def _shape(row: ShapeError, limit: Tolerance | None) -> ShapeError:
     if limit is None:
         return row
     return replace(row, added=_judged(row.added, limit), carried=_judged(row.carried, limit))
+
+
+def _layer(layer: LayerDiff, given: Tolerance) -> LayerDiff:
+    return replace(layer, diverges=diverges(layer.introduced, limit(layer.precision, given)))
 
 
 def _judged(error: Error | None, limit: Tolerance) -> Error | None:
