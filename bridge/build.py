@@ -73,6 +73,8 @@ class BuildJob:
     """Of int8: files, shapes, algorithm and cache; empty where nothing is calibrated."""
     weights: int = 0
     """How many float32 weights the model has, where a low precision is asked for."""
+    values: dict[str, list[int]] = field(default_factory=dict)
+    """Of inputs whose values may be sizes, those of the example."""
     timing_cache: str = ""
     """The file of earlier timings of kernels, to which this build adds its own; empty for none."""
 
@@ -97,6 +99,8 @@ class BuildOutcome:
     that was asked for, and share of the compute."""
     branches: bool = False
     """Whether there is an If in the network."""
+    by_value: bool = False
+    """Whether it was built for the values of an input, which no key of the cache has."""
 
 
 def build(
@@ -176,6 +180,7 @@ def _planned(plan: BuildPlan) -> dict[str, Any]:
         "devices": dict(plan.devices),
         "calibration": calibration,
         "weights": plan.weights,
+        "values": dict(plan.values),
     }
 
 

@@ -39,6 +39,8 @@ class BuildPlan:
     notes: tuple[str, ...] = ()
     weights: int = 0
     """How many float32 weights the model has: what an engine stores them in shows by its size."""
+    values: Mapping[str, list[int]] = field(default_factory=dict)
+    """Of inputs with a few integers, the example's: where they are sizes, the engine is built for them."""
 
     def key(self) -> dict[str, Any]:
         """What makes two engines different, as JSON values: what it holds, and no paths."""
@@ -84,6 +86,17 @@ def plan_build(
         tuple(notes),
         _weights(graph) if not precision.plain else 0,
     )
+
+
+FEW = 64
+"""As many integers as TensorRT's tensors of sizes may have."""
+
+
+def few_integers(feeds: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The values of those inputs that may be sizes."""
+    return {
+        name: array.ravel().tolist() for name, array in feeds.items() if array.dtype.kind in "iu" and array.size <= FEW
+    }
 
 
 def _weights(graph: gs.Graph) -> int:

@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ def _attempt(job: BuildJob, trt: Any, logger: Any, *, insist: bool = False) -> t
     if not job.engine:
         return BuildOutcome(**described), ""
     layers = (network.get_layer(index) for index in range(network.num_layers))
+    inputs = (network.get_input(index) for index in range(network.num_inputs))
+    described["by_value"] = any(tensor.is_shape_tensor for tensor in inputs)
     described["branches"] = any(layer.type.name == "CONDITION" for layer in layers)
     timings = TimingCache(Path(job.timing_cache)) if job.timing_cache else None
     try:
@@ -95,7 +98,12 @@ def _attempt(job: BuildJob, trt: Any, logger: Any, *, insist: bool = False) -> t
     if timings is not None:
         timings.save()
     verdict = examine(job, trt, logger, network, engine, obeyed=obeyed)
-    notes = [*told, *_sizes_by_value(network), *(timings.notes if timings is not None else ()), *verdict.notes]
+    notes = [
+        *told,
+        *_sizes_by_value(network, job.values),
+        *(timings.notes if timings is not None else ()),
+        *verdict.notes,
+    ]
     described |= {"notes": notes, "precisions": verdict.shares, "not_as_asked": verdict.others}
     if verdict.error:
         return BuildOutcome(error=verdict.error, **described), verdict.unquantised
@@ -112,16 +120,23 @@ def _way_out(job: BuildJob, network: Any) -> str:
     )
 
 
-def _sizes_by_value(network: Any) -> list[str]:
-    """What is to be said of inputs whose values are sizes: profiles are of shapes, and Polygraphy's default is 1."""
+def _sizes_by_value(network: Any, values: Mapping[str, list[int]]) -> list[str]:
+    """What is to be said of inputs whose values are sizes: profiles are of shapes, so the example's values it is, or
+    Polygraphy's default, which is 1."""
     inputs = (network.get_input(index) for index in range(network.num_inputs))
     return [
         f"input {tensor.name!r}: its values are sizes or places in shapes (a shape tensor), of which a profile of "
-        "shapes says nothing: the engine takes no values but 1 there. Make it a constant, or take it from the shape "
-        "of another input"
+        f"shapes says nothing: the engine takes no values but {_listed(values.get(tensor.name))}. Make it a constant, "
+        "or take it from the shape of another input"
         for tensor in inputs
         if tensor.is_shape_tensor
     ]
+
+
+def _listed(values: list[int] | None) -> str:
+    if values is None:
+        return "1 there"
+    return f"the example's ({', '.join(map(str, values[:8]))}{', …' * (len(values) > 8)})"
 
 
 def _start(job: BuildJob) -> tuple[Any, Any]:

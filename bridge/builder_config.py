@@ -101,7 +101,7 @@ def make_config(
     if "DLA" in (settings.get("default_device"), *job.devices.values()):
         settings.setdefault("dla_core", 0)
         _check_dla(builder, settings["dla_core"])
-    profiles = _profiles(job.profiles, network)
+    profiles = _profiles(job.profiles, network, job.values)
     options: dict[str, Any] = {"profiles": profiles or None, **(timings.options() if timings is not None else {})}
     for name, value in settings.items():
         applied = APPLIED[name]
@@ -128,7 +128,7 @@ def make_config(
             config.set_flag(trt.BuilderFlag.DISABLE_TIMING_CACHE)
         if job.calibration:
             # Polygraphy takes the last profile's, whose shapes the calibration inputs need not have.
-            for profile in _profiles([job.calibration["profile"]], network):
+            for profile in _profiles([job.calibration["profile"]], network, job.values):
                 config.set_calibration_profile(profile.fill_defaults(network).to_trt(builder, network))
 
     made = PostprocessConfig(config, finish)
@@ -151,16 +151,22 @@ def _check_dla(builder: Any, core: int) -> None:
         )
 
 
-def _profiles(given: Sequence[Mapping[str, Mapping[str, Sequence[int]]]], network: Any) -> list[Any]:
-    """Polygraphy's profiles of the inputs with dynamic axes; none where there are none."""
+def _profiles(
+    given: Sequence[Mapping[str, Mapping[str, Sequence[int]]]], network: Any, values: Mapping[str, list[int]]
+) -> list[Any]:
+    """Polygraphy's profiles of the inputs with dynamic axes, and of those whose ``values`` are sizes; none where there
+    are none."""
     from polygraphy.backend.trt import Profile
 
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     dynamic = [tensor.name for tensor in inputs if -1 in tuple(tensor.shape)]
-    profiles = [Profile() for _ in given] if dynamic else []
+    sizes = {tensor.name: values[tensor.name] for tensor in inputs if tensor.is_shape_tensor and tensor.name in values}
+    profiles = [Profile() for _ in given] if dynamic or sizes else []
     for profile, shapes in zip(profiles, given, strict=False):
         for name in dynamic:
             profile.add(name, **shapes[name])
+        for name, items in sizes.items():
+            profile.add(name, items, items, items)
     return profiles
 
 

@@ -106,6 +106,8 @@ class Caching:
             for path in files.values():  # of a damaged entry: read-only, and shared with others
                 path.unlink(missing_ok=True)
             outcome, sha256 = make(left), None
+            if outcome.by_value:  # others, for other values, have the same key
+                return outcome, None
             with self._noted(cache):
                 name, target = self.result.name, str(self.settings.target)
                 # What was to be said of that build is not said again of the engine.

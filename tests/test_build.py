@@ -19,10 +19,13 @@ from onnx import TensorProto
 
 from bridge import build as building
 from bridge.build import build
+from bridge.build_plan import BuildPlan
+from bridge.builder_config import _profiles
 from bridge.errors import BuildError, Refusal
 from bridge.inputs import Profile
 from bridge.target import Target, resolve
 
+from .fake_network import DataType, Network, Tensor
 from .support import RTX_INSTALLED
 
 pytestmark = pytest.mark.skipif(not RTX_INSTALLED, reason="tensorrt_rtx is not installed")
@@ -112,9 +115,27 @@ def test_an_input_whose_values_are_sizes_is_told_with_what_the_engine_takes_ther
     values = [oh.make_tensor(name, TensorProto.INT64, [1], [value]) for name, value in (("zero", 0), ("one", 1))]
     sized.graph.initializer.extend(values)
     onnx.save(sized, str(path))
-    outcome = run(path, target, profiles=[{**STATIC[0], "end": Profile((1,), (1,), (1,))}])
+    profiles = [{**STATIC[0], "end": Profile((1,), (1,), (1,))}]
+    outcome = run(path, target, profiles=profiles)
     assert [note for note in outcome.notes if "'end'" in note and "no values but 1" in note], outcome.notes
-    assert run(relu(tmp_path), target).notes == []
+    outcome = run(path, target, profiles=profiles, plan=BuildPlan(values={"end": [2]}))
+    assert [note for note in outcome.notes if "no values but the example's (2)" in note], outcome.notes
+    assert outcome.by_value
+    plain = run(relu(tmp_path), target)
+    assert plain.notes == [] and not plain.by_value
+
+
+def test_a_profile_has_the_values_of_inputs_that_are_sizes() -> None:
+    end, shift = Tensor("end", DataType.INT64, (2,), is_shape_tensor=True), Tensor("shift", DataType.INT64, (2,))
+    x, shapes = Tensor("x", shape=(-1, 3)), {key: [4, 3] for key in ("min", "opt", "max")}
+    values = {"end": [5, 7], "shift": [1, 2]}
+    for given, network, expected in (
+        ([{"x": shapes}] * 2, Network([x, end, shift]), [{"x": (4, 3), "end": (5, 7)}] * 2),
+        ([{}], Network([end]), [{"end": (5, 7)}]),
+        ([{}], Network([shift]), []),
+    ):
+        found = [{name: tuple(item.opt) for name, item in one.items()} for one in _profiles(given, network, values)]
+        assert found == expected
 
 
 def test_compute_capabilities_are_those_asked_for_and_an_unknown_one_is_refused_in_tensorrts_words(

@@ -551,3 +551,22 @@ def test_where_no_other_exporter_helps_the_first_refusal_stays_with_its_files(
     assert (result.status, result.stage, result.exporter) == ("failed", "build", "dynamo")
     assert result.error == "it takes no such node"
     assert (tmp_path / "exported.onnx").is_file() and result.comparisons
+
+
+class Prefix(nn.Module):
+    """The sum of as many columns as an input says."""
+
+    def forward(self, rows: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        columns = count.item()
+        torch._check(columns >= 1)
+        torch._check(columns <= 8)
+        return rows[:, :columns].sum(1)
+
+
+@pytest.mark.skipif(not RTX_INSTALLED, reason="tensorrt_rtx is not installed")
+def test_an_engine_for_sizes_that_are_values_is_for_these_and_not_in_the_cache(tmp_path: Path) -> None:
+    for count in (3, 4, 4):
+        inputs = (torch.randn(2, 8), torch.tensor(count))
+        result = bridge.convert(Prefix().eval(), inputs, workdir=tmp_path / "out", cache=tmp_path / "cache")
+        assert result.status in ("built", "verified") and not result.from_cache, result.error
+        assert [note for note in result.notes if f"no values but the example's ({count})" in note], result.notes

@@ -15,6 +15,7 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,7 @@ class _Shown:
     def __init__(self, conversion: Conversion, path: Path) -> None:
         from passes import read
 
-        from ..build_plan import own_precisions, plan_build
+        from ..build_plan import few_integers, own_precisions, plan_build
         from ..cache import open_cache
         from ..caching import timing_file
         from ..plugins.loading import needed_plugins
@@ -133,7 +134,8 @@ class _Shown:
         settings = Settings(target, Precision.of(result.precision), builder=BuildSettings.of(result.builder))
         typed = conversion.models.get("typed")
         nodes = own_precisions(read(typed)) if typed is not None and typed != path else None
-        self.plan: BuildPlan = plan_build(settings, graph, result.exporter is not None, nodes)
+        plan = plan_build(settings, graph, result.exporter is not None, nodes)
+        self.plan: BuildPlan = replace(plan, values=few_integers(conversion.example))
         """As the conversion's: what a weakly typed engine was told of its nodes, the typed model says."""
         self.timings = timing_file(open_cache(conversion.cache), target)
         """What the conversion's build, or one before, has measured of kernels is not measured again."""

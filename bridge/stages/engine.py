@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..build_plan import publish_calibration
+from ..build_plan import few_integers, publish_calibration
 from ..compare import Feeds, disagreement, onnx_runner, run_stage
 from ..errors import CompareError
 from ..gpu import gpu_here
@@ -27,6 +28,7 @@ def build_engine(state: State) -> Path:
     result, settings, partial = state.result, state.settings, state.workspace.partial
     assert result.onnx is not None
     model, engine, log = result.onnx, partial / ENGINE, state.workspace.path(BUILD_LOG)
+    plan = replace(state.plan, values=few_integers(state.cases[0].feeds))
 
     def make(timeout: float | None) -> BuildOutcome:
         return build(
@@ -40,7 +42,7 @@ def build_engine(state: State) -> Path:
             hints=state.hints,
             plugins=state.plugins,
             timing_cache=state.caching.timing_file(),
-            plan=state.plan,
+            plan=plan,
         )
 
     with state.clock("build"):
