@@ -52,6 +52,8 @@ class BuildJob:
     """For TensorRT-RTX: (major, minor) of the GPUs to build for; empty for its default."""
     plugins: list[dict[str, Any]] = field(default_factory=list)
     """The fields of each NeededPlugin."""
+    of_tensorrt_8: bool = False
+    """Whether the target is a TensorRT 8."""
     strongly_typed: bool = False
     """Whether types are what the graph says, and not what the builder is allowed."""
     paths: list[str] = field(default_factory=list)
@@ -134,6 +136,7 @@ def build(
         ],
         [list(pair) for pair in compute_capabilities or ()],
         [asdict(plugin) for plugin in plugins],
+        target.of_tensorrt_8,
         target.strongly_typed,
         [path for path in sys.path if path] if plugins else [],
         timing_cache=str(timing_cache or ""),

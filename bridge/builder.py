@@ -178,7 +178,7 @@ def _engine(
     network, demands = parsed[1], Demands(insist=insist)
     loosened = ""
     while True:
-        selection = Selection()
+        selection = Selection(job.of_tensorrt_8)
         config = make_config(job, trt, *parsed[:2], demands, None if demands.untimed else timings, selection)
         try:
             engine = EngineBytesFromNetwork(parsed, config=config)()

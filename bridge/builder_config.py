@@ -123,7 +123,7 @@ def make_config(
             if after is not None:
                 after(trt, config, value)
         _place_layers(job.devices, trt, config, network)
-        _layers(job, trt, config, network, demands, selection or Selection())
+        _layers(job, trt, config, network, demands, selection or Selection(job.of_tensorrt_8))
         if demands.untimed:
             config.set_flag(trt.BuilderFlag.DISABLE_TIMING_CACHE)
         if job.calibration:

@@ -34,23 +34,23 @@ def _place(name: str, order: Mapping[str, int]) -> int | None:
 
 
 class Selection:
-    """Whether the subgraphs of one build are to take and give float32: where a layer is to be in it.
+    """Whether the subgraphs of one build are to take and give float32: where a layer is to be in it, of TensorRT 8.
 
     It may be in any of them: the names of their ends do not tell it, since the compiler sorts layers its own way, and
     constants among them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, of_tensorrt_8: bool) -> None:
+        self.of_tensorrt_8 = of_tensorrt_8
         self.wide = False
         self.low_alone: set[tuple[str, str]] = set()
         """The subgraphs that are offered in 16 bits alone."""
 
     def selector(self, trt: Any, network: Any) -> Any:
-        """TensorRT's selector of algorithms for it; None where there is nothing to be selected, and but for TensorRT 8,
-        of which all this was measured."""
+        """TensorRT's selector of algorithms for it; None where there is nothing to be selected."""
         layers = (network.get_layer(index) for index in range(network.num_layers))
         wide = any(layer.precision_is_set and layer.precision == trt.float32 for layer in layers)
-        self.wide = wide and trt.__version__.startswith("8.")
+        self.wide = self.of_tensorrt_8 and wide
         if not self.wide:
             return None
         selection = self

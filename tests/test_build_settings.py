@@ -218,7 +218,7 @@ def test_calibration_inputs_that_do_not_fit_are_refused_by_their_number(tmp_path
 def configured(**job: Any) -> dict[str, Any]:
     """What a TensorRT 8.5 is told."""
     shapes = {"x": {"min": [1, 3], "opt": [2, 3], "max": [4, 3]}}
-    whole = {"flavour": "tensorrt", "onnx": "m", "engine": "e", "profiles": [shapes], **job}
+    whole = {"flavour": "tensorrt", "of_tensorrt_8": True, "onnx": "m", "engine": "e", "profiles": [shapes], **job}
     command = [sys.executable, "-m", "tests.fake_builder"]
     done = subprocess.run(command, input=json.dumps(whole), capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr

@@ -323,8 +323,8 @@ def chosen(selector: Any, name: str, *choices: Choice) -> list[int]:
 def test_subgraphs_take_and_give_float32_where_a_layer_is_to_be_in_it() -> None:
     layers = [ILayer("ACTIVATION", name, [Tensor("x")], [Tensor(f"{name}_out")]) for name in "abc"]
     layers[0].precision, layers[2].precision = HALF, FLOAT
-    trt = SimpleNamespace(**vars(fake), IAlgorithmSelector=object, __version__="8.5.3.1")
-    selection = Selection()
+    trt = SimpleNamespace(**vars(fake), IAlgorithmSelector=object)
+    selection = Selection(True)
     selector = selection.selector(trt, Network([], layers))
     choices = [Choice(FLOAT, FLOAT), Choice(HALF, HALF), Choice(INT32, HALF), Choice(INT32, FLOAT)]
     for name in ("{ForeignNode[a...c]}", "{ForeignNode[a constant...b + c]}"):
@@ -340,14 +340,12 @@ def test_subgraphs_take_and_give_float32_where_a_layer_is_to_be_in_it() -> None:
 
 def test_nothing_is_chosen_where_no_layer_is_to_be_in_float32_or_tensorrt_is_another() -> None:
     layer = ILayer("ACTIVATION", "a", [Tensor("x")], [Tensor("y")])
-    eight, ten = (
-        SimpleNamespace(**vars(fake), IAlgorithmSelector=object, __version__=version) for version in ("8.6.1", "10.3.0")
-    )
-    assert Selection().selector(eight, Network([], [layer])) is None
+    trt = SimpleNamespace(**vars(fake), IAlgorithmSelector=object)
+    assert Selection(True).selector(trt, Network([], [layer])) is None
     layer.precision = FLOAT
-    selection = Selection()
-    assert selection.selector(ten, Network([], [layer])) is None and not selection.wide
-    assert selection.selector(eight, Network([], [layer])) is not None and selection.wide
+    other, eight = Selection(False), Selection(True)
+    assert other.selector(trt, Network([], [layer])) is None and not other.wide
+    assert eight.selector(trt, Network([], [layer])) is not None and eight.wide
 
 
 def test_what_was_built_by_known_timings_in_half_is_built_again_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +359,7 @@ def test_what_was_built_by_known_timings_in_half_is_built_again_without_them(mon
 
     def config(job: BuildJob, trt: Any, builder: Any, network: Any, *more: Any) -> str:
         demands, timings, selection = more
-        selection.selector(SimpleNamespace(**vars(fake), IAlgorithmSelector=object, __version__="8.5.3.1"), network)
+        selection.selector(SimpleNamespace(**vars(fake), IAlgorithmSelector=object), network)
         tried.append((demands.untimed, timings is not None))
         return "untimed" if demands.untimed else "timed"
 
@@ -382,7 +380,7 @@ def test_what_was_built_by_known_timings_in_half_is_built_again_without_them(mon
     for obedient, expected in ((True, [(False, True)]), (False, [(False, True), (True, False)])):
         tried.clear()
         timings: Any = object()
-        engine, *_ = builder_process._engine(job(), TRT, (None, network, None), None, timings, False)
+        engine, *_ = builder_process._engine(job(of_tensorrt_8=True), TRT, (None, network, None), None, timings, False)
         assert tried == expected and engine == (b"timed" if obedient else b"untimed")
 
 
