@@ -160,11 +160,11 @@ def examine(job: BuildJob, trt: Any, logger: Any, network: Any, engine: Any, *, 
     ``obeyed``: the builder had to keep to the precisions that its layers were given. The network is of no use
     afterwards.
     """
-    told = job.strongly_typed or not (lowered(job) or quantised_types(network))
-    engine_has = [] if told else built_layers(job, trt, logger, network, engine)
+    chosen = not job.strongly_typed and (lowered(job) or bool(quantised_types(network)))  # by the builder
+    built = built_layers(job, trt, logger, network, engine) if chosen else []
     layers = network_layers(trt, network, _typical(job), job.made_by)
-    if not told:
-        layers = as_built(layers, engine_has, given_precisions(network) if obeyed else {})
+    if chosen:
+        layers = as_built(layers, built, given_precisions(network) if obeyed else {})
         layers = told_by_size(job, layers, memoryview(engine).nbytes)
     return judge(job.precision, job.layer_precisions, layers)
 
