@@ -203,6 +203,8 @@ def _calibration(
 ) -> dict[str, Any]:
     """What ranges are found from, and how, in the words of ``convert``."""
     found = {}
+    if algorithm is not None and "calibration_algorithm" in options:
+        raise UsageError("calibration_algorithm, int8_calib_algorithm: are the same; give one of them.")
     if algorithm is not None:
         found["calibration_algorithm"] = _read_enum("int8_calib_algorithm", algorithm, tuple(CALIBRATORS))
     if not int8_mode:

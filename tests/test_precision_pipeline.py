@@ -424,6 +424,11 @@ def test_where_tensorrt_has_no_calibrator_the_algorithm_that_is_like_it_is_used(
     )
     assert result.status == "rewritten" and operators(tmp_path / "typed.onnx")["QuantizeLinear"], result.error
     assert [note for note in result.notes if "has no calibrators: the model is quantised, by minmax" in note]
+    options |= {"target": "tensorrt-8.5", "precision": "fp16"}  # which calibrates nothing, and has calibrators
+    result = bridge.convert(
+        Scaled().eval(), (rows,), workdir=tmp_path, calibration_algorithm="MINMAX_CALIBRATION", **options
+    )
+    assert not [note for note in result.notes if "calibrators" in note], result.notes
 
 
 def test_what_tensorrt_calibrates_is_not_quantised_in_the_model(tmp_path: Path) -> None:

@@ -246,6 +246,7 @@ def test_an_unknown_keyword_is_named_with_the_nearest() -> None:
         ({"default_device_type": "TPU"}, "default_device_type: 'TPU' is none of GPU, DLA"),
         ({"log_level": 9}, "log_level: 9 is none of INTERNAL_ERROR"),
         ({"int8_calib_algorithm": "best"}, "int8_calib_algorithm: 'best' is none of"),
+        ({"int8_calib_algorithm": 3, "calibration_algorithm": "minmax"}, "are the same; give one"),
         ({"precision": "fp32", "fp16_mode": True}, "the modes ask for fp16"),
         ({"profiles": {"input_0": [[1]] * 3}, "max_batch_size": 3}, "profiles: say the shapes too"),
         (

@@ -235,7 +235,7 @@ def joined(side: Side, names: Sequence[str]) -> ModelProto:
 def taken_apart(values: Array, shapes: Mapping[str, Sequence[int]]) -> dict[str, Array]:
     """The tensors that are one behind the other in ``values``, by the names and in the order of ``shapes``."""
     ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
-    if ends[-1:] != [values.size]:
+    if ends[-1] != values.size:
         raise RunError(f"the engine's tensors have {values.size} values, and {ends[-1]} are expected.")
     parts = np.split(values, ends[:-1])
     return {name: part.reshape(shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}

@@ -34,8 +34,8 @@ COMPARED = 8
 
 
 def lower(state: State, graph: gs.Graph) -> None:
-    """Makes the plan of the build for the rewritten ``graph``; on strongly typed targets also the typed model of it,
-    which becomes ``result.onnx``. Raises CompareError where that is off by more than the tolerance."""
+    """Makes the plan of the build for the rewritten ``graph``, and a typed model of it; ``result.onnx`` becomes what the
+    target takes of that. Raises CompareError where the typed model is off by more than the tolerance."""
     settings, result = state.settings, state.result
     of_torch = result.exporter is not None
     if settings.precision.plain:
@@ -46,7 +46,7 @@ def lower(state: State, graph: gs.Graph) -> None:
     from passes.casts import computes_in_half
 
     own = settings.target.strongly_typed  # the model says it all
-    if settings.calibration_algorithm in CALIBRATORS and not state.tensorrt_calibrates:
+    if settings.calibration_algorithm in CALIBRATORS and settings.precision.scheme == "int8" and own:
         result.notes.append(
             f"calibration_algorithm {settings.calibration_algorithm}: {settings.target} has no calibrators: the model "
             f"is quantised, by {settings.algorithm}"
