@@ -34,8 +34,8 @@ COMPARED = 8
 
 
 def lower(state: State, graph: gs.Graph) -> None:
-    """Makes the plan of the build for the rewritten ``graph``, and a typed model of it; ``result.onnx`` becomes what the
-    target takes of that. Raises CompareError where the typed model is off by more than the tolerance."""
+    """Makes the plan of the build for the rewritten ``graph``, and a typed model of it; ``result.onnx`` becomes what
+    the target takes of that. Raises CompareError where the typed model is off by more than the tolerance."""
     settings, result = state.settings, state.result
     of_torch = result.exporter is not None
     if settings.precision.plain:
