@@ -225,11 +225,11 @@ def inspect(trt: Any, logger: Any, engine: Any, shapes: Mapping[str, Sequence[in
     if loaded is None:
         return ""
     inspector = loaded.create_engine_inspector()
-    if shapes:
-        context = loaded.create_execution_context()
-        if context is not None:
-            for name, shape in shapes.items():
-                context.set_input_shape(name, tuple(shape))
-            inspector.execution_context = context
+    context = loaded.create_execution_context() if shapes else None
+    if context is not None:
+        for name, shape in shapes.items():
+            context.set_input_shape(name, tuple(shape))
+        inspector.execution_context = context
     text: str = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    del inspector, context  # TensorRT 8 does not define what happens when the engine is destroyed before them
     return text

@@ -106,8 +106,8 @@ def quantised_types(network: Any) -> set[str]:
         layer = network.get_layer(index)
         if layer.type.name in ("QUANTIZE", "DEQUANTIZE"):
             inputs, outputs = tensors(layer)
-            kinds = {PRECISIONS.get(item.dtype.name, "") for item in (*inputs[:1], *outputs[:1])}
-            found |= (kinds & set(QUANTISED)) or {"int8"}  # TensorRT 8 may not say, and has no other
+            kinds = {_quantised(item) for item in (*inputs[:1], *outputs[:1])}
+            found |= kinds - {""} or {"int8"}  # as below
     return found
 
 
@@ -252,4 +252,10 @@ def dequantised_from(tensor: Any, makers: Mapping[str, Any]) -> str:
         maker = makers.get(source.name)
     if maker is None or maker.type.name != "DEQUANTIZE":
         return ""
-    return PRECISIONS.get(maker.get_input(0).dtype.name, "")
+    return _quantised(maker.get_input(0)) or "int8"  # TensorRT 8 may not say, and has no other
+
+
+def _quantised(tensor: Any) -> str:
+    """The quantised type that the tensor is in; empty for another."""
+    kind = PRECISIONS.get(tensor.dtype.name, "")
+    return kind if kind in QUANTISED else ""

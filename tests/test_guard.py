@@ -18,7 +18,7 @@ from bridge.build_plan import BuildPlan
 from bridge.errors import BuildError
 from bridge.guard import Layer, Verdict, judge
 from bridge.inputs import Profile
-from bridge.inspection import as_built, engine_layers, examine, told_by_size
+from bridge.inspection import as_built, engine_layers, examine, inspect, told_by_size
 from bridge.layer_precisions import Demands, constrain, given_precisions
 from bridge.network_layers import network_layers, node_names, quantised_types
 from bridge.subgraphs import Selection, ends
@@ -186,6 +186,22 @@ def test_a_product_of_dequantised_values_is_quantised_and_one_of_dequantised_wei
     found = {item.name: item.precision for item in network_layers(TRT, network, {}, {})}
     assert found == {"both": "int8", "weights": "fp16", "small_weights": "int4", "add": "fp16", "neither": "fp16"}
     assert quantised_types(network) == {"int8", "int4"}
+
+
+def test_what_tensorrt_8_says_of_no_tensor_is_quantised_in_int8() -> None:
+    """Before a build all its tensors but inputs and outputs may be said to be in float32."""
+    x, q, dq, w, wq, wdq, y = (Tensor(name, FLOAT, (2, 2)) for name in ("x", "q", "dq", "w", "wq", "wdq", "y"))
+    layers = [
+        ILayer("QUANTIZE", "x_q", [x], [q]),
+        ILayer("DEQUANTIZE", "x_dq", [q], [dq]),
+        ILayer("QUANTIZE", "w_q", [w], [wq]),
+        ILayer("DEQUANTIZE", "w_dq", [wq], [wdq]),
+        ILayer("MATRIX_MULTIPLY", "both", [dq, wdq], [y], op0=MatrixOperation.NONE),
+        ILayer("MATRIX_MULTIPLY", "one", [x, wdq], [y], op0=MatrixOperation.NONE),
+    ]
+    network = Network([x], layers)
+    found = {item.name: item.precision for item in network_layers(TRT, network, {}, {})}
+    assert found == {"both": "int8", "one": "fp32"} and quantised_types(network) == {"int8"}
 
 
 def test_layers_are_traced_to_the_nodes_that_they_were_made_for() -> None:
@@ -515,6 +531,26 @@ class Inspected:
     def get_engine_information(self, kind: str) -> str:
         items = self.items if self.execution_context is self else []
         return json.dumps({"Layers": items})
+
+
+def test_an_engine_that_was_looked_into_is_destroyed_last() -> None:
+    gone: list[str] = []
+
+    class Part(SimpleNamespace):
+        def __del__(self) -> None:
+            gone.append(self.name)
+
+    def engine(_: Any) -> Part:
+        return Part(
+            name="engine",
+            create_engine_inspector=lambda: Part(name="inspector", get_engine_information=lambda kind: "{}"),
+            create_execution_context=lambda: Part(name="context", set_input_shape=lambda name, shape: True),
+        )
+
+    runtime = SimpleNamespace(deserialize_cuda_engine=engine)
+    trt = SimpleNamespace(Runtime=lambda logger: runtime, LayerInformationFormat=SimpleNamespace(JSON="json"))
+    assert inspect(trt, None, b"engine", {"x": (2,)}) == "{}"
+    assert sorted(gone) == ["context", "engine", "inspector"] and gone[-1] == "engine"
 
 
 @pytest.mark.parametrize(("words", "fails"), [(FP16, False), (FP32, True)])
