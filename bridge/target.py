@@ -90,6 +90,12 @@ class Target:
         return self.flavour == "tensorrt-rtx" or self.version >= (8, 6)
 
     @property
+    def builds_elu_beside_loops(self) -> bool:
+        """Whether an Elu is built in whatever place beside loops and recurrent layers; TensorRT-RTX 1.7.1 fails at it
+        between two of them, and at some behind one (measured)."""
+        return self.flavour == "tensorrt"
+
+    @property
     def reads_functions(self) -> bool:
         """Whether its parser reads local functions."""
         return self.flavour == "tensorrt-rtx" or self.version >= (9,)

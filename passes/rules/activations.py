@@ -1,10 +1,11 @@
 """Activations in forms that TensorRT's parsers refuse: a Softmax of a vector, Hardmax over a dynamic axis, …
 
-``torch.softmax(x, 0)`` of a vector, ``F.prelu`` of integers.
+``torch.softmax(x, 0)`` of a vector, ``F.prelu`` of integers, ``F.elu`` between LSTMs.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.framework import Builder, Replacement, example, rule
@@ -82,3 +83,44 @@ def prelu_of_integers(node: gs.Node, g: Builder) -> Replacement:
 @prelu_of_integers.example
 def prelu_of_int32() -> gs.Graph:
     return example({"x": ("int32", ["n", 4, 5]), "slope": ("int32", [5])}, lambda g, *xs: g.op.PRelu(*xs), opset=16)
+
+
+LOOPS = frozenset(("GRU", "LSTM", "Loop", "RNN", "Scan"))
+
+
+@rule("Elu", when=lambda target: not target.builds_elu_beside_loops)
+def elu_beside_loops(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT-RTX fails to build an Elu between loops or recurrent layers, or behind one; an exponential it builds."""
+    if g.scope is None or not any(item.op in LOOPS for item in g.scope.nodes):
+        return None
+    x = node.inputs[0]
+    dtype = g.dtype(x)
+    below = g.op.Sub(g.op.Exp(g.op.Min(x, g.constant(0, dtype))), g.constant(1, dtype))
+    alpha = node.attrs.get("alpha", 1.0)
+    return g.op.Add(g.op.Relu(x), below if alpha == 1 else g.op.Mul(below, g.constant(alpha, dtype)))
+
+
+def _recurrent(g: Builder, op: str, x: gs.Tensor) -> gs.Tensor:
+    gates = {"GRU": 3, "LSTM": 4, "RNN": 1}[op]
+    weights = [np.linspace(-0.5, 0.5, gates * 16, dtype=np.float32).reshape(1, 4 * gates, 4) for _ in range(2)]
+    return g.squeeze(g.node(op, [x, *weights], {"hidden_size": 4}), [1])
+
+
+@elu_beside_loops.example
+def elu_between_an_lstm_and_a_gru() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> gs.Tensor:
+        y = g.op.Elu(_recurrent(g, "LSTM", x))
+        return _recurrent(g, "GRU", g.op.Add(y, x))
+
+    return example({"x": ("float32", [5, "n", 4])}, build)
+
+
+@elu_beside_loops.example
+def elus_with_an_alpha_before_and_behind_an_rnn() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> gs.Tensor:
+        y = g.op.Elu(g.op.Mul(_recurrent(g, "RNN", g.op.Elu(x)), 3.0), alpha=0.5)
+        wide = g.op.ConvTranspose(g.op.Transpose(y, perm=[1, 2, 0]), np.ones((4, 4, 4), np.float32), strides=[2])
+        cut = g.op.Slice(wide, [0], [-2], [2])
+        return g.op.Conv(g.op.Elu(cut), np.ones((4, 4, 3), np.float32))
+
+    return example({"x": ("float32", [5, 2, 4])}, build)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from . import Case, Sketch, strategy
+import onnx_graphsurgeon as gs
+
+from passes.framework import Builder
+
+from . import Case, Sketch, Tensors, strategy
 
 FLOATS = ("float32", "float32", "float16", "float64")
 
@@ -37,3 +41,24 @@ def prelus(s: Sketch) -> Case:
     s.input("x", dtype, s.values(dtype, sizes))
     s.operand("slope", s.random.integers(-3, 4, slope).astype(dtype))
     return s.model(lambda g, t: g.op.PRelu(t["x"], t["slope"]), opset=s.pick(9, 16, 20))
+
+
+@strategy("elu_beside_loops")
+def elus(s: Sketch) -> Case:
+    length, batch, width = (s.integer(1, 4) for _ in range(3))
+    kinds = [s.pick("LSTM", "GRU", "RNN", "Identity") if s.rarely() else s.pick("LSTM", "GRU", "RNN") for _ in range(2)]
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}
+    alpha = s.pick(None, 1.0, 0.5, -2.0, 0.0)
+    s.input("x", "float32", [length, batch, width])
+
+    def build(g: Builder, t: Tensors) -> gs.Tensor:
+        y = t["x"]
+        for place, kind in enumerate(kinds):
+            if kind != "Identity":
+                weights = [s.random.standard_normal([1, gates[kind] * width, width]).astype("float32") for _ in "wr"]
+                y = g.squeeze(g.node(kind, [y, *weights], {"hidden_size": width}), [1])
+            if place == 0:
+                y = g.op.Add(g.op.Elu(g.op.Mul(y, 4.0), alpha=alpha), t["x"])
+        return y
+
+    return s.model(build, opset=s.pick(9, 13, 14, 20))
