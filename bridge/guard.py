@@ -91,7 +91,7 @@ def judge(precision: str, asked: Mapping[str, str], layers: Sequence[Layer]) -> 
         error = f"{precision} was asked for, and nothing of the engine is in {unquantised}"
     notes = [
         *_notes(precision, low, wanted),
-        *_hardly_quantised(precision, parts, layers),
+        *_hardly_any(precision, parts, layers),
         *_lowered(precision, asked, layers),
     ]
     return Verdict(shares, others, error and f"{error}{_largest(precision, others)}", notes, unquantised)
@@ -146,17 +146,18 @@ def _unquantised(low: Sequence[Layer], wanted: Mapping[int, str]) -> str:
     return ""
 
 
-def _hardly_quantised(precision: str, parts: Sequence[str], layers: Sequence[Layer]) -> list[str]:
-    """That most multiply-adds are not in the quantised precision, whoever decided so."""
+def _hardly_any(precision: str, parts: Sequence[str], layers: Sequence[Layer]) -> list[str]:
+    """That most multiply-adds are not in what was asked for, whoever decided so."""
     notes = []
     products = [layer for layer in layers if layer.weighted]
     for name in parts:
-        there = _sum(products, name, UNKNOWN)
-        if name in QUANTISED and there < (1 - MOST_LOST) * _sum(products):
+        enough = (name,) if name in QUANTISED else LOW
+        there = _sum(products, *enough, UNKNOWN)
+        if there < (1 - MOST_LOST) * _sum(products):
             share = there / _sum(products)
             notes.append(
-                f"precision {precision}: {share:.1%} of the multiply-adds are in {name}; what was kept out of it, and "
-                "why, says of the others"
+                f"precision {precision}: {share:.1%} of the multiply-adds are in {name}; kept says which nodes are not, "
+                "and why"
             )
     return notes
 
