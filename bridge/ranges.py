@@ -388,7 +388,8 @@ def _cut(
         run = _session(_showing(model, chunk), folder)
         for sample in samples:
             for name, values in zip(chunk, run(sample, None), strict=True):
-                counts[name] += np.histogram(np.abs(values), BINS, (0, seen[name].largest))[0]
+                shares = np.abs(values).astype(np.float64) / seen[name].largest  # which may be next to nothing
+                counts[name] += np.histogram(shares, BINS, (0, 1))[0]
     ranges = {}
     for name in names:
         one = seen[name]

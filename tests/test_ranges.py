@@ -215,6 +215,14 @@ def test_entropy_cuts_off_outliers_and_not_the_values(tmp_path: Path, shape: str
     assert inside >= 0.999, f"{shape}: {1 - inside:.1%} of the values are beyond {cut.largest:.3g}"
 
 
+@pytest.mark.parametrize("size", [1e-40, 1e-30, 1e30])
+def test_entropy_is_of_values_of_any_size(tmp_path: Path, size: float) -> None:
+    values = np.random.default_rng(0).standard_normal(4096).astype(np.float32)
+    model = model_file(tmp_path, "main (float[n] x) => (float[n] y) { y = Neg(x) }")
+    one, other = (measure(model, [{"x": values * np.float32(by)}], "entropy")["x"].largest for by in (1, size))
+    assert other == pytest.approx(one * size, rel=1e-3)
+
+
 @pytest.mark.parametrize("spread", ["one channel of many", "heavy tails"])
 def test_entropy_keeps_the_rare_values_that_hold_most_of_what_there_is(tmp_path: Path, spread: str) -> None:
     random = np.random.default_rng(0)
