@@ -228,6 +228,7 @@ def refusals() -> tuple[type[Exception], ...]:
         state.Fail,
         state.InvalidArgument,
         state.InvalidGraph,
+        state.InvalidProtobuf,
         state.NotImplemented,
         state.RuntimeException,
         MemoryError,

@@ -93,7 +93,8 @@ class Source:
             if name in self.call.tensors:
                 raise UsageError(f"output_names: {name!r} is the name of an input.")
         self._remember(result)
-        return {name: to_numpy(tensor) for name, tensor in zip(self.output_names, outputs, strict=True)}
+        # copies, since a module may return a buffer, which the next run changes
+        return {name: to_numpy(item).copy() for name, item in zip(self.output_names, outputs, strict=True)}
 
     def _remember(self, result: Any) -> None:
         import torch

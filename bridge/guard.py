@@ -156,8 +156,8 @@ def _hardly_any(precision: str, parts: Sequence[str], layers: Sequence[Layer]) -
         if there < (1 - MOST_LOST) * _sum(products):
             share = there / _sum(products)
             notes.append(
-                f"precision {precision}: {share:.1%} of the multiply-adds are in {name}; kept says which nodes are not, "
-                "and why"
+                f"precision {precision}: {share:.1%} of the multiply-adds are in {name}; kept says which nodes are "
+                "not, and why"
             )
     return notes
 

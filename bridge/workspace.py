@@ -42,6 +42,7 @@ OUTPUT_FILES = (
     ENGINE_RUN_ARRAYS,
     RESULT,
     "report.html",
+    *(f"diff.{suffix}" for suffix in ("json", "html", "md")),
     "convert.log",
 )
 """Every file that a conversion may leave in its model's folder."""

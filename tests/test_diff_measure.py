@@ -24,6 +24,7 @@ from bridge.diff import model as model_of_diff
 from bridge.diff.measure import diff
 from bridge.diff.model import SCHEMA, DiffReport
 from bridge.errors import BridgeError, UsageError
+from bridge.gpu import gpu_here
 
 from .support import RTX
 
@@ -385,6 +386,61 @@ def test_any_two_stages_can_be_compared(mlp: tuple[nn.Module, Any, Path], tmp_pa
     assert {(layer.reference, layer.candidate) for layer in report.layers} == {("torch", "rewritten")}
     assert named(report).module == "2", report.verdict
     assert [row.stage for row in report.stages] == ["torch", "rewritten"]
+
+
+@pytest.mark.skipif(bool(gpu_here()), reason="a GPU may run the engine")
+def test_where_only_one_stage_runs_nothing_was_compared(mlp: tuple[nn.Module, Any, Path], tmp_path: Path) -> None:
+    module, inputs, folder = mlp
+    report = diff(copied(folder, tmp_path), inputs, module=module, stages=["torch", "engine"])
+    assert not report.ok and "nothing could be compared; the engine stage was not run" in report.verdict
+    assert report.samples is not None and report.samples.count == 1 and not report.layers
+
+
+@pytest.mark.parametrize(
+    ("file", "error", "words"),
+    [
+        ("exported.onnx", UsageError, "is not what convert wrote"),
+        ("rewritten.onnx", None, "rewritten model does not run"),
+    ],
+)
+def test_a_model_that_is_cut_short_is_named(
+    mlp: tuple[nn.Module, Any, Path], tmp_path: Path, file: str, error: type[Exception] | None, words: str
+) -> None:
+    folder = copied(mlp[2], tmp_path)
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content[: len(content) // 2])
+    if error is None:
+        report = diff(folder, mlp[1])
+        assert words in report.verdict and not report.ok
+    else:
+        with pytest.raises(error, match=f"{file}: {words}"):
+            diff(folder, mlp[1])
+    (folder / file).unlink()
+    with pytest.raises(UsageError, match=f"{file}: no such file"):
+        diff(folder, mlp[1])
+
+
+def test_a_new_conversion_leaves_no_old_diff(mlp: tuple[nn.Module, Any, Path], tmp_path: Path) -> None:
+    module, inputs, folder = mlp
+    folder = copied(folder, tmp_path)
+    (folder / "diff.json").write_text("{}")
+    convert(module, inputs, folder)
+    assert not (folder / "diff.json").exists()
+
+
+def test_the_module_of_an_output_that_is_not_the_first_is_known(tmp_path: Path) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(4, 4, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.rnn(x)[1][1] * 2
+
+    folder = convert(Last(), (torch.randn(2, 3, 4),), tmp_path)
+    plant(folder / "exported.onnx", next(item.name for item in onnx.load(folder / "exported.onnx").graph.initializer))
+    report = diff(folder, (torch.randn(2, 3, 4),), module=Last().eval())
+    assert named(report).module == "rnn", report.verdict
 
 
 def test_the_layers_of_an_engine_are_measured_by_one_that_shows_them(

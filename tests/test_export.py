@@ -499,3 +499,17 @@ def test_inputs_and_outputs_may_be_called_as_the_exporter_calls_what_is_inside(t
     assert result.status == "rewritten", result.error
     assert result.exporter == "dynamo" and not any("older exporter" in note for note in result.notes), result.notes
     assert [item.name for item in (*result.inputs, *result.outputs)] == ["add", "mul", "mean", "sub"]
+
+
+def test_a_buffer_that_a_module_returns_is_what_it_was_after_that_run(tmp_path: Path) -> None:
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("kept", torch.zeros(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.kept.copy_(x.sum(0) * 2)
+            return self.kept
+
+    result = convert(Kept(), (torch.randn(2, 3),), workdir=tmp_path, profiles={"x": ((1, 3), (2, 3), (4, 3))})
+    assert result.ok, result.error

@@ -19,6 +19,7 @@ from bridge.diff.figures import Tally
 from bridge.diff.frontier import frontier, merged, tolerance_used
 from bridge.diff.model import DiffReport, Error, LayerDiff, ShapeError, StageError
 from bridge.diff.rejudge import rejudge
+from bridge.diff.verdict import of_idle, verdict
 from bridge.errors import UsageError
 from bridge.result import Tolerance
 
@@ -142,6 +143,44 @@ def test_what_is_not_finite_in_the_same_places_no_tolerance_makes_agree() -> Non
     assert agreed(rejudge(bad, Tolerance(10, 10))) == {"y": False}
     other = DiffReport("net", "?", False, stages=[row("exported", "torch", "y", [1.0, 2.0], [1.0])])
     assert agreed(rejudge(other, Tolerance(10, 10))) == {"y": False}
+
+
+def test_a_sample_of_another_shape_leaves_no_figures_and_no_tolerance_makes_it_agree() -> None:
+    """Not even where another sample's figures are small."""
+    tally = Tally(("torch", "exported"), "y", None, "fp32")
+    for candidate in ([1.0, 2.0], [1.0]):
+        tally.add(np.asarray([1.0, 2.0]), np.asarray(candidate), "one")
+    error = tally.error()
+    assert error == Error(None, None, agreed=False)
+    rows = [StageError("torch", "y", "2 samples"), StageError("exported", "y", "2 samples", "torch", error, error)]
+    assert "is off by another shape from torch" in verdict("net", rows, [], [], [], None, [])
+    assert not rejudge(DiffReport("net", "?", False, stages=rows), Tolerance(10, 10)).ok
+
+
+def test_what_no_tolerance_is_for_takes_no_share_of_one() -> None:
+    """One sample agrees, the other is off where nothing is allowed."""
+    tally = Tally(("torch", "exported"), "n", None, "fp32")
+    for candidate in ([1, 2], [1, 3]):
+        tally.add(np.asarray([1, 2]), np.asarray(candidate), "one")
+    error = tally.error()
+    assert error is not None and error.agreed is False and error.tolerance_used is None
+
+
+def test_the_figure_of_integers_is_no_norm() -> None:
+    rows = [StageError("torch", "n", "1 sample"), row("typed", "torch", "n", [1, 200], [2, 200], precision="fp16")]
+    assert "'n' of the typed model is off by up to 1 from torch" in verdict("net", rows, [], [], [], None, [])
+
+
+def test_that_nothing_was_finite_is_said_by_a_diff_that_is_judged_anew_too() -> None:
+    nan = [float("nan")] * 2
+    rows = [StageError("torch", "y", "1 sample"), row("exported", "torch", "y", nan, nan)]
+    found = DiffReport("net", "?", True, stages=rows, notes=[of_idle("y")])
+    assert "though nothing of 'y' is finite" in rejudge(found, Tolerance(1, 1)).verdict
+
+
+def test_a_diff_of_nothing_is_no_agreement() -> None:
+    anew = rejudge(DiffReport("net", "?", True, stages=[]), {"": Tolerance(1, 1)})
+    assert not anew.ok and "nothing could be compared" in anew.verdict
 
 
 def test_without_a_tolerance_nothing_changes() -> None:

@@ -53,7 +53,7 @@ class Alignment:
         self.side = Side(load(path))
         self.seen, outputs = torch_run.look(source, feeds)
         names = {point.module for point in self.seen}
-        self.owner = {node.output[0]: _module(node, names) for node in self.side.graph.node if node.output}
+        self.owner = {name: _module(node, names) for node in self.side.graph.node for name in node.output if name}
         self.nodes = self._by_module()
         self.readers = _readers(self.side)
         self.shapes = self._shapes()
@@ -71,16 +71,20 @@ class Alignment:
         """What something was made of that was recognised so well that nothing can be wrong before it."""
         self._match(outputs)
 
+    def owner_of(self, node: NodeProto) -> str:
+        """The module that it was made of; a first output may be left out."""
+        return self.owner.get(next(filter(None, node.output), ""), "")
+
     def inside(self, node: NodeProto, module: str) -> bool:
         """Whether the node is part of what the module became."""
-        owner = self.owner.get(node.output[0], "") if node.output else ""
+        owner = self.owner_of(node)
         return not module or owner == module or owner.startswith(f"{module}.")
 
     def _by_module(self) -> dict[str, list[NodeProto]]:
         """The nodes of each module, those of the modules in it among them."""
         found: dict[str, list[NodeProto]] = {}
         for node in self.side.graph.node:
-            owner = self.owner.get(node.output[0], "") if node.output else ""
+            owner = self.owner_of(node)
             steps = owner.split(".") if owner else []
             for end in range(len(steps) + 1):
                 found.setdefault(".".join(steps[:end]), []).append(node)

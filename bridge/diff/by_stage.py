@@ -77,7 +77,7 @@ class OverSamples:
     metric: tuple[str, MetricFunction] | None = None
     count: int = 0
     worst: tuple[str, Feeds] | None = None
-    """Name and inputs of the sample that the last stage is worst on."""
+    """Name and inputs of the sample that the last stage is worst on; the first one where no two stages run."""
     errors: list[SampleError] = field(default_factory=list)
     metrics: list[Metric] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
@@ -91,6 +91,7 @@ class OverSamples:
         inputs: list[Feeds] = []
         self._worst: tuple[bool, float] | None = None
         for names, feeds in _chunks(samples):
+            self.worst = self.worst or (names[0], feeds[0])
             found = self.stages.run(feeds)
             self._compare(names, feeds, found)
             self.count += len(names)

@@ -147,18 +147,24 @@ def finished(folder: Path, source: Any, inputs: Any, options: Mapping[str, Any])
         raise UsageError(f"{folder}: holds no {RESULT}; give the folder that convert wrote, or a model.")
     from pydantic import ValidationError
 
+    from passes import ModelError
+
     try:
         result = ConversionResult.load(path)
     except (ValueError, ValidationError) as error:
         raise UsageError(f"{path}: is not what convert writes: {str(error).splitlines()[0]}") from error
     if result.exported_onnx is None or result.target is None:
         raise UsageError(f"{folder}: its conversion failed before there was a model: {result.error}")
-    if not result.exported_onnx.exists():
-        raise UsageError(f"{result.exported_onnx}: no such file; a conversion's folder is moved as a whole.")
+    for model in (result.exported_onnx, result.rewritten_onnx):
+        if model is not None and not model.exists():
+            raise UsageError(f"{model}: no such file; a conversion's folder is moved as a whole.")
     target = resolve(_name(result))
-    if source is None:
-        return _of_files(result, folder, target, inputs, options)
-    return _of_module(result, folder, target, source, inputs, options)
+    try:
+        if source is None:
+            return _of_files(result, folder, target, inputs, options)
+        return _of_module(result, folder, target, source, inputs, options)
+    except ModelError as error:
+        raise UsageError(f"{result.exported_onnx}: is not what convert wrote there: {error}") from error
 
 
 def _name(result: ConversionResult) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..compare import Array, Tolerances, compare_arrays, tolerance_for
 from ..layers import TensorError
+from ..norms import greatest, norm, share
 from ..result import Comparison, Tolerance
 from .frontier import Frontier, frontier, merged
 from .model import Error, StageName
@@ -22,7 +23,7 @@ class Norms:
     """The norms of an error and of its reference, over what is finite on both sides."""
 
     def __init__(self) -> None:
-        self.squares = self.reference_squares = self.max_abs = 0.0
+        self.off = self.size = self.max_abs = 0.0
         self.lost = self.counted = 0
         """``lost``: elements that are not finite on one side at least, and not the same."""
         self.misshapen = False
@@ -43,18 +44,13 @@ class Norms:
             both &= np.abs(a) <= limit  # a mask's "minus infinity" became the lowest value that there is
             a, error = a[both], b[both] - a[both]
             self.counted += a.size
-            self.squares += float(np.dot(error, error))
-            self.reference_squares += float(np.dot(a, a))
-            self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0.0)))
+            self.off = math.hypot(self.off, norm(error))
+            self.size = math.hypot(self.size, norm(a))
+            self.max_abs = max(self.max_abs, greatest(error))
 
     @property
     def relative(self) -> float | None:
-        if self.misshapen or not self.counted:
-            return None
-        if not self.squares:
-            return 0.0
-        share = math.sqrt(self.squares / self.reference_squares) if self.reference_squares else math.inf
-        return share if math.isfinite(share) else None
+        return None if self.misshapen or not self.counted else share(self.off, self.size)
 
 
 def _range(array: Array) -> float:
@@ -110,10 +106,14 @@ class Tally:
 
 
 def _error(found: list[Comparison], norms: Norms, points: Frontier | None) -> Error:
-    """The worst of the samples; the norm and the mean are over all of them."""
+    """The worst of the samples; the norm and the mean are over all of them. No figures where shapes differ in one."""
+    if norms.misshapen:
+        return Error(None, None, agreed=False)
     means = [(item.mean_abs_error, np.prod(item.reference_shape)) for item in found]
     known = [(mean, size) for mean, size in means if mean is not None]
     weight = float(sum(size for _, size in known))
+    wrong = [item for item in found if not item.agreed]
+    told = all(item.tolerance_used is not None for item in wrong)
     return Error(
         norms.relative,
         _largest([item.max_abs_error for item in found]),
@@ -122,8 +122,8 @@ def _error(found: list[Comparison], norms: Norms, points: Frontier | None) -> Er
         _smallest([item.cosine_similarity for item in found]),
         _smallest([item.psnr for item in found]),
         norms.lost,
-        _largest([item.tolerance_used for item in found]),
-        all(item.agreed for item in found),
+        _largest([item.tolerance_used for item in found]) if told else None,
+        not wrong,
         points,
     )
 

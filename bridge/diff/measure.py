@@ -20,7 +20,7 @@ from .conversion import Conversion, converted, finished
 from .data import percentiles, plotted, read_metric, read_samples, worst_first, write_worst
 from .layerwise import onnx_layers, ranking, torch_layers
 from .model import DiffReport, LayerDiff, OutputData, Samples, ShapeError, StageName
-from .verdict import agrees, first_diverging, verdict
+from .verdict import agrees, first_diverging, of_idle, verdict
 
 PLOTTED = 8
 """Outputs that data for plots is kept of, the worst ones."""
@@ -140,7 +140,7 @@ def _conversion(
 
 def _telling(over: OverSamples, shapes: Sequence[ShapeError], conversion: Conversion, seed: int) -> tuple[str, Feeds]:
     """The inputs that say most about layers: the worst sample or, where all agree, shapes at which one does not."""
-    assert over.worst is not None
+    assert over.worst is not None  # there is one sample at least
     name, feeds = over.worst
     if all(error.agreed for error in over.errors):
         wrong = [row for row in shapes if row.added is not None and row.added.agreed is False]
@@ -190,7 +190,7 @@ def _report(
     conversion, result = stages.conversion, stages.conversion.result
     rows, ranked, first = over.rows(), ranking(layers), first_diverging(layers)
     said = depends_on_shape(shapes)
-    notes = [*notes, *(f"of the output {name!r} nothing is finite, and nothing was compared" for name in over.idle)]
+    notes = [*notes, *map(of_idle, over.idle)]
     return DiffReport(
         result.name,
         verdict(result.name, rows, shapes, said, layers, first, ranked, over.errors, over.idle),

@@ -11,7 +11,7 @@ from .by_stage import depends_on_shape
 from .frontier import tolerance_used
 from .layerwise import diverges, limit
 from .model import DiffReport, Error, LayerDiff, ShapeError, StageError
-from .verdict import agrees, first_diverging, verdict
+from .verdict import agrees, first_diverging, of_idle, verdict
 
 _KEPT = "whether single samples agree is as it was measured"
 
@@ -40,11 +40,12 @@ def rejudge(report: DiffReport, tolerance: Tolerances) -> DiffReport:
     first = first_diverging(layers)
     said = depends_on_shape(shapes)
     old = depends_on_shape(report.shapes)
+    idle = [name for name in outputs if of_idle(name) in report.notes]
     notes = [note for note in report.notes if note not in old]
     words = ", ".join(f"{name or 'all outputs'}: rtol {one.rtol:g}, atol {one.atol:g}" for name, one in given.items())
     return replace(
         report,
-        verdict=verdict(report.name, rows, shapes, said, layers, first, report.ranking),
+        verdict=verdict(report.name, rows, shapes, said, layers, first, report.ranking, idle=idle),
         ok=agrees(rows, shapes),
         layers=layers,
         first_diverging=first,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..result import Tolerance
 from .layerwise import EXACT
 from .model import NOT_BUILT, Error, LayerDiff, SampleError, ShapeError, StageError, StageName
 
@@ -14,11 +13,24 @@ def first_diverging(layers: Sequence[LayerDiff]) -> int | None:
     return next((index for index, layer in enumerate(layers) if layer.diverges), None)
 
 
+def of_idle(output: str) -> str:
+    """The note on an output of which nothing is finite."""
+    return f"of the output {output!r} nothing is finite, and nothing was compared"
+
+
 def agrees(rows: Sequence[StageError], shapes: Sequence[ShapeError]) -> bool:
-    """Whether nothing disagrees, and nothing that could have run did not."""
+    """Whether something was compared, nothing of it disagrees, and nothing that could have run did not."""
+    errors = _errors(rows, shapes)
+    return bool(errors) and not _off(errors) and not any(row.failed for row in (*rows, *shapes))
+
+
+def _errors(rows: Sequence[StageError], shapes: Sequence[ShapeError]) -> list[Error]:
     every: list[StageError | ShapeError] = [*rows, *shapes]
-    found = [error for row in every for error in (row.carried, row.added) if error is not None]
-    return all(error.agreed is not False for error in found) and not any(row.failed for row in every)
+    return [error for row in every for error in (row.carried, row.added) if error is not None]
+
+
+def _off(errors: Sequence[Error]) -> bool:
+    return any(error.agreed is False for error in errors)
 
 
 def verdict(
@@ -43,7 +55,7 @@ def verdict(
     not_run = failed + "".join(
         f"; the {row.stage} stage was not run ({_reason(row.note)})" for row in left_out.values() if not row.failed
     )
-    if worst is None and (failed or agrees(rows, shapes)):
+    if worst is None and (failed or not _off(_errors(rows, shapes))):
         compared = list(dict.fromkeys(row.stage for row in rows if not row.note))
         if len(compared) < 2:
             return f"{name}: nothing could be compared{not_run}."
@@ -55,7 +67,7 @@ def verdict(
         return f"{name}: {not_run.removeprefix('; ')}; {agree}." if failed else f"{name}: {agree}{not_run}."
     if worst is not None:
         row, error, reference = worst
-        off = _figure(error, exact=row.tolerance == Tolerance(0.0, 0.0))
+        off = _figure(error, exact=row.integers)
         what = f"the output {row.output!r} of the {row.stage} model is off by {off} from {reference}"
         what += _share(row.stage, samples)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Literal
 
 from bridge.report.view import Fact, capital, number, seconds
@@ -222,8 +223,9 @@ def steps(report: DiffReport) -> list[Step]:
     elif not report.ok:
         found.append(("No single layer diverges: look below at the stage that adds most, and at the ranked layers.",))
     if report.samples is not None and report.samples.worst_file and not report.ok:
-        file = Code(report.samples.worst_file)
-        found.append((file, " holds the worst sample: with ", Code(f"--samples {file}"), " it alone is measured."))
+        file = report.samples.worst_file
+        alone = Code(f"--samples {PurePosixPath(file).parent}")
+        found.append((Code(file), " holds the worst sample: with ", alone, " it alone is measured."))
     found += _without_engine(next((item for item in report.stages if item.stage == "engine"), None))
     if not found and status(report).look == "verified":
         found.append(("Nothing: the engine was run, and every output is within its tolerance.",))
