@@ -22,6 +22,7 @@ from . import custom_ops
 from .errors import ExportError, RunError, UsageError
 from .exporter_words import branches_taken, one_line, scripted_parts, user_line
 from .inputs import Array, Call, Case, Profile, check_names, resized
+from .scopes import write_scopes
 from .tensors import named_leaves, to_numpy, to_torch
 
 if TYPE_CHECKING:
@@ -433,15 +434,6 @@ def _by_torchscript(
 ) -> None:
     if source.program is not None:
         raise TypeError("an ExportedProgram is exported by dynamo alone")
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        _trace(source, tensors, profiles, path, opset)
-    source.traced = branches_taken(warned)
-
-
-def _trace(
-    source: Source, tensors: tuple[Any, ...], profiles: Mapping[str, Profile], path: Path, opset: int | None
-) -> None:
     import torch
 
     axes = {
@@ -449,16 +441,21 @@ def _trace(
         for name in source.call.tensors
         if profiles[name].dynamic_axes
     }
-    torch.onnx.export(
-        _wrapped(source),
-        tensors,
-        str(path),
-        dynamo=False,
-        input_names=list(source.call.tensors),
-        output_names=source.output_names,
-        dynamic_axes=axes,
-        opset_version=opset or 17,
-    )
+    module = _wrapped(source)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        torch.onnx.export(
+            module,
+            tensors,
+            str(path),
+            dynamo=False,
+            input_names=list(source.call.tensors),
+            output_names=source.output_names,
+            dynamic_axes=axes,
+            opset_version=opset or 17,
+        )
+    source.traced = branches_taken(warned)
+    write_scopes(path, [name for name, _ in module.named_modules() if name])
 
 
 def _lost_axes(path: Path, profiles: Mapping[str, Profile]) -> str | None:
