@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from .digests import both_digests, file_digest
 from .errors import UsageError
+from .npz import write_npz
 from .workspace import ENGINE, write_text
 
 Outputs = list[dict[str, npt.NDArray[Any]]]
@@ -393,7 +394,7 @@ def _write_outputs(path: Path, outputs: Outputs) -> None:
         described.append([(name, array.dtype.name, array.shape) for name, array in case.items()])
         for array in case.values():
             arrays[f"a{len(arrays)}"] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    np.savez(path, described=np.frombuffer(json.dumps(described).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+    write_npz(path, {"described": np.frombuffer(json.dumps(described).encode(), np.uint8), **arrays})
 
 
 def _read_outputs(path: Path) -> Outputs:

@@ -15,6 +15,7 @@ from .calibration_sources import Feeds, Samples, check_source
 from .calibration_sources import Read as Read
 from .errors import UsageError
 from .inputs import Array, Profiles
+from .npz import write_npz
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -121,7 +122,7 @@ def write_calibration(
             digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
             digest.update(array.tobytes())
         files.append(folder / f"{len(files)}.npz")
-        np.savez(files[-1], **arrays)  # type: ignore[arg-type]  # NumPy's stubs take the names for its own keyword
+        write_npz(files[-1], arrays)
     if not files:
         raise UsageError("calibration: holds no inputs.")
     notes = ("calibration: the last batch is smaller than the others, and left out",) if last else ()

@@ -1,9 +1,10 @@
 """``bridge diff``, ``bisect`` and ``verify``: where an error comes from, which nodes to keep in float32, what two runs
 changed, and whether an engine holds.
 
-Exit status of ``diff``: 0 where all agrees, or nothing regressed; 1 where something does not. Of ``bisect``: 0 where a
-precision holds; 1 where none was found. Of ``verify``: 0 where the engine agrees with the evidence; 1 where it does
-not, or the evidence is damaged; 2 where the engine cannot run here. Of all: 2 for a wrong call, 1 for other failures.
+Exit status of ``diff``: 0 where all agrees, or nothing regressed; 1 where not, or where a metric could not be measured.
+Of ``bisect``: 0 where a precision holds; 1 where none was found. Of ``verify``: 0 where the engine agrees with the
+evidence; 1 where it does not, or the evidence is damaged; 2 where the engine cannot run here. Of all: 2 for a wrong
+call, 1 for other failures.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ with a diff.json, --tolerance alone judges anew what was measured, and runs noth
 
 RUN is a folder that `bridge convert -o DIR` wrote, its summary.json, or a model's result.json.
 
-Exit status: 0 where all agrees, or no model regressed beyond the limits; 1 where not; 2 for a wrong call.
+Exit status: 0 where all agrees, or no model regressed beyond the limits; 1 where not, or where --metric could not be
+measured; 2 for a wrong call.
 """
 _VERIFY = """\
 DIR is the folder of a conversion with --golden (its golden.json, golden.npz and model.engine), or that of a run of
@@ -182,7 +184,10 @@ def _diff(arguments: argparse.Namespace) -> int:
     sys.stdout.write(report.to_json() if arguments.json else f"{report.verdict}\n")
     if folder is not None and not arguments.json:
         print(f"see {folder / 'diff.html'}")
-    return 0 if report.ok else 1
+    for metric in report.metrics:
+        if metric.failed:
+            print(f"bridge: metric {metric.name!r} at {metric.stage}: {metric.note}", file=sys.stderr)
+    return report.exit_status
 
 
 def _refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> None:

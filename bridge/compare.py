@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import RunError
+from .norms import greatest, norm, share
 from .precision import default_tolerance
 from .result import Comparison, Histogram, SourceError, Tolerance
 
@@ -93,9 +94,9 @@ def compare_arrays(
         error = np.where(a > b, a - b, b - a).view(np.uint64).astype(np.float64)  # int64's extremes are 2**64 apart
         figures = _figures(a.astype(np.float64), b.astype(np.float64), error, used)
         if used.whole:
-            share, note = _share_that_differs(a != b, used)
-            figures = {**figures, "tolerance_used": share}
-            return Comparison(**frame, **figures, agreed=share is not None and share <= 1, note=note)
+            taken, note = _share_that_differs(a != b, used)
+            figures = {**figures, "tolerance_used": taken}
+            return Comparison(**frame, **figures, agreed=taken is not None and taken <= 1, note=note)
         agreed = bool((a == b).all()) if used == EXACT else _within(a.astype(np.float64), error, used)
         return Comparison(**frame, **figures, agreed=agreed)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
@@ -105,11 +106,11 @@ def compare_arrays(
     figures = _figures(a[finite], b[finite], error[finite], used)
     placed = bool((same | finite).all())
     if used.whole:
-        share, note = _as_a_whole(a[finite], error[finite], used, figures["cosine_similarity"])
+        taken, note = _as_a_whole(a[finite], error[finite], used, figures["cosine_similarity"])
         if not placed:
             note = f"infinite or NaN at {int((~(same | finite)).sum())} of {a.size} places where one side is not"
-        figures = {**figures, "tolerance_used": share}
-        return Comparison(**frame, **figures, agreed=placed and share is not None and share <= 1, note=note)
+        figures = {**figures, "tolerance_used": taken}
+        return Comparison(**frame, **figures, agreed=placed and taken is not None and taken <= 1, note=note)
     return Comparison(**frame, **figures, agreed=placed and _within(a[finite], error[finite], used))
 
 
@@ -127,14 +128,13 @@ def _within(reference: Array, error: Array, tolerance: Tolerance) -> bool:
 @np.errstate(over="ignore")
 def _as_a_whole(reference: Array, error: Array, used: Tolerance, cosine: float | None) -> tuple[float | None, str]:
     """How much of the tolerance the error's norm takes, and in words. A cosine alone would not see a wrong scale."""
-    size, off = float(np.linalg.norm(reference)), float(np.linalg.norm(error))
+    size, off = norm(reference), norm(error)
     allowed = used.atol * math.sqrt(reference.size) + used.rtol * size
-    share = off / allowed if allowed else 0.0
     words = f"judged as a whole: the error's norm is {off:.3g}, that of the output {size:.3g} "
     words += f"(a share of {used.rtol:g} is allowed)"
     if cosine is not None:
         words += f", their cosine similarity {cosine:.4f}"
-    return _finite(share), words
+    return share(off, allowed), words
 
 
 def _share_that_differs(wrong: Array, used: Tolerance) -> tuple[float | None, str]:
@@ -217,24 +217,16 @@ Runs = list[tuple[str, list[Any]]]
 
 def run_stage(name: str, make_runner: Callable[[], Any], feeds: Sequence[Feeds]) -> list[dict[str, Array]]:
     """The outputs of one stage, by name, for each of ``feeds``. Raises RunError where the stage does not run."""
-    import onnxruntime.capi.onnxruntime_pybind11_state as state
     from polygraphy.comparator import Comparator
     from polygraphy.exception import PolygraphyException
     from polygraphy.logger import G_LOGGER
 
+    from .evaluator import refusals
+
     G_LOGGER.module_severity = G_LOGGER.CRITICAL
-    refusals = (
-        PolygraphyException,
-        state.Fail,
-        state.InvalidArgument,
-        state.InvalidGraph,
-        state.NotImplemented,
-        state.RuntimeException,
-        MemoryError,
-    )
     try:
         results = Comparator.run([make_runner()], data_loader=[_for_polygraphy(feed) for feed in feeds])
-    except refusals as error:
+    except (PolygraphyException, *refusals()) as error:
         raise RunError(f"the {name} model does not run: {first_lines(error)}") from error
     return [{key: _numbers(name, key, value) for key, value in item.items()} for item in results[0][1]]
 
@@ -324,21 +316,26 @@ def source_error(
     return max(errors, key=_badness, default=None)
 
 
+@np.errstate(over="ignore")
 def _from_source(candidate: str, output: str, a: Array, b: Array) -> SourceError:
     if a.dtype.kind != "f":
-        share = float((a != b).mean()) if a.size else 0.0
-        largest = float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0))
-        return SourceError(candidate, output, share, largest, 0)
+        differing = float((a != b).mean()) if a.size else 0.0
+        return SourceError(candidate, output, differing, greatest(a.astype(np.float64) - b.astype(np.float64)), 0)
     finite = np.isfinite(a) & np.isfinite(b)
     lost = int((np.isfinite(a) & ~np.isfinite(b)).sum())
     a, error = a[finite], b[finite] - a[finite]
-    norm, off = float(np.linalg.norm(a)), float(np.linalg.norm(error))
-    relative = off / norm if norm else (None if off or not a.size else 0.0)
-    return SourceError(candidate, output, relative, float(np.abs(error).max()) if a.size else None, lost)
+    if not a.size:
+        return SourceError(candidate, output, None, None, lost)
+    return SourceError(candidate, output, share(norm(error), norm(a)), greatest(error), lost)
 
 
 def _badness(error: SourceError) -> tuple[int, float]:
     return error.non_finite, math.inf if error.relative is None else error.relative
+
+
+def nothing_finite(found: Sequence[Comparison]) -> bool:
+    """Whether there are elements, and none that is finite on both sides: that they agree says nothing then."""
+    return all(item.max_abs_error is None and 0 not in item.reference_shape for item in found)
 
 
 def disagreement(comparisons: Sequence[Comparison]) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .norms import greatest, norm, share
+
 Array = npt.NDArray[Any]
 
 PIECE = 1 << 16
@@ -101,8 +103,10 @@ def _figure(found: TensorError | None) -> str:
 class Total:
     """The error of one tensor, added up over samples."""
 
-    squares: float = 0.0
-    reference_squares: float = 0.0
+    off: float = 0.0
+    """The error's norm."""
+    size: float = 0.0
+    """The reference's norm."""
     max_abs: float = 0.0
     largest: float = 0.0
     non_finite: int = 0
@@ -137,10 +141,11 @@ class Total:
             return False
         self.largest, self.max_abs = max(self.largest, largest), max(self.max_abs, max_abs)
         self.counted += a.size
-        self.squares += squares
-        self.reference_squares += reference_squares
+        self.off = math.hypot(self.off, math.sqrt(squares))
+        self.size = math.hypot(self.size, math.sqrt(reference_squares))
         return True
 
+    @np.errstate(over="ignore")
     def _piece(self, a: Array, b: Array, limit: float) -> None:
         finite = np.isfinite(a)
         self.largest = max(self.largest, float(np.abs(a[finite]).max(initial=0.0)))
@@ -151,17 +156,13 @@ class Total:
         both &= ~beyond
         a, error = a[both], (b[both] - a[both])
         self.counted += a.size
-        self.squares += float(np.dot(error, error))
-        self.reference_squares += float(np.dot(a, a))
-        self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0.0)))
+        self.off = math.hypot(self.off, norm(error))
+        self.size = math.hypot(self.size, norm(a))
+        self.max_abs = max(self.max_abs, greatest(error))
 
     def figures(self) -> TensorError | None:
         """None where nothing was added."""
         if self.misshapen or not (self.counted or self.non_finite or self.saturated):
             return None
-        relative = None
-        if self.reference_squares:
-            relative = math.sqrt(self.squares / self.reference_squares)
-        elif not self.squares and self.counted:
-            relative = 0.0
+        relative = share(self.off, self.size) if self.counted else None
         return TensorError(relative, self.max_abs if self.counted else None, self.non_finite, self.saturated)

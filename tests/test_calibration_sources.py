@@ -53,6 +53,19 @@ def pairs() -> TensorDataset:
     return TensorDataset(torch.from_numpy(ROWS), torch.arange(10))
 
 
+def test_inputs_keep_names_that_numpy_has_as_arguments_of_its_own(tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def forward(self, file: torch.Tensor, allow_pickle: torch.Tensor) -> torch.Tensor:
+            return file + allow_pickle
+
+    example = {name: ROWS[:2] + place for place, name in enumerate(("file", "allow_pickle"))}
+    source = export.make_source(Named(), tuple(map(torch.from_numpy, example.values())), None, None)
+    allowed = {name: Profile((2, 6), (2, 6), (2, 6)) for name in example}
+    made = write_calibration(None, torch_reader(source), example, allowed, tmp_path, "minmax", tmp_path / "cache")
+    (sample,) = made.samples()
+    assert list(sample) == list(example) and all((sample[name] == example[name]).all() for name in example)
+
+
 @pytest.mark.parametrize(
     "given",
     [

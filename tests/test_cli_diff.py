@@ -50,6 +50,9 @@ def net():
 def samples():
     return [(torch.randn(2, 8),) for _ in range(3)]
 
+def leaving(outputs, inputs):
+    raise SystemExit(0)
+
 def largest(outputs, inputs):
     return max(float(abs(one["y"]).max()) for one in outputs)
 """
@@ -88,6 +91,37 @@ def test_a_model_is_converted_measured_reported_and_looked_at_again(
     assert cli.main(["diff", "out", "--tolerance", "0,1e-30", "-o", "strict/one"]) == 1
     strict = json.loads((here / "strict" / "one" / "diff.json").read_text())
     assert strict["ok"] is False and (here / "strict" / "one" / strict["samples"]["worst_file"]).is_file()
+
+
+@pytest.mark.skipif(not RTX_INSTALLED, reason="tensorrt_rtx is not installed")
+def test_a_metric_that_cannot_be_measured_is_told_of_and_costs_the_exit_status_alone(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["diff", "diffnets:net", "-o", "out", "--target", RTX, "--no-build", "--no-cache", "--no-layers"]
+    assert cli.main([*model, "--metric", "diffnets:leaving"]) == 1
+    captured = capsys.readouterr()
+    assert "torch, exported and rewritten agree" in captured.out and "see out/diff.html" in captured.out
+    assert "bridge: metric 'leaving' at torch: raises SystemExit: 0\n" in captured.err
+    found = json.loads((here / "out" / "diff.json").read_text())
+    assert found["ok"] is True and found["metrics"][0]["note"] == "raises SystemExit: 0"
+    assert "failed: raises SystemExit: 0" in (here / "out" / "diff.md").read_text()
+    assert "failed: raises SystemExit: 0" in (here / "out" / "diff.html").read_text()
+
+
+@pytest.mark.skipif(not RTX_INSTALLED, reason="tensorrt_rtx is not installed")
+@pytest.mark.parametrize("output", ["taken.py", "taken.py/deep"])
+def test_an_output_folder_that_cannot_be_made_is_refused_in_the_same_words_of_a_model_and_of_a_folder(
+    here: Path, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    (here / "taken.py").write_text("# mine\n")
+    model = ["diff", "diffnets:net", "--target", RTX, "--no-build", "--no-cache", "--no-layers"]
+    assert cli.main([*model, "-o", output]) == 1
+    words = capsys.readouterr().err
+    assert f"{output}: " in words and "Nothing half-written was left." in words
+    assert cli.main([*model, "-o", "out"]) == 0
+    capsys.readouterr()
+    assert cli.main(["diff", "out", "-o", output]) == 1
+    assert capsys.readouterr().err == words.splitlines(True)[-1].replace(str(here / output), output)
 
 
 def test_a_manifest_that_wants_no_layers_gets_none(here: Path) -> None:

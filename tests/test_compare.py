@@ -11,7 +11,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from bridge.compare import DEFAULT_TOLERANCES, compare_arrays, compare_stages, tolerance_for
+from bridge.compare import DEFAULT_TOLERANCES, compare_arrays, compare_stages, source_error, tolerance_for
+from bridge.diff.figures import Norms
+from bridge.diff.frontier import frontier
+from bridge.diff.torch_run import Seen
+from bridge.layers import Total
 from bridge.result import Comparison, ConversionResult, Tolerance
 
 NAN, INF = math.nan, math.inf
@@ -38,6 +42,35 @@ def test_each_figure_is_the_one_worked_out_by_hand() -> None:
     assert found.agreed
     assert (found.reference_shape, found.candidate_shape) == ([4], [4])
     assert (found.reference_dtype, found.candidate_dtype) == ("float32", "float32")
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e160, 1.0, 1e-160, 1e-300])
+def test_norms_are_right_where_squares_leave_float64s_range(scale: float) -> None:
+    a, b = np.array([3.0, 4.0]) * scale, np.array([3.0, 4.5]) * scale
+    norms, total = Norms(), Total()
+    for _ in range(2):
+        norms.add(a, b)
+        total.add(a, b, np.inf)
+    found, figures = source_error("rewritten", [{"y": a}], [{"y": b}]), total.figures()
+    assert found is not None and figures is not None
+    relative = [found.relative, norms.relative, figures.relative, Seen.of(a).distance(Seen.of(b))]
+    assert relative == pytest.approx([0.1] * 4), relative
+    used = [compare(a, b, Tolerance(rtol, 0.0, whole=True)).tolerance_used for rtol in (0.05, 0.2)]
+    assert used == pytest.approx([2.0, 0.5]), "half a tenth is not enough, and two tenths are"
+
+
+def test_a_difference_beyond_float64_leaves_figures_that_json_can_hold(tmp_path: Path) -> None:
+    a, b = np.array([1.7e308, 1.0]), np.array([-1.7e308, 1.0])
+    found, norms, total = source_error("rewritten", [{"y": a}], [{"y": b}]), Norms(), Total()
+    assert found is not None and found.relative is None
+    ConversionResult("m", source_error=found, comparisons=[compare(a, b)]).to_json(tmp_path)
+    norms.add(a, b)
+    total.add(a, b, np.inf)
+    figures = total.figures()
+    assert norms.relative is None and figures is not None and figures.relative is None
+    largest = [norms.max_abs, figures.max_abs, found.max_abs, frontier(a, b)[-1][1]]
+    assert largest == [np.finfo(np.float64).max] * 4
+    assert not compare(a, b, Tolerance(0.5, 0.0, whole=True)).agreed
 
 
 def test_the_histogram_counts_every_finite_element_once() -> None:

@@ -23,7 +23,7 @@ from benchmarks.planted import named, outcomes, plant, plant_same
 from bridge.diff import model as model_of_diff
 from bridge.diff.measure import diff
 from bridge.diff.model import SCHEMA, DiffReport
-from bridge.errors import BridgeError, UsageError
+from bridge.errors import UsageError
 from bridge.gpu import gpu_here
 
 from .support import RTX
@@ -305,6 +305,18 @@ def test_the_worst_sample_is_kept_and_reproduces_the_error(mlp: tuple[nn.Module,
     assert theirs.max_abs == mine.max_abs and theirs.relative == mine.relative
 
 
+def test_the_worst_sample_keeps_names_that_numpy_has_as_arguments_of_its_own(tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def forward(self, file: torch.Tensor, allow_pickle: torch.Tensor) -> torch.Tensor:
+            return file * 2 + allow_pickle
+
+    module, inputs = Named(), (torch.ones(2), torch.full((2,), 3.0))
+    diff(module, inputs, workdir=tmp_path, target=RTX, build=False)
+    with np.load(tmp_path / "worst" / "sample.npz") as kept:
+        assert {name: kept[name].tolist() for name in kept.files} == {"file": [1, 1], "allow_pickle": [3, 3]}
+    assert diff(tmp_path, samples=tmp_path / "worst", module=module, inputs=inputs).ok
+
+
 def first_sign(outputs: list[dict[str, np.ndarray]], inputs: list[dict[str, np.ndarray]]) -> dict[str, float]:
     """A metric: the share of rows whose first output is positive, and how many samples there are."""
     assert all(set(item) == {"input"} for item in inputs)
@@ -328,8 +340,60 @@ def test_a_users_metric_is_measured_at_each_stage(mlp: tuple[nn.Module, Any, Pat
     assert found["samples", "rewritten"].value == 5
     assert found["positive", "engine"].value is None and "no engine" in found["positive", "engine"].note
     assert ("first_sign", "engine") not in found, "rows have the names of what the function returns"
-    with pytest.raises(BridgeError, match="metric 'raising' raises for torch: LookupError: no labels"):
-        diff(folder, inputs, module=module, metric=raising)
+
+
+def greedy(outputs: list[dict[str, np.ndarray]], inputs: list[dict[str, np.ndarray]]) -> float:
+    """A metric that works in place."""
+    found = float(sum(abs(array).sum() for item in (*outputs, *inputs) for array in item.values()))
+    for item in (*outputs, *inputs):
+        for array in item.values():
+            array[...] = 0
+    return found
+
+
+def test_a_metric_may_change_what_it_is_given(mlp: tuple[nn.Module, Any, Path], tmp_path: Path) -> None:
+    module, inputs, folder = mlp
+    folder = copied(folder, tmp_path)
+    report = diff(folder, inputs, module=module, metric=greedy)
+    values = [item.value for item in report.metrics if item.stage in ("torch", "exported")]
+    assert values[0] == pytest.approx(values[1], rel=1e-4), "the inputs are whole at each stage"
+    with np.load(folder / "worst" / "sample.npz") as kept:
+        np.testing.assert_array_equal(kept["input"], inputs[0].numpy())
+    plain = diff(folder, inputs, module=module)
+    assert report.layers == plain.layers and report.outputs == plain.outputs
+
+
+def leaving(outputs: Any, inputs: Any) -> float:
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "names", "words"),
+    [
+        (raising, ["raising"], "raises LookupError: no labels"),
+        (leaving, ["leaving"], "raises SystemExit: 0"),
+        (lambda outputs, inputs: np.zeros(3), ["<lambda>"], r"is an array of shape [3], and no number"),
+        (lambda outputs, inputs: torch.zeros(2, 1), ["<lambda>"], r"is an array of shape [2, 1], and no number"),
+        (lambda outputs, inputs: {"good": 1.0, "much": 10**400}, ["much"], "is beyond float64"),
+        (lambda outputs, inputs: {"good": 1.0, "said": "text"}, ["said"], "is a str, and no number"),
+        (lambda outputs, inputs: None, ["<lambda>"], "is a NoneType, and no number"),
+        (lambda outputs, inputs: {}, ["<lambda>"], "returns a dict with nothing in it"),
+        (lambda: 1.0, ["<lambda>"], "raises TypeError"),
+    ],
+)
+def test_a_metric_that_comes_to_no_number_costs_itself_and_the_exit_status(
+    mlp: tuple[nn.Module, Any, Path], tmp_path: Path, metric: Any, names: list[str], words: str
+) -> None:
+    module, inputs, folder = mlp
+    report = diff(copied(folder, tmp_path), inputs, module=module, metric=metric, layers=False)
+    failed = [item for item in report.metrics if item.failed]
+    assert {item.stage for item in failed} == {"torch", "exported", "rewritten"}
+    assert list(dict.fromkeys(item.name for item in failed)) == names
+    assert all(item.value is None and words in item.note for item in failed), failed
+    assert not [item for item in report.metrics if item.stage != "engine" and item not in failed and item.value != 1]
+    agreeing = dataclasses.replace(report, ok=True)
+    assert agreeing.exit_status == 1 and dataclasses.replace(agreeing, metrics=[]).exit_status == 0
+    assert DiffReport.from_dict(json.loads(report.to_json())) == report
 
 
 class Overflowing(nn.Module):
@@ -538,6 +602,7 @@ def test_a_report_is_json_both_ways_with_a_schema_that_is_documented(
         ({"metric": "nowhere"}, "package.module:function"),
         ({"metric": "math:nowhere"}, "cannot be imported"),
         ({"metric": "math:pi"}, "is a float, and no function"),
+        ({"metric": "leaving_at_import:f"}, "cannot be imported: SystemExit: 3"),
         ({"samples": [(torch.zeros(3, 9),)]}, r"samples, item 0: 'input' has the shape \[3, 9\]"),
         ({"samples": []}, "samples: there are none"),
         ({"samples": 3}, "samples: a int"),
@@ -546,9 +611,15 @@ def test_a_report_is_json_both_ways_with_a_schema_that_is_documented(
     ],
 )
 def test_a_wrong_call_is_refused_by_name(
-    mlp: tuple[nn.Module, Any, Path], tmp_path: Path, options: dict[str, Any], words: str
+    mlp: tuple[nn.Module, Any, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    words: str,
 ) -> None:
     module, inputs, folder = mlp
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "leaving_at_import.py").write_text("raise SystemExit(3)")
     with pytest.raises(UsageError, match=words):
         diff(copied(folder, tmp_path), inputs, **{"module": module, **options})
 

@@ -111,6 +111,34 @@ def test_what_may_have_been_renamed_is_said_and_not_guessed() -> None:
     assert not twice.notes, "which of the two it became, nobody knows"
 
 
+def precisions(folder: Path, **status: Any) -> Path:
+    """As ``convert(precision=[…])`` does: models of one name, each in a folder of its own."""
+    for name in ("fp32", "fp16", "bf16"):
+        place = folder / name
+        place.mkdir(parents=True)
+        made = result("net", status.get(name, "verified"), precision=name)
+        (place / "result.json").write_text(made.to_json(place))
+    return folder
+
+
+def test_models_of_one_name_are_told_apart_by_their_folders_and_none_is_left_out(tmp_path: Path) -> None:
+    before, after = precisions(tmp_path / "a"), precisions(tmp_path / "b", fp16="failed")
+    found = compare_runs(before, after)
+    assert [model.name for model in found.models] == ["fp16/net", "bf16/net", "fp32/net"]
+    assert [model.name for model in found.regressed] == ["fp16/net"] and found.exit_status == 1
+    assert not compare_runs(before, after / "bf16").ok, "the other two are gone"
+    (tmp_path / "c" / "fp16").mkdir(parents=True)
+    (after / "fp16" / "result.json").rename(tmp_path / "c" / "fp16" / "result.json")
+    one = compare_runs(before, tmp_path / "c")
+    names = {model.name: model.status.after for model in one.models}
+    assert names == {"fp16/net": "failed", "fp32/net": None, "bf16/net": None}, "the name is shared in one run alone"
+
+
+def test_models_of_one_name_that_nothing_tells_apart_are_refused() -> None:
+    with pytest.raises(UsageError, match="twice: has several models called 'net', and nothing tells them apart"):
+        compare_runs(run(result("net")), run(result("net"), result("net", "failed"), path="twice"))
+
+
 def test_a_model_that_is_gone_is_a_regression_and_a_new_one_is_not() -> None:
     found = compare_runs(run(result("old"), result("both")), run(result("both"), result("new", "failed")))
     regressed = {model.name: bool(model.regressions) for model in found.models}
@@ -243,6 +271,8 @@ def test_two_conversions_are_compared_whatever_they_are_called(tmp_path: Path) -
         ("[]", "is neither a summary.json nor a result.json"),
         ('{"models": [{"name": 3, "status": "verified"}]}', "is not what a conversion writes"),
         ('{"models": [4]}', "is not what a conversion writes"),
+        ('{"models": [], "versions": ["a"]}', "is not what a conversion writes"),
+        ('{"models": [], "versions": null}', "is not what a conversion writes"),
     ],
 )
 def test_a_run_that_cannot_be_read_is_refused_by_name(tmp_path: Path, content: str, words: str) -> None:

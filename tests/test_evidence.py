@@ -23,6 +23,7 @@ from bridge.diff.bundle import EvidenceError, read_bundle, write_bundle
 from bridge.diff.evidence import verify, write_golden
 from bridge.errors import RunError, UsageError
 from bridge.inputs import Case
+from bridge.npz import write_npz
 from bridge.result import ConversionResult, TensorInfo, Tolerance
 from bridge.stages import engine
 from bridge.target import gpu_compute_capabilities, installed
@@ -203,13 +204,11 @@ def test_a_manifest_whose_arrays_are_not_there_or_elsewhere_is_refused(tmp_path:
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = np.savez
-
-    def full(file: Any, **arrays: Any) -> None:
-        honest(file, **arrays)
+    def full(path: Path, arrays: Any) -> None:
+        write_npz(path, arrays)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(bundles, "write_npz", full)
     with pytest.raises(OSError, match=r"No space left.*b\.npz"):
         write(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -268,6 +267,8 @@ def test_evidence_is_kept_without_an_engine_and_of_an_onnx_file(converted: Path,
     assert kept.groups == ["inputs", "exported", "rewritten"] and set(kept.facts["files"]) == {"rewritten.onnx"}
     report = verify(tmp_path)
     assert report.status == "not run" and "build one of rewritten.onnx" in report.reason
+    assert report.verdict.startswith("not run: there is no model.engine"), "nothing was ever built"
+    assert verify(tmp_path, run=False).verdict.startswith("not run: there is no engine-run.json")
 
 
 @needs_rtx
@@ -369,6 +370,52 @@ def test_a_run_of_another_engine_is_not_looked_at(folder: Path, gpu: FakeGpu) ->
     other.write_bytes(b"another")
     report = verify(folder, engine=other, run=False)
     assert report.status == "not run" and any("of another engine" in note for note in report.notes)
+
+
+def test_a_run_of_another_engine_is_not_looked_at_where_the_folders_own_was_not_copied(
+    folder: Path, gpu: FakeGpu
+) -> None:
+    other = folder / "rebuilt.engine"
+    other.write_bytes(b"another")
+    assert verify(folder, engine=other).ok, "its run is what is kept"
+    (folder / "model.engine").unlink()
+    for options in ({"run": False}, {"tolerance": Tolerance(1, 1)}):
+        report = verify(folder, **options)
+        assert report.status == "not run" and any("of another engine (its SHA" in note for note in report.notes)
+        assert report.verdict.startswith("built, not run: ")
+    assert verify(folder, engine=other, run=False).ok
+
+
+def test_that_nothing_tells_which_engine_ran_is_said(folder: Path, gpu: FakeGpu) -> None:
+    files = json.loads((folder / "golden.json").read_text())["files"]
+    sha256 = files.pop("model.engine")
+    rewrite(folder / "golden.json", files=files)
+    assert verify(folder).ok
+    (folder / "model.engine").unlink()
+    report = verify(folder, run=False)
+    assert report.ok and report.notes == [
+        f"nothing here tells which engine engine-run.json is of; its SHA-256 is {sha256}"
+    ]
+
+
+def test_that_nothing_of_an_output_is_finite_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs: dict[str, Any] = {"nan": np.full(3, np.nan, np.float32), "y": np.ones(2, np.float32)}
+    outputs["empty"] = np.zeros((0, 2), np.float32)
+    infos = [TensorInfo(name, "float32", [], "float32") for name in outputs]
+    case = Case("example", {"x": np.zeros(1, np.float32)})
+    write_golden(tmp_path, [case], {"torch": [outputs], "rewritten": [outputs]}, ConversionResult("m", outputs=infos))
+    (tmp_path / "model.engine").write_bytes(b"engine")
+    found = dict(outputs)
+    monkeypatch.setattr(evidence, "run_stage", lambda *_: [found])
+    monkeypatch.setattr(evidence._Check, "_why_not_run", lambda self: "")
+    report = verify(tmp_path)
+    assert report.ok and "model agree, though nothing of 'nan' is finite; the worst" in report.verdict
+    for words in ("nan agrees: nothing of it is finite", "empty agrees: it is empty", "y agrees: off by 0 at most"):
+        assert words in str(report)
+    found["nan"] = np.zeros(3, np.float32)
+    assert "nan DIFFERS: not finite in the same places" in str(verify(tmp_path))
+    found["nan"] = np.zeros(2, np.float32)
+    assert "nan DIFFERS: shapes differ: [3] in rewritten, [2] in engine" in str(verify(tmp_path))
 
 
 def test_another_engine_of_the_same_model_can_be_verified(folder: Path, gpu: FakeGpu) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from ..digests import sha256
 from ..errors import BridgeError, Stage, UsageError
 from ..inputs import Array
+from ..npz import write_npz
 from ..workspace import replacing, write_text
 
 SCHEMA = 1
@@ -69,7 +70,7 @@ def write_bundle(
         }
         described.append({"name": name, "tensors": tensors})
     with replacing(arrays) as temporary:
-        np.savez(temporary, **stored)  # type: ignore[arg-type]  # mypy takes the arrays for allow_pickle
+        write_npz(temporary, stored)
         content: dict[str, Any] = {"schema": SCHEMA, "kind": kind, **facts}
         content |= {"arrays": {"file": arrays.name, "sha256": sha256(temporary)}, "cases": described}
         text = json.dumps({**content, "sha256": _digest(content)}, indent=1, allow_nan=False) + "\n"

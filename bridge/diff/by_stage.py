@@ -101,11 +101,7 @@ class OverSamples:
                     kept.setdefault(stage, []).extend(outputs)
         if self.metric is not None:
             for stage in self.stages.running:
-                values = measured(self.metric, stage, kept[stage], inputs)
-                self.metrics += [
-                    Metric(name, stage, value if np.isfinite(value) else None, "" if np.isfinite(value) else str(value))
-                    for name, value in values.items()
-                ]
+                self.metrics += measured(self.metric, stage, kept[stage], inputs)
             names = list(dict.fromkeys(metric.name for metric in self.metrics))
             self.metrics += [Metric(name, stage, None, why) for stage, why in self.stages.why.items() for name in names]
 

@@ -14,10 +14,11 @@ import numpy as np
 from ..calibration import misfit
 from ..calibration_sources import Samples as Reader
 from ..calibration_sources import check_source
-from ..compare import Array, Feeds, compare_arrays
-from ..errors import RunError, UsageError
+from ..compare import Array, Feeds, compare_arrays, first_lines
+from ..errors import UsageError
+from ..npz import write_npz
 from .conversion import Conversion
-from .model import Heat, OutputData, Percentiles, SampleError, StageName
+from .model import Heat, Metric, OutputData, Percentiles, SampleError, StageName
 
 WORST = "worst"
 """Folder of the file that reproduces the worst sample."""
@@ -25,7 +26,7 @@ POINTS = 2000
 CELLS = 64
 KEPT = 1000
 
-MetricFunction = Callable[[list[dict[str, Array]], list[Feeds]], Any]
+MetricFunction = Callable[[list[dict[str, Array]], list[dict[str, Array]]], Any]
 
 
 def read_samples(conversion: Conversion, given: Any) -> Iterator[tuple[str, Feeds]]:
@@ -64,7 +65,7 @@ def write_worst(folder: Path, feeds: Feeds) -> str:
     arrays = {
         name: array.astype(np.float32) if array.dtype.name == "bfloat16" else array for name, array in feeds.items()
     }
-    np.savez(place, **arrays)  # type: ignore[arg-type]  # NumPy's stubs take the names for its own keyword
+    write_npz(place, arrays)
     return place.relative_to(folder).as_posix()
 
 
@@ -82,8 +83,8 @@ def read_metric(given: Any) -> tuple[str, MetricFunction] | None:
         raise UsageError(f"metric: {given!r} is neither a function nor of the form package.module:function.")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"metric {given!r}: cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # the user's module may raise anything, and is named as the cause
+        raise UsageError(f"metric {given!r}: cannot be imported: {_raised(error)}") from error
     if not callable(found):
         raise UsageError(f"metric {given!r}: is a {type(found).__name__}, and no function.")
     return name, found
@@ -91,19 +92,39 @@ def read_metric(given: Any) -> tuple[str, MetricFunction] | None:
 
 def measured(
     metric: tuple[str, MetricFunction], stage: StageName, outputs: list[dict[str, Array]], inputs: list[Feeds]
-) -> dict[str, float]:
-    """What the user's function makes of a stage's outputs, by name. Raises RunError where it raises."""
+) -> list[Metric]:
+    """What the user's function makes of copies of a stage's outputs and their inputs, which it may change."""
     name, function = metric
     try:
-        found = function(outputs, inputs)
-    except Exception as error:  # the user's code may raise anything, and is named as the cause
-        raise RunError(f"metric {name!r} raises for {stage}: {type(error).__name__}: {error}") from error
-    values = found if isinstance(found, Mapping) else {name: found}
-    numbers = {str(key): value.item() if hasattr(value, "item") else value for key, value in values.items()}
-    for key, value in numbers.items():
-        if not isinstance(value, Real):
-            raise RunError(f"metric {name!r}: returns a {type(value).__name__} as {key!r}; a number was expected.")
-    return {key: float(value) for key, value in numbers.items()}
+        found = function(_copies(outputs), _copies(inputs))
+        values = dict(found) if isinstance(found, Mapping) else {name: found}
+        made = [_metric(str(key), stage, value) for key, value in values.items()]
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything, and costs itself
+        return [Metric(name, stage, None, f"raises {_raised(error)}", failed=True)]
+    return made or [Metric(name, stage, None, "returns a dict with nothing in it", failed=True)]
+
+
+def _copies(samples: Sequence[Feeds]) -> list[dict[str, Array]]:
+    return [{name: array.copy() for name, array in sample.items()} for sample in samples]
+
+
+def _metric(name: str, stage: StageName, given: Any) -> Metric:
+    """One number; a note where it is none, or not finite."""
+    try:
+        value = given.item() if hasattr(given, "item") else given
+    except (ValueError, RuntimeError):
+        return Metric(name, stage, None, f"is an array of shape {list(given.shape)}, and no number", failed=True)
+    if not isinstance(value, Real):
+        return Metric(name, stage, None, f"is a {type(value).__name__}, and no number", failed=True)
+    try:
+        number = float(value)
+    except OverflowError:
+        return Metric(name, stage, None, "is beyond float64", failed=True)
+    return Metric(name, stage, number) if math.isfinite(number) else Metric(name, stage, None, str(number))
+
+
+def _raised(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_lines(error)}"
 
 
 # --- what is kept of many samples ---------------------------------------------------------------------------------

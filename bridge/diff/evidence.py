@@ -211,10 +211,15 @@ class _Check:
         if not (self.folder / ENGINE_RUN).is_file():
             return None
         kept = read_bundle(self.folder / ENGINE_RUN, "engine run")
-        if kept.facts["golden"] == self.golden.digest and (not self.sha256 or kept.facts["engine"] == self.sha256):
-            return kept
-        self.notes.append(f"{ENGINE_RUN} is of another engine or other inputs, and was not looked at")
-        return None
+        wanted, own = self.sha256 or self.golden.facts["files"].get(ENGINE), kept.facts["engine"]
+        if kept.facts["golden"] != self.golden.digest or (wanted and own != wanted):
+            self.notes.append(
+                f"{ENGINE_RUN} is of another engine (its SHA-256 is {own}) or other inputs, and was not looked at"
+            )
+            return None
+        if not wanted:
+            self.notes.append(f"nothing here tells which engine {ENGINE_RUN} is of; its SHA-256 is {own}")
+        return kept
 
     # running
 
@@ -290,8 +295,9 @@ class _Check:
     def _made(self, status: Any, reason: str, ran: str, comparisons: list[Comparison]) -> VerifyReport:
         facts = self.golden.facts
         engine = str(self.engine)
+        built = bool(self.sha256) or ENGINE in facts["files"]
         return VerifyReport(
-            facts["name"], status, engine, reason, ran, self.against, comparisons, self.notes, facts["versions"]
+            facts["name"], status, engine, reason, ran, self.against, comparisons, self.notes, facts["versions"], built
         )
 
 

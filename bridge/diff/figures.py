@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ..compare import Array, Tolerances, compare_arrays, tolerance_for
+from ..compare import Array, Tolerances, compare_arrays, nothing_finite, tolerance_for
 from ..layers import TensorError
 from ..norms import greatest, norm, share
 from ..result import Comparison, Tolerance
@@ -98,8 +98,8 @@ class Tally:
 
     @property
     def idle(self) -> bool:
-        """Whether there are elements, and none that is finite on both sides: that they agree says nothing then."""
-        return all(item.max_abs_error is None and 0 not in item.reference_shape for item in self.found)
+        """Whether nothing of it is finite in any sample, so that nothing was compared."""
+        return nothing_finite(self.found)
 
     def error(self) -> Error | None:
         return _error(self.found, self.total, self.points) if self.found else None

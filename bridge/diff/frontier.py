@@ -8,6 +8,7 @@ exactly what millions of elements would.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,9 +29,10 @@ def frontier(reference: Array, candidate: Array) -> Frontier:
     return merged([_piece(*(side[at : at + PIECE].astype(np.float64) for side in (a, b))) for at in starts])
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _piece(a: Array, b: Array) -> Frontier:
     finite = np.isfinite(a) & np.isfinite(b)
-    size, error = np.abs(a[finite]), np.abs(b[finite] - a[finite])
+    size, error = np.abs(a[finite]), np.minimum(np.abs(b[finite] - a[finite]), sys.float_info.max)
     if not error.size:
         return []
     peak, smallest = float(error.max()), float(size.min())

@@ -192,6 +192,9 @@ class Metric:
     stage: StageName
     value: float | None
     note: str = ""
+    """Why there is none."""
+    failed: bool = False
+    """Whether the stage ran, and the function came to no number."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +250,11 @@ class DiffReport:
     schema: int = SCHEMA
 
     FILE: ClassVar[str] = "diff.json"
+
+    @property
+    def exit_status(self) -> int:
+        """0 where it is ``ok``, and all metrics were measured that were asked for."""
+        return 0 if self.ok and not any(metric.failed for metric in self.metrics) else 1
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

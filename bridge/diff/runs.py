@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -109,6 +110,8 @@ class Run:
     versions: dict[str, str] = field(default_factory=dict)
     single: bool = False
     """Whether it is one model's conversion."""
+    folders: list[str] = field(default_factory=list)
+    """Names of the results' own folders, which tell models of one name apart; empty where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -172,8 +175,8 @@ def compare_runs(a: str | Path | Run, b: str | Path | Run, limits: Limits | None
     """What became of the models of run ``a`` in run ``b``. Raises UsageError where one of them cannot be read."""
     limits = limits or Limits()
     before, after = (run if isinstance(run, Run) else read_run(Path(run)) for run in (a, b))
-    first = {result.name: result for result in before.results}
-    second = {result.name: result for result in after.results}
+    shared = _shared(before) | _shared(after)
+    first, second = _by_name(before, shared), _by_name(after, shared)
     notes = []
     if before.single and after.single and first.keys() != second.keys():
         notes.append(f"{before.results[0].name} is compared with {after.results[0].name}")
@@ -183,21 +186,39 @@ def compare_runs(a: str | Path | Run, b: str | Path | Run, limits: Limits | None
     names = [*first, *(name for name in second if name not in first)]
     models = [_compare(name, first.get(name), second.get(name), limits) for name in names]
     notes += _renamed(
-        [result for name, result in first.items() if name not in second],
-        [result for name, result in second.items() if name not in first],
+        {name: result.source for name, result in first.items() if name not in second},
+        {name: result.source for name, result in second.items() if name not in first},
     )
     return RunsReport(_facts(before), _facts(after), limits, sorted(models, key=_order), notes)
 
 
-def _renamed(gone: Sequence[ConversionResult], new: Sequence[ConversionResult]) -> list[str]:
+def _shared(run: Run) -> set[str]:
+    """Names that several models have, as those of one model in several precisions do."""
+    return {name for name, count in Counter(result.name for result in run.results).items() if count > 1}
+
+
+def _by_name(run: Run, shared: Set[str]) -> dict[str, ConversionResult]:
+    """The models, those of a ``shared`` name by their folders. Raises UsageError where nothing tells two apart."""
+    found: dict[str, ConversionResult] = {}
+    for result, folder in zip(run.results, run.folders or [""] * len(run.results), strict=True):
+        name = f"{folder}/{result.name}" if folder and result.name in shared else result.name
+        if name in found:
+            raise UsageError(
+                f"{run.path}: has several models called {name!r}, and nothing tells them apart; give each its own name."
+            )
+        found[name] = result
+    return found
+
+
+def _renamed(gone: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """Of models that have no namesake, those of one source: names are what is compared, and are not guessed."""
-    old, now = ([result.source for result in results if result.source] for results in (gone, new))
+    old, now = ([source for source in sources.values() if source] for sources in (gone, new))
     return [
-        f"{a.name} is only in the first run and {b.name} only in the second, and both are of {a.source}: if it was "
+        f"{a} is only in the first run and {b} only in the second, and both are of {source}: if it was "
         "renamed, give it one name in both"
-        for a in gone
+        for a, source in gone.items()
         for b in new
-        if a.source == b.source and old.count(a.source) == now.count(a.source) == 1
+        if new[b] == source and old.count(source) == now.count(source) == 1
     ]
 
 
@@ -229,14 +250,15 @@ def read_run(path: Path) -> Run:
         files = sorted(path.glob(f"*/{RESULT}"))
         if not files:
             raise UsageError(f"{path}: holds no {SUMMARY}, no {RESULT} and no folder with one; it is no run.")
-        return Run(str(path), [_read_file(file, str(file)).results[0] for file in files])
+        found = [(result, file.parent.name) for file in files for result in _read_file(file, str(file)).results]
+        return Run(str(path), [result for result, _ in found], folders=[folder for _, folder in found])
     if not path.is_file():
         raise UsageError(f"{path}: no such file or folder.")
     return _read_file(path, str(path))
 
 
 def _read_file(file: Path, path: str) -> Run:
-    from pydantic import ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -251,11 +273,12 @@ def _read_file(file: Path, path: str) -> Run:
         results = [
             ConversionResult.from_dict(item, file.parent) for item in (values["models"] if summary else [values])
         ]
+        versions = TypeAdapter(dict[str, str]).validate_python(values.get("versions", {}))
     except (ValidationError, TypeError, ValueError) as error:
         raise UsageError(f"{file}: is not what a conversion writes: {' '.join(str(error).split())[:300]}") from error
     if not summary:
-        return Run(path, results, single=True)
-    return Run(path, results, str(values.get("started", "")), dict(values.get("versions", {})))
+        return Run(path, results, single=True, folders=[file.absolute().parent.name])
+    return Run(path, results, str(values.get("started", "")), versions)
 
 
 # --- comparing ---------------------------------------------------------------------------------------------------

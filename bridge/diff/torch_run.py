@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..compare import Array, Feeds
+from ..norms import norm, share
 from ..tensors import named_leaves, to_numpy
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ class Seen:
         if not (finite | same).all():
             return float("inf")
         a, b = self.values[finite], other.values[finite]
-        norm, off = float(np.linalg.norm(a)), float(np.linalg.norm(b - a))
-        return off / norm if norm else (0.0 if not off else float("inf"))
+        with np.errstate(over="ignore"):
+            found = share(norm(b - a), norm(a))
+        return float("inf") if found is None else found
 
 
 def look(source: Source, feeds: Feeds) -> tuple[dict[Point, Seen], dict[str, Array]]:

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ..compare import disagreement
+from ..compare import disagreement, nothing_finite
 from ..result import Comparison
 
 SCHEMA = 1
@@ -29,6 +29,8 @@ class VerifyReport:
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     """Of what the evidence was written with."""
+    built: bool = True
+    """Whether there is an engine, or was one when the evidence was written."""
 
     @property
     def ok(self) -> bool:
@@ -43,14 +45,21 @@ class VerifyReport:
     def verdict(self) -> str:
         """One sentence."""
         if self.status == "not run":
-            return f"built, not run: {self.reason}"
+            return f"{'built, ' if self.built else ''}not run: {self.reason}"
         if self.status == "differs":
             return f"differs, {self.ran}: {disagreement(self.comparisons)}"
         worst = max((item.tolerance_used or 0.0 for item in self.comparisons), default=0.0)
+        but = f", though nothing of {', '.join(map(repr, self.idle))} is finite" if self.idle else ""
         return (
-            f"verified, {self.ran}: all {len(self.comparisons)} comparisons with the {self.against} model agree; the "
-            f"worst uses {100 * worst:.3g} % of its tolerance"
+            f"verified, {self.ran}: all {len(self.comparisons)} comparisons with the {self.against} model agree{but}; "
+            f"the worst uses {100 * worst:.3g} % of its tolerance"
         )
+
+    @property
+    def idle(self) -> list[str]:
+        """Outputs of which nothing was finite in any case, so that they cannot but agree."""
+        outputs = dict.fromkeys(item.output for item in self.comparisons)
+        return [name for name in outputs if nothing_finite([item for item in self.comparisons if item.output == name])]
 
     def to_dict(self) -> dict[str, Any]:
         return {"schema": SCHEMA, "verdict": self.verdict, **asdict(self)}
@@ -61,9 +70,16 @@ class VerifyReport:
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.verdict}"]
         for item in self.comparisons:
-            error = "no figure" if item.max_abs_error is None else f"{item.max_abs_error:.3g}"
             limit = f"rtol {item.tolerance.rtol:g}, atol {item.tolerance.atol:g}"
             state = "agrees" if item.agreed else "DIFFERS"
-            lines.append(f"  {item.inputs}: {item.output} {state}: off by {error} at most ({limit})")
+            lines.append(f"  {item.inputs}: {item.output} {state}: {_figure(item)} ({limit})")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines) + "\n"
+
+
+def _figure(item: Comparison) -> str:
+    if item.max_abs_error is not None:
+        return f"off by {item.max_abs_error:.3g} at most"
+    if not item.agreed:
+        return item.note or "not finite in the same places"
+    return "nothing of it is finite" if nothing_finite([item]) else "it is empty"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -16,6 +17,7 @@ from .model import (
     DiffReport,
     Error,
     LayerDiff,
+    Metric,
     OutputData,
     Percentiles,
     ShapeError,
@@ -318,16 +320,18 @@ def metric_rows(report: DiffReport) -> list[MetricRow]:
     for name in dict.fromkeys(item.name for item in report.metrics):
         items = [found.get((name, stage)) for stage in stages]
         values = [
-            "–" if item is None else f"{item.value:.6g}" if item.value is not None else _no_value(item.note)
+            "–" if item is None else f"{item.value:.6g}" if item.value is not None else _no_value(item)
             for item in items
         ]
         rows.append(MetricRow(name, values))
     return rows
 
 
-def _no_value(note: str) -> str:
+def _no_value(item: Metric) -> str:
     """``nan`` and the like; of a stage that was not run, the table of stages says why."""
-    return note if note in ("nan", "inf", "-inf") else "not run"
+    if item.failed:
+        return f"failed: {textwrap.shorten(item.note, 100, placeholder=' …')}"
+    return item.note if item.note in ("nan", "inf", "-inf") else "not run"
 
 
 def source_root(layers: Sequence[LayerDiff]) -> str:
