@@ -68,8 +68,8 @@ SCALES = frozenset(("Div", "Exp", "Pow", "Reciprocal", "Sqrt"))
 WIDE = frozenset(("CumProd", "CumSum", "Exp", "Pow", "ReduceL1", "ReduceProd", "ReduceSum", "ReduceSumSquare"))
 """What makes large values, which are often scaled down next."""
 FEW_DIGITS = 16
-"""Tensors whose largest value is not so many times the smallest that has all its digits lose too many of them; of others,
-float16's smallest step is below a 2**14th of the largest."""
+"""Tensors whose largest value is not so many times the smallest that has all its digits lose too many of them; of
+others, float16's smallest step is below a 2**14th of the largest."""
 CANCELLED: Mapping[str, int] = {"float16": 32, "bfloat16": 8, "exact": 4}
 """Terms that are so many times as large as their sum cancel five of 11 binary digits, or three of 8. Those of float32
 have more digits than that, which only rounding takes."""
