@@ -20,17 +20,18 @@ def of_idle(output: str) -> str:
 
 def agrees(rows: Sequence[StageError], shapes: Sequence[ShapeError]) -> bool:
     """Whether something was compared, nothing of it disagrees, and nothing that could have run did not."""
+    return bool(_errors(rows, shapes)) and not _off(rows, shapes)
+
+
+def _off(rows: Sequence[StageError], shapes: Sequence[ShapeError]) -> bool:
+    """Whether anything disagrees, or could have run and did not."""
+    wrong = any(error.agreed is False for error in _errors(rows, shapes))
+    return wrong or any(row.failed for row in rows) or any(row.failed for row in shapes)
+
+
+def _errors(rows: Sequence[StageError], shapes: Sequence[ShapeError]) -> list[Error]:
     every: list[StageError | ShapeError] = [*rows, *shapes]
-    errors = _errors(every)
-    return bool(errors) and not _off(errors) and not any(row.failed for row in every)
-
-
-def _errors(every: Sequence[StageError | ShapeError]) -> list[Error]:
     return [error for row in every for error in (row.carried, row.added) if error is not None]
-
-
-def _off(errors: Sequence[Error]) -> bool:
-    return any(error.agreed is False for error in errors)
 
 
 def verdict(
@@ -55,7 +56,7 @@ def verdict(
     not_run = failed + "".join(
         f"; the {row.stage} stage was not run ({_reason(row.note)})" for row in left_out.values() if not row.failed
     )
-    if worst is None and (failed or not _off(_errors([*rows, *shapes]))):
+    if worst is None and (failed or not _off(rows, shapes)):
         compared = list(dict.fromkeys(row.stage for row in rows if not row.note))
         if len(compared) < 2:
             return f"{name}: nothing could be compared{not_run}."
