@@ -16,7 +16,7 @@ import argparse
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def outcomes(
             layer = named(report)
             found = layer is not None and (layer.tensor in node.output or layer.node == node.name)
             if which == "exported" and layer is not None and layer.reference == "torch":
-                found = found or _around(layer.module, node)
+                found = found or _around(layer.module, node, onnx.load(str(path)).graph.node)
             yield Outcome(node.name, str(layer), found, time.perf_counter() - start, report.verdict)
 
 
@@ -141,10 +141,17 @@ def outcome_of_nothing(folder: Path, inputs: Any, module: Any) -> Iterator[Outco
     yield Outcome("nothing", layer, report.ok and index is None, time.perf_counter() - start, report.verdict)
 
 
-def _around(module: str, node: NodeProto) -> bool:
+def _around(module: str, node: NodeProto, nodes: Sequence[NodeProto]) -> bool:
     """Whether the node is part of the torch module: hooks see what modules return, and not what is inside."""
-    own = origin_of(node.name, {item.key: item.value for item in node.metadata_props}).module
+    own = _home(node, nodes)
     return own == module or own.startswith(f"{module}.") or not module
+
+
+def _home(node: NodeProto, nodes: Sequence[NodeProto]) -> str:
+    """The module that the node is of; of one that does not say, as some that take weights apart, its readers'."""
+    own = origin_of(node.name, {item.key: item.value for item in node.metadata_props}).module
+    readers = (item for item in nodes if not own and set(item.input) & set(filter(None, node.output)))
+    return own or next(filter(None, (_home(item, nodes) for item in readers)), "")
 
 
 def plant_same(path: Path, weight: str, noise: float = NOISE) -> None:
