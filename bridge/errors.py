@@ -85,3 +85,9 @@ class CompareError(BridgeError):
     """Two neighbouring stages compute different outputs."""
 
     stage: Stage = "compare"
+
+
+def disk_words(error: OSError) -> str:
+    """What is said of files that could not be written."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}. Nothing half-written was left."

@@ -11,7 +11,7 @@ from .build_settings import BuildSettings
 from .cache import open_cache
 from .clock import Clock
 from .compare import Tolerances
-from .errors import BridgeError, BuildError, BuildTimeout, RewriteError, RunError, Stage, UsageError
+from .errors import BridgeError, BuildError, BuildTimeout, RewriteError, RunError, Stage, UsageError, disk_words
 from .onnx_source import INT_RANGE
 from .precision import Precision
 from .result import ConversionResult
@@ -185,11 +185,11 @@ class Conversion:
                 except BridgeError as error:
                     self._fail(error, error.stage)
                 except OSError as error:
-                    self._fail(BridgeError(_disk_words(error), clock.stage), clock.stage)
+                    self._fail(BridgeError(disk_words(error), clock.stage), clock.stage)
                 result.seconds.update({key: round(value, 4) for key, value in result.seconds.items()})
                 write_text(self.workspace.path(RESULT), result.to_json(self.workspace.folder))
         except OSError as error:
-            self._fail(BridgeError(_disk_words(error), clock.stage), clock.stage)
+            self._fail(BridgeError(disk_words(error), clock.stage), clock.stage)
 
     def _fail(self, error: BridgeError, stage: Stage) -> None:
         self.result.status, self.result.stage = "failed", stage
@@ -271,8 +271,3 @@ class Conversion:
         time_engine(state)
         task_check(state, engine)
         self.result.status = "verified"
-
-
-def _disk_words(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}. Nothing half-written was left."

@@ -23,7 +23,7 @@ from benchmarks.planted import named, outcomes, plant, plant_same
 from bridge.diff import model as model_of_diff
 from bridge.diff.measure import diff
 from bridge.diff.model import SCHEMA, DiffReport
-from bridge.errors import UsageError
+from bridge.errors import BridgeError, UsageError
 from bridge.gpu import gpu_here
 
 from .support import RTX
@@ -482,6 +482,19 @@ def test_a_model_that_is_cut_short_is_named(
     (folder / file).unlink()
     with pytest.raises(UsageError, match=f"{file}: no such file"):
         diff(folder, mlp[1])
+
+
+def test_a_full_disk_is_an_error_that_leaves_nothing_half_written(
+    mlp: tuple[nn.Module, Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, arrays: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bridge.diff.data.write_npz", full)
+    with pytest.raises(BridgeError, match=r"sample\.npz: No space left on device\. Nothing half-written"):
+        diff(copied(mlp[2], tmp_path), mlp[1], workdir=tmp_path / "out")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 def test_a_new_conversion_leaves_no_old_diff(mlp: tuple[nn.Module, Any, Path], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ..calibration_sources import check_source
 from ..compare import Array, Feeds, compare_arrays, first_lines
 from ..errors import UsageError
 from ..npz import write_npz
+from ..workspace import replacing
 from .conversion import Conversion
 from .model import Heat, Metric, OutputData, Percentiles, SampleError, StageName
 
@@ -65,7 +66,8 @@ def write_worst(folder: Path, feeds: Feeds) -> str:
     arrays = {
         name: array.astype(np.float32) if array.dtype.name == "bfloat16" else array for name, array in feeds.items()
     }
-    write_npz(place, arrays)
+    with replacing(place) as temporary:
+        write_npz(temporary, arrays)
     return place.relative_to(folder).as_posix()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compare import Feeds, Tolerances
-from ..errors import BridgeError, RunError, UsageError
+from ..errors import BridgeError, RunError, UsageError, disk_words
 from ..gpu import gpu_here
 from ..precision import Precision
 from ..target import Target
@@ -81,10 +81,8 @@ def diff(
         conversion = _conversion(source, inputs, workdir, target, precision, tolerance, module, options)
     folder = Path(workdir) if workdir is not None else conversion.folder
     compared = Stages(conversion, conversion.stages(stages), tolerance)
-    try:
+    with _writing():
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BridgeError(f"{folder}: {error.strerror}. Nothing half-written was left.") from error
     over = OverSamples(compared, function)
     with clock("samples"):
         over.measure(read_samples(conversion, samples))
@@ -98,10 +96,20 @@ def diff(
         with clock("layers"):
             found, more = _layers(compared, feeds)
             notes += [*more, f"layers are measured on {where}"]
-    report = _report(compared, over, shapes, found, notes, folder)
-    report.seconds.update(clock.seconds)
-    report.write(folder)
+    with _writing():
+        report = _report(compared, over, shapes, found, notes, folder)
+        report.seconds.update(clock.seconds)
+        report.write(folder)
     return report
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Raises BridgeError where the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise BridgeError(disk_words(error)) from error
 
 
 class _Clock:
