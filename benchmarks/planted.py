@@ -144,7 +144,7 @@ def outcome_of_nothing(folder: Path, inputs: Any, module: Any) -> Iterator[Outco
 def _around(module: str, node: NodeProto, nodes: Sequence[NodeProto]) -> bool:
     """Whether the node is part of the torch module: hooks see what modules return, and not what is inside."""
     own = _home(node, nodes)
-    return own == module or own.startswith(f"{module}.") or not module
+    return own == module or own.startswith(f"{module}.")
 
 
 def _home(node: NodeProto, nodes: Sequence[NodeProto]) -> str:
