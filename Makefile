@@ -24,7 +24,7 @@ lint: $(VENV)/ready
 
 setup: $(VENV)/examples
 
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml constraints.txt bridge/runtime/_launch.pyx
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) -e '.[rtx,examples,test]'

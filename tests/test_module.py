@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from bridge import RunError, UsageError
-from bridge.runtime import context
+from bridge.runtime import context, graphs, launch
 from bridge.runtime.flattener import Flattener
 from bridge.runtime.module import TRTModule
 
@@ -24,8 +24,13 @@ from . import fake_trt
 X = torch.arange(6.0).reshape(2, 3)
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> fake_trt.Gpu:
+@pytest.fixture(params=[True, False], ids=["compiled", "interpreted"])
+def gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> fake_trt.Gpu:
+    if request.param and launch.Launch is None:
+        pytest.skip("the package was installed without a C compiler")
+    if not request.param:
+        monkeypatch.setattr(context, "ContextLaunch", None)
+        monkeypatch.setattr(graphs, "GraphLaunch", None)
     return fake_trt.install(monkeypatch)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ import torch
 
 from ..errors import RunError
 from .flattener import Flattener
+from .launch import Launches
 from .structure import CONSTANTS, Branch, equal, flat_taker, flat_tuple, has_tensor, make
 
 _MISSING = object()
@@ -109,6 +111,11 @@ def _never(arguments: Any) -> None:
     return None
 
 
+def _some(take: Callable[[Any], list[Any] | None], places: Sequence[int], arguments: Any) -> list[Any] | None:
+    flat = take(arguments)
+    return None if flat is None else [flat[place] for place in places]
+
+
 @dataclass
 class Calling:
     """From a call's arguments to the engine's inputs, and from its outputs to what the module would return.
@@ -174,6 +181,23 @@ class Calling:
         else:
             flat = self._take(kwargs) if self._by_name and not args else None
         return self._flatten_slowly(args, kwargs, shapes) if flat is None else flat
+
+    def launches(
+        self,
+        hooks: tuple[Mapping[Any, Any], ...],
+        tracing: Callable[[], Any],
+        outputs: int,
+        taken: Sequence[int] | None,
+    ) -> Launches:
+        """What makes calls like the ones before them, of an engine with so many outputs that takes these of the tensors
+        (None: all). ``hooks`` and ``tracing`` are as ``Launches`` has them."""
+        take: Callable[[Any], list[Any] | None] | None = self._take
+        if taken is not None:
+            take = functools.partial(_some, self._take, taken)
+        elif self.inputs is None or self.inputs.is_arguments:
+            take = None
+        one = outputs == 1 if self.outputs is None else self.outputs.is_one_tensor
+        return Launches(hooks, take, None if one else self.unflatten, self._by_name, tracing)
 
     def loosened(self) -> Calling:
         """The same, where lists and tuples stand for one another, as they do in torch2trt."""

@@ -15,11 +15,9 @@ import torch
 
 from ..errors import RunError
 from .engine import Engine, IOTensor, Shape
+from .launch import ContextLaunch, Launch, capturing, capturing_now, current_handle
 from .logger import trt_logger
-
-Key = tuple[torch.Size, ...]
-"""The shapes of all inputs."""
-
+from .profiles import Key, fitting_profile
 
 PREPARED = 16 << 20
 """Bytes of outputs that are allocated before the calls that return them."""
@@ -29,11 +27,6 @@ AHEAD = 8
 
 _T = TypeVar("_T")
 _empty_like, _CONTIGUOUS = torch.empty_like, torch.contiguous_format
-
-
-def _capturing() -> bool:
-    """Whether the caller is making a CUDA graph, which goes on using whatever memory is used now."""
-    return torch.cuda.is_current_stream_capturing()
 
 
 class _Slot:
@@ -109,6 +102,33 @@ class Context:
         self._several_gpus = torch.cuda.device_count() > 1
         self._guard = not engine.target.shares_profiles or self._several_gpus
         """Whether threads may share this, or another GPU be the current one."""
+        self.thread = threading.get_ident()
+        self.shared = False
+        """Whether threads do share it."""
+        self.launch: ContextLaunch | None = None
+        """Makes calls like the last one, if they can be; None where they never can."""
+        self._launches: weakref.WeakSet[Launch] = weakref.WeakSet()
+        """That, and those of CUDA graphs."""
+        if ContextLaunch is not None and self._same_types and not (self._special_inputs or self._host_outputs):
+            refill = weakref.WeakMethod(self._refill)
+            self.launch = ContextLaunch(*self.surroundings, self._execute, self._set_address, refill)
+            self._launches.add(self.launch)
+
+    @property
+    def surroundings(self) -> tuple[int, Callable[[int], int], Callable[[], int] | None, Callable[[], bool]]:
+        """What a launch asks before it begins."""
+        device_now = torch.cuda.current_device if self._several_gpus else None
+        return self.index, self._handle_now, device_now, capturing_now()
+
+    def add(self, launch: Launch) -> None:
+        """A CUDA graph's, to be disarmed when this is used in another way."""
+        self._launches.add(launch)
+
+    def share(self) -> None:
+        """Another thread will use this: each call takes the lock from now on, which launches do not."""
+        self.shared, self.launch = True, None
+        for launch in list(self._launches):
+            launch.retire()
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Enqueues a run on the current stream; the outputs, in the module's types, are ready when it has done its
@@ -127,11 +147,35 @@ class Context:
 
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         self.follow_current()
-        outputs = self.enqueue(inputs, ahead=not _capturing())
+        captured = capturing()
+        outputs = self.enqueue(inputs, ahead=not captured)
+        if self.launch is not None and self._ahead and not captured:
+            self._arm(self.launch, inputs)
         return outputs if self._same_types else self._restore(outputs)
+
+    def _arm(self, launch: ContextLaunch, inputs: Sequence[torch.Tensor]) -> None:
+        """Leaves calls like this one to ``launch``."""
+        assert self._handle is not None and self.stream is not None
+        buffers = [
+            None if tensor.dtype is slot.dtype and tensor.is_contiguous() else slot.buffer
+            for slot, tensor in zip(self._inputs, inputs, strict=True)
+        ]
+        outputs = [(slot.name, slot.ready) for slot in self._outputs]
+        launch.arm(inputs, buffers, self._handle, self.stream, [slot.name for slot in self._inputs], outputs)
+
+    def _disarm(self) -> None:
+        for launch in self._launches:
+            if launch.disarm():
+                for slot in (*self._inputs, *self._outputs):
+                    slot.address, slot.held = 0, _nothing
+
+    def _refill(self, place: int) -> list[tuple[torch.Tensor, int]] | None:
+        slot = self._outputs[place]
+        return slot.ready if self._prepare(slot) else None
 
     def follow(self, stream: torch.cuda.Stream) -> None:
         """Runs on ``stream`` from now on, which waits for the last run on another: they share the context's memory."""
+        self._disarm()
         last = self.stream
         if last is not None and last.cuda_stream != stream.cuda_stream and not torch.cuda.is_current_stream_capturing():
             stream.wait_stream(last)
@@ -152,6 +196,7 @@ class Context:
         ``ahead``: small outputs are allocated before their calls, while the GPU is at work; not for a CUDA graph, whose
         memory is its own.
         """
+        self._disarm()
         if not self._told(inputs):
             fitted = self._fit_all(inputs)  # alive until the run is enqueued
             self._tell(inputs, fitted)
@@ -226,7 +271,7 @@ class Context:
                 address = tensor.data_ptr() or self._no_address(tensor)
                 if address != slot.address and tensor.get_device() != index:  # an address is of one GPU
                     return False
-            elif slot.buffer is not None and tensor.dtype in slot.dtypes and _is_dense(tensor) and not _capturing():
+            elif slot.buffer is not None and tensor.dtype in slot.dtypes and _is_dense(tensor) and not capturing():
                 if tensor.get_device() != index:
                     return False
                 slot.buffer.copy_(tensor.detach(), non_blocking=True)
@@ -248,7 +293,7 @@ class Context:
             self._set_address(slot.name, slot.address)
             if self.stream is not None and given.is_cuda:
                 given.record_stream(self.stream)
-            if tensor is not given and not self._special_inputs and not _capturing():
+            if tensor is not given and not self._special_inputs and not capturing():
                 slot.buffer = tensor
 
     def _fit_all(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -297,7 +342,7 @@ class Context:
     def _reshape(self, inputs: Sequence[torch.Tensor], key: Key, handle: int) -> None:
         """Tells TensorRT the shapes of the inputs, and takes those of the outputs from it."""
         context = self.trt_context
-        profile = self._choose_profile(key)
+        profile = fitting_profile(self.engine.inputs, key, self._profile)
         self.key, self.epoch = None, self.epoch + 1
         errors = self._logger.errors
         if profile != self._profile:
@@ -329,15 +374,6 @@ class Context:
         self._ahead = min(AHEAD, PREPARED // max(size, 1)) if can else 0
         self.key = key
 
-    def _choose_profile(self, key: Key) -> int:
-        """The first profile that the shapes are within, the one in use before others."""
-        count = len(self.engine.inputs[0].profiles) if self.engine.inputs else 1
-        profiles: list[int] = [self._profile, *range(count)]
-        for profile in profiles:
-            if all(_within(spec, shape, profile) for spec, shape in zip(self.engine.inputs, key, strict=True)):
-                return profile
-        raise RunError(_beyond(self.engine.inputs, key))
-
     # outputs
 
     def _finish(self, outputs: list[torch.Tensor]) -> None:
@@ -365,47 +401,12 @@ class Context:
         return not self._allocators and not any(tensor.on_host for tensor in tensors)
 
 
-def current_handle() -> Callable[[int], int]:
-    """What gives the current stream of a GPU by its number, as CUDA knows it; torch's public way takes longer."""
-    quick: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
-    return quick or (lambda index: torch.cuda.current_stream(index).cuda_stream)
-
-
 def _is_dense(tensor: torch.Tensor) -> bool:
     return tensor.layout is torch.strided
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _within(spec: IOTensor, shape: torch.Size, profile: int) -> bool:
-    if len(shape) != len(spec.shape):
-        return False
-    if -1 not in spec.shape:
-        return tuple(shape) == spec.shape
-    low, _, high = spec.profiles[profile]
-    return all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
-
-
-def _beyond(specs: Sequence[IOTensor], key: Key) -> str:
-    """Why shapes are in no profile."""
-    for spec, shape in zip(specs, key, strict=True):
-        if len(shape) != len(spec.shape):
-            return (
-                f"input {spec.name!r}: has {len(shape)} axes ({list(shape)}), and the engine takes {len(spec.shape)}."
-            )
-        ranges = [(spec.shape, spec.shape)] if -1 not in spec.shape else [(low, high) for low, _, high in spec.profiles]
-        if not any(all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True)) for low, high in ranges):
-            allowed = " or ".join(
-                f"{list(low)}" if low == high else f"{list(low)} to {list(high)}" for low, high in dict.fromkeys(ranges)
-            )
-            return (
-                f"input {spec.name!r}: has the shape {list(shape)}, and the engine takes {allowed}. Convert with a "
-                "profile that holds it (profiles=, or min_shapes and max_shapes)."
-            )
-    shapes = ", ".join(f"{spec.name!r} {list(shape)}" for spec, shape in zip(specs, key, strict=True))
-    return f"the inputs' shapes are allowed by themselves, and together are in no one profile: {shapes}."
 
 
 def _allocator(trt: Any, device: torch.device) -> Any:
@@ -445,10 +446,13 @@ def new_context(engine: Engine) -> Context:
         return Context(engine)
     with engine.context_lock:
         first: Context | None = engine.first_context() if engine.first_context is not None else None
-        if first is not None and engine.dynamic:
-            return first
-        made = Context(engine)
+        made = Context(engine) if first is None or not engine.dynamic else None
         if first is None:
+            assert made is not None
             engine.first_context = weakref.ref(made)
             return made
-        return made if made.trt_context.active_optimization_profile >= 0 else first
+        if made is not None and made.trt_context.active_optimization_profile >= 0:
+            return made
+        if first.thread != threading.get_ident():
+            first.share()
+        return first

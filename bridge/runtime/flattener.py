@@ -62,6 +62,12 @@ class Flattener:
         self.take = self._compiled_take()
         """The tensors of a value that is exactly of the structure, in a few hundred nanoseconds; else None."""
         self._make = maker_of(root, size)
+        self.is_one_tensor = isinstance(root, Leaf) and not root.is_complex
+        kinds = (tuple, list) if loose else (tuple,)
+        self.is_arguments = (
+            condition is None and isinstance(root, Branch) and root.kind in kinds and is_flat(root, size)
+        )
+        """Whether it is a tuple of tensors and nothing else, in the order of ``flatten``."""
 
     @classmethod
     def of(cls, root: Node, size: int, loose: bool = False) -> Flattener:

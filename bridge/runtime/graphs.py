@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import torch
 
 from ..errors import RunError
-from .context import Context, Key, new_context
+from .context import Context, new_context
 from .engine import Engine
+from .launch import GraphLaunch, Launch
+from .profiles import Key
 from .profiling import Profile
 
 WARM_UP = 3
@@ -67,10 +70,15 @@ class Graph:
                 (buffer, buffer.shape, buffer.dtype, spec.source_dtype)
                 for buffer, spec in zip(self.inputs, specs[0], strict=True)
             ]
-            self._results = [
-                (output, None if output.dtype is spec.source_dtype else spec.source_dtype)
+            self._copies = [
+                output.clone if output.dtype is spec.source_dtype else functools.partial(output.to, spec.source_dtype)
                 for output, spec in zip(self.outputs, specs[1], strict=True)
             ]
+            self.launch: GraphLaunch | None = None
+            """Makes calls like the last one, if they can be; None where they never can."""
+            if GraphLaunch is not None and not context.shared:
+                self.launch = GraphLaunch(*context.surroundings, self.graph.replay, self._copies)
+                context.add(self.launch)
 
     @property
     def valid(self) -> bool:
@@ -99,7 +107,9 @@ class Graph:
         if stream is not None:  # while the GPU is at work
             for tensor in inputs:
                 tensor.record_stream(stream)
-        return [output.clone() if dtype is None else output.to(dtype) for output, dtype in self._results]
+            if self.launch is not None and not context.shared:
+                self.launch.arm(inputs, self.inputs, stream.cuda_stream, stream)
+        return [copy() for copy in self._copies]
 
 
 class Session:
@@ -117,6 +127,8 @@ class Session:
         """The graph that was used last."""
         self._last: Key | None = None
         self._repeats = 0
+        self.launch: Launch | None = None
+        """What makes calls like the last one, if they can be repeated as they are."""
 
     def pick(self, given: list[Any]) -> list[Any]:
         """Of the module's inputs those that the engine takes, in its order."""
@@ -130,10 +142,11 @@ class Session:
     def run(self, inputs: Sequence[torch.Tensor], automatic: bool) -> list[torch.Tensor]:
         """The outputs; by a CUDA graph where there is one for these shapes, or it is time for one."""
         if not (automatic or self.graphs) or torch.cuda.is_current_stream_capturing():
+            self.launch = self.context.launch
             return self.context.run(inputs)
         graph, outputs = self._latest, None
         if graph is not None and (automatic or graph.asked):
-            outputs = graph.run(inputs)
+            self.launch, outputs = graph.launch, graph.run(inputs)
         return self._run(inputs, automatic) if outputs is None else outputs
 
     def _run(self, inputs: Sequence[torch.Tensor], automatic: bool) -> list[torch.Tensor]:
@@ -148,11 +161,13 @@ class Session:
                 graph = self.capture(inputs, asked=False)
             except CannotCapture as error:
                 self.refused[key] = str(error)
-        outputs = None
         if graph is not None and (automatic or graph.asked):
-            self._latest = graph
+            self._latest, self.launch = graph, graph.launch
             outputs = graph.run(inputs)
-        return self.context.run(inputs) if outputs is None else outputs
+            if outputs is not None:
+                return outputs
+        self.launch = self.context.launch if not automatic or key in self.refused else None
+        return self.context.run(inputs)
 
     def _is_time(self, key: Key) -> bool:
         """Whether inputs of these shapes came often enough in a row."""

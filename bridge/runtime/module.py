@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -16,17 +15,16 @@ from ..errors import RunError, UsageError
 from ..result import ConversionResult
 from ..target import Flavour, likely_flavour
 from .calling import Calling
-from .engine import Engine, PlanBytes
+from .engine import Engine
 from .flattener import Flattener
 from .graphs import Session
+from .launch import launched
 from .profiling import LayerTime, Profile
 from .record import Record, record_of, sidecar_of
+from .saving import Saved, listed
 
-_OF_THIS_PROCESS = ("_local", "_profile", "_compiled_call_impl", "network")
-"""Attributes that are neither copied nor pickled."""
-_KEYS = ("engine", "record", "input_names", "output_names", "calling", "input_flattener", "output_flattener")
-"""Of a state dict; the last two are torch2trt's."""
 _is_compiling = torch.compiler.is_compiling
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _is_tracing = torch._C._get_tracing_state
 _NOT_ALWAYS_THERE = ("context", "layers", "weight_streaming_budget")
 """Properties that raise where there is no GPU, or that was not asked for which they have."""
@@ -44,7 +42,7 @@ _NOT_RECORDED = (
 )
 
 
-class TRTModule(torch.nn.Module):
+class TRTModule(Saved):
     """Runs an engine on torch's CUDA tensors, with no copy of inputs or outputs, on the current stream.
 
     It takes arguments as the converted module does, and returns what that does, in its types; gradients do not flow.
@@ -80,17 +78,13 @@ class TRTModule(torch.nn.Module):
         """How the engine came to be, after ``torch2trt`` and ``from_result``."""
         self.keep_network = False
         self._engine: Engine | None = None
-        self._input_names, self._output_names = _listed(input_names), _listed(output_names)
+        self._input_names, self._output_names = listed(input_names), listed(output_names)
         self._calling: Calling | None = None
         self._begin()
         if engine is not None:
             self._take(engine)
         if input_flattener is not None or output_flattener is not None:
             self._calling = Calling((), input_flattener, output_flattener, tuple(self.input_names or ()))
-
-    def _begin(self) -> None:
-        self._local = threading.local()
-        self._profile: Profile | None = None
 
     @classmethod
     def from_result(cls, result: ConversionResult, *, cuda_graphs: bool = False) -> TRTModule:
@@ -153,6 +147,10 @@ class TRTModule(torch.nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As nn.Module's, whose way to ``forward`` takes longer than the rest where nobody hooks into it."""
+        if not _is_dynamo_compiling() and self._launches is not None:
+            result = launched(self._launches, args, kwargs)
+            if result is not NotImplemented:
+                return result
         if (
             self._forward_pre_hooks
             or self._forward_hooks
@@ -180,7 +178,29 @@ class TRTModule(torch.nn.Module):
             tensors = calling.flatten(args, kwargs)
         if not session.takes_all:
             tensors = session.pick(tensors)
-        return calling.unflatten(session.run(tensors, self.cuda_graphs and self._profile is None))
+        outputs = session.run(tensors, self.cuda_graphs and self._profile is None)
+        if session.launch is not None:
+            self._leave_to(session)
+        return calling.unflatten(outputs)
+
+    def _leave_to(self, session: Session) -> None:
+        """Calls like the one that was just made, by this thread, are left to the session's launch, unless more is to
+        be done in a call than to run the engine."""
+        changed = "forward" in self.__dict__ or type(self).forward is not TRTModule.forward
+        if changed or self._compiled_call_impl is not None:
+            return
+        assert self._calling is not None and session.launch is not None
+        if self._launches is None:
+            own = (self._forward_pre_hooks, self._forward_hooks, self._backward_pre_hooks, self._backward_hooks)
+            engine = session.engine
+            taken = None if session.takes_all else engine.taken
+            self._launches = self._calling.launches((*own, *_GLOBAL_HOOKS), _is_tracing, len(engine.outputs), taken)
+        self._launches.put(session.launch)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Whatever is set, the next call is made from the beginning."""
+        self.__dict__["_launches"] = None
+        super().__setattr__(name, value)
 
     @torch.compiler.disable(reason="an engine's work is TensorRT's")  # type: ignore[no-untyped-call, untyped-decorator]
     def _uncompiled(self, args: Any, kwargs: Any) -> Any:
@@ -205,6 +225,7 @@ class TRTModule(torch.nn.Module):
             for spec, item in zip(session.engine.inputs, given, strict=True)
         ]
         session.capture(tensors)
+        self._launches = None
         return self
 
     def _open(self, args: Any, kwargs: Any) -> Session:
@@ -228,8 +249,10 @@ class TRTModule(torch.nn.Module):
 
     def _learn_names(self, engine: Engine) -> None:
         """What was not said when this was made is asked of the engine."""
-        self._input_names = self._input_names or [tensor.name for tensor in engine.inputs]
-        self._output_names = self._output_names or [tensor.name for tensor in engine.outputs]
+        if not self._input_names:
+            self._input_names = [tensor.name for tensor in engine.inputs]
+        if not self._output_names:
+            self._output_names = [tensor.name for tensor in engine.outputs]
         if self._calling is None:
             self._calling = Calling((), None, None, tuple(self._input_names))
 
@@ -256,7 +279,7 @@ class TRTModule(torch.nn.Module):
 
     @input_names.setter
     def input_names(self, names: Sequence[str] | None) -> None:
-        self._input_names = _listed(names)
+        self._input_names = listed(names)
         self._rename()
         if self._calling is not None and self._input_names:
             self._calling = replace(self._calling, names=tuple(self._input_names))
@@ -267,7 +290,7 @@ class TRTModule(torch.nn.Module):
 
     @output_names.setter
     def output_names(self, names: Sequence[str] | None) -> None:
-        self._output_names = _listed(names)
+        self._output_names = listed(names)
         self._rename()
 
     def _rename(self) -> None:
@@ -383,8 +406,6 @@ class TRTModule(torch.nn.Module):
             raise RunError("profiling is off: call enable_profiling(), and the module a few times.")
         return self._profile.table()
 
-    # moving, copying, saving
-
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> TRTModule:
         """``to``, ``cuda``, ``cpu``: another GPU gets the engine; off the GPUs it waits as a plan for its next use."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -397,97 +418,6 @@ class TRTModule(torch.nn.Module):
                 if after.type == "cuda":
                     self._engine.load(after)
         return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> TRTModule:
-        """A copy with contexts of its own. The engine is shared, unless its weights can be changed."""
-        made = type(self).__new__(type(self))
-        memo[id(self)] = made
-        for key, value in self.__dict__.items():
-            if key not in (*_OF_THIS_PROCESS, "_engine", "conversion"):
-                made.__dict__[key] = copy.deepcopy(value, memo)
-        made._begin()
-        made.conversion = self.conversion
-        made._engine = self._engine.shared() if self._engine is not None else None
-        return made
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key not in (*_OF_THIS_PROCESS, "_engine")}
-        state["plan"] = None
-        if self._engine is not None:
-            plan = self._engine.serialize()
-            state["plan"] = (plan, self._engine.record.of(plan))
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        plan = state.pop("plan")
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._begin()
-        self._engine = Engine(*plan) if plan is not None else None
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self._engine is None:
-            return
-        plan = self._engine.serialize()
-        destination[prefix + "engine"] = PlanBytes(plan)
-        destination[prefix + "record"] = self._engine.record.of(plan).pack()
-        destination[prefix + "input_names"] = self._input_names
-        destination[prefix + "output_names"] = self._output_names
-        destination[prefix + "calling"] = self._calling.pack() if self._calling is not None else None
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Takes what ``state_dict`` gave, or torch2trt's. What is wrong with it goes into torch's list of errors."""
-        known = (state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        super()._load_from_state_dict(*known)
-        unexpected_keys[:] = [key for key in unexpected_keys if key.removeprefix(prefix) not in _KEYS]
-        if prefix + "engine" not in state_dict:
-            missing_keys.append(prefix + "engine")
-            return
-        engine = state_dict[prefix + "engine"]
-        plan = engine.cpu().numpy().tobytes() if isinstance(engine, torch.Tensor) else bytes(engine)
-        names = [_listed(state_dict.get(prefix + key)) for key in ("input_names", "output_names")]
-        try:
-            if prefix + "record" in state_dict:
-                record = Record.unpack(state_dict[prefix + "record"])
-                packed = state_dict.get(prefix + "calling")
-                calling = Calling.unpack(packed) if packed is not None else None
-            else:
-                record = Record(likely_flavour(), inputs=tuple(names[0] or ()), outputs=tuple(names[1] or ()))
-                found = [state_dict.get(prefix + key) for key in ("input_flattener", "output_flattener")]
-                inputs, outputs = (Flattener.from_dict(item) if item is not None else None for item in found)
-                calling = Calling((), inputs, outputs, tuple(names[0] or ()))
-            record.check(plan, f"{prefix}engine")
-        except RunError as error:
-            error_msgs.append(str(error))
-            return
-        self._engine, self._calling = Engine(plan, record), calling
-        self._input_names, self._output_names = names
-        self._local = threading.local()
-        self._refuse_if_it_cannot_run(prefix, error_msgs)
-
-    def _refuse_if_it_cannot_run(self, prefix: str, error_msgs: list[str]) -> None:
-        """Where there is a GPU, says at once why the engine cannot run on it, rather than at the first call."""
-        assert self._engine is not None
-        if torch.cuda.is_available():
-            try:
-                self._engine.check_here(torch.device("cuda", torch.cuda.current_device()))
-            except RunError as error:
-                error_msgs.append(f"{prefix}engine: {error}")
-
-
-def _listed(names: Sequence[str] | None) -> list[str] | None:
-    if isinstance(names, str):
-        raise UsageError(f"input_names, output_names: the word {names!r}; give lists of names.")
-    return list(names) if names is not None else None
 
 
 def _device_of(values: Any) -> torch.device | None:

@@ -1,0 +1,58 @@
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+Ready = list[tuple[torch.Tensor, int]]
+
+class Launch:
+    def disarm(self) -> bool: ...
+    def retire(self) -> None: ...
+
+class ContextLaunch(Launch):
+    def __init__(
+        self,
+        index: int,
+        stream_now: Callable[[int], int],
+        device_now: Callable[[], int] | None,
+        capturing: Callable[[], bool],
+        execute: Callable[[int], bool],
+        set_address: Callable[[str, int], bool],
+        refill: Callable[[], Callable[[int], Ready | None] | None],
+    ) -> None: ...
+    def arm(
+        self,
+        inputs: Sequence[torch.Tensor],
+        buffers: list[torch.Tensor | None],
+        handle: int,
+        stream: torch.cuda.Stream,
+        names: list[str],
+        outputs: Sequence[tuple[str, Ready]],
+    ) -> None: ...
+
+class GraphLaunch(Launch):
+    def __init__(
+        self,
+        index: int,
+        stream_now: Callable[[int], int],
+        device_now: Callable[[], int] | None,
+        capturing: Callable[[], bool],
+        replay: Callable[[], Any],
+        copies: Sequence[Callable[[], torch.Tensor]],
+    ) -> None: ...
+    def arm(
+        self, inputs: Sequence[torch.Tensor], buffers: list[torch.Tensor], handle: int, stream: torch.cuda.Stream
+    ) -> None: ...
+
+class Launches:
+    def __init__(
+        self,
+        hooks: tuple[Mapping[Any, Any], ...],
+        take: Callable[[Any], list[torch.Tensor] | None] | None,
+        unflatten: Callable[[list[torch.Tensor]], Any] | None,
+        by_name: bool,
+        tracing: Callable[[], Any],
+    ) -> None: ...
+    def put(self, launch: Launch) -> None: ...
+
+def launched(launches: Launches, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...

@@ -1,0 +1,405 @@
+"""Calls that are like those before them, which compiled code makes: that it makes them, and no others."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bridge import RunError
+from bridge.runtime import graphs, launch
+from bridge.runtime.context import AHEAD, Context
+from bridge.runtime.flattener import Flattener
+from bridge.runtime.module import TRTModule
+
+from . import fake_trt
+
+pytestmark = pytest.mark.skipif(launch.Launch is None, reason="the package was installed without a C compiler")
+
+X = torch.arange(6.0).reshape(2, 3)
+TWO_INPUTS = {
+    "inputs": {"x": ["FLOAT", [-1, 3]], "b": ["FLOAT", [1, 3]]},
+    "profiles": [{"x": [[1, 3], [4, 3], [8, 3]]}],
+}
+Slow = list[int]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> fake_trt.Gpu:
+    return fake_trt.install(monkeypatch)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
+    """The number of rows of each call that Python made."""
+    calls: Slow = []
+    run = Context.run
+
+    def counted(self: Context, inputs: Any) -> Any:
+        calls.append(len(inputs[0]))
+        return run(self, inputs)
+
+    monkeypatch.setattr(Context, "run", counted)
+    return calls
+
+
+def module(**changes: Any) -> TRTModule:
+    made = TRTModule(fake_trt.plan(**changes))
+    inputs = [torch.zeros(2, 3), torch.zeros(1, 3)][: len(changes.get("inputs", "x"))]
+    made(*inputs)
+    return made
+
+
+def test_a_call_like_the_one_before_is_not_pythons(gpu: fake_trt.Gpu, slow: Slow) -> None:
+    made = module()
+    kept = [(x, made(x)) for x in torch.rand(3 * AHEAD, 2, 3)]
+    assert all(torch.equal(y, 2 * x) for x, y in kept)
+    assert len({y.data_ptr() for _, y in kept}) == len(kept)
+    assert slow == [2]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        torch.rand(3, 3),
+        torch.rand(3, 2).T,
+        torch.rand(2, 6)[:, ::2],
+        torch.rand(2, 3, dtype=torch.float64),
+        torch.rand(2, 3, dtype=torch.float64, requires_grad=True),
+        nn.Parameter(torch.rand(2, 3)),
+        torch.rand(2, 3).as_subclass(type("Own", (torch.Tensor,), {})),
+    ],
+    ids=["shape", "strides", "steps", "dtype", "gradient", "parameter", "subclass"],
+)
+def test_an_input_of_another_kind_is_pythons_and_those_like_it_follow(
+    gpu: fake_trt.Gpu, slow: Slow, other: torch.Tensor
+) -> None:
+    made = module()
+    for x in (X, other, X + 1, other, other, X):
+        y = made(x)
+        assert torch.equal(y, (2 * x.detach()).float()) and not y.requires_grad
+    assert len(slow) > 1 and slow[1] == len(other)
+
+
+def test_what_is_converted_is_converted_anew_in_each_call(gpu: fake_trt.Gpu, slow: Slow) -> None:
+    made = module()
+    for x in torch.rand(6, 2, 3, dtype=torch.float64):
+        assert torch.equal(made(x), 2 * x.float())
+    x = torch.rand(2, 3, dtype=torch.float64)
+    before = made(x)
+    x += 1
+    assert torch.equal(made(x), 2 * x.float()) and not torch.equal(made(x), before)
+    assert len(slow) == 2
+
+
+@pytest.mark.parametrize("wrong", [X.int(), X.to_sparse(), torch.rand(2, 3, 1), torch.rand(9, 3), "x", None])
+def test_a_wrong_input_is_still_an_error(gpu: fake_trt.Gpu, wrong: Any) -> None:
+    made = module()
+    with pytest.raises(RunError):
+        made(wrong)
+    with pytest.raises(RunError):
+        made(X, X)
+    assert torch.equal(made(X), 2 * X)
+
+
+def test_arguments_by_name_and_nested_outputs(gpu: fake_trt.Gpu, slow: Slow) -> None:
+    bias = torch.ones(1, 3)
+    made = TRTModule(
+        fake_trt.plan(**TWO_INPUTS),
+        ["x", "b"],
+        ["y"],
+        Flattener.from_value({"b": bias, "x": X}),
+        Flattener.from_value({"features": [X]}),
+    )
+    made.input_names = ["b", "x"]
+    for x in torch.rand(4, 2, 3):
+        assert torch.equal(made(x=x, b=bias)["features"][0], 2 * x + 1)
+    assert slow == [1]
+    plain = module(**TWO_INPUTS)
+    for x in torch.rand(4, 2, 3):
+        assert torch.equal(plain(x, bias), 2 * x + 1) and torch.equal(plain(x, b=bias), 2 * x + 1)
+
+
+def test_an_input_that_the_engine_dropped_is_passed_over(gpu: fake_trt.Gpu, slow: Slow) -> None:
+    made = TRTModule(fake_trt.plan(), ["unused", "x"], ["y"])
+    for x in torch.rand(4, 2, 3):
+        assert torch.equal(made(torch.rand(5), x), 2 * x)
+    assert slow == [2]
+
+
+def test_whatever_is_set_begins_anew(gpu: fake_trt.Gpu) -> None:
+    made = module()
+    made.forward = lambda x: x - 1  # as libraries that wrap modules do
+    assert torch.equal(made(X), X - 1) and torch.equal(made(X), X - 1)
+    del made.forward
+    assert torch.equal(made(X), 2 * X) and torch.equal(made(X), 2 * X)
+    made._forward_hooks = {1: lambda module, args, output: output + 1}
+    assert torch.equal(made(X), 2 * X + 1)
+    made.engine = fake_trt.plan(**TWO_INPUTS)
+    made.input_names = ["x", "b"]
+    made._forward_hooks = {}
+    assert torch.equal(made(X, X[:1]), 2 * X + X[:1])
+
+
+def test_a_class_with_a_forward_of_its_own_keeps_it(gpu: fake_trt.Gpu) -> None:
+    class Shifted(TRTModule):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs) + 1
+
+    made = Shifted(fake_trt.plan())
+    for x in torch.rand(3, 2, 3):
+        assert torch.equal(made(x), 2 * x + 1)
+
+
+def test_hooks_count_from_the_next_call_on(gpu: fake_trt.Gpu, slow: Slow) -> None:
+    made = module()
+    made(X)
+    hook = made.register_forward_hook(lambda module, args, output: -output)
+    assert torch.equal(made(X), -2 * X)
+    hook.remove()
+    everywhere = torch.nn.modules.module.register_module_forward_hook(lambda module, args, output: -output)
+    try:
+        assert torch.equal(made(X), -2 * X)
+    finally:
+        everywhere.remove()
+    assert torch.equal(made(X), 2 * X) and slow == [2, 2, 2]
+
+
+def test_a_trace_is_refused_after_calls_too(gpu: fake_trt.Gpu) -> None:
+    made = module()
+    made(X)
+    with pytest.raises(RunError, match=r"torch\.jit\.trace"):
+        torch.jit.trace(nn.Sequential(nn.ReLU(), made), (X,))
+    assert torch.equal(made(X), 2 * X)
+
+
+def test_around_it_torch_compiles(gpu: fake_trt.Gpu) -> None:
+    made = module()
+    net = torch.compile(nn.Sequential(nn.ReLU(), made), backend="eager")
+    for x in torch.rand(4, 2, 3):
+        assert torch.equal(made(x), 2 * x) and torch.equal(net(x), 2 * x)
+
+
+def test_a_stream_or_a_capture_of_the_users_is_pythons(
+    gpu: fake_trt.Gpu, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = module()
+    with gpu.use(fake_trt.Stream(7)):
+        assert torch.equal(made(X), 2 * X) and torch.equal(made(X), 2 * X)
+    assert torch.equal(made(X), 2 * X) and len(slow) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        assert torch.equal(made(X), 2 * X) and torch.equal(made(X), 2 * X)
+    assert len(slow) == 5
+
+
+def test_another_gpu_that_is_the_current_one_is_pythons(
+    gpu: fake_trt.Gpu, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = [-1]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    made = module()
+    assert torch.equal(made(X), 2 * X) and slow == [2]
+    current[0] = 1
+    assert torch.equal(made(X), 2 * X) and slow == [2, 2]
+
+
+def test_the_memory_of_each_input_is_held_until_the_stream_is_done(
+    gpu: fake_trt.Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, x, other = module(), X.clone(), X + 1
+    made(x)
+    recorded: list[int] = []
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: recorded.append(self.data_ptr()))
+    for tensor in (x, x, other, other, x):
+        made(tensor)
+    assert recorded == [other.data_ptr(), x.data_ptr()]
+    x.data = X + 2  # the same tensor in other memory
+    assert torch.equal(made(x), 2 * (X + 2)) and recorded[-1] == x.data_ptr()
+
+
+def test_a_refused_run_is_told_by_python_and_the_next_one_works(gpu: fake_trt.Gpu, slow: Slow) -> None:
+    made = module()
+    made(X)
+    made.context.refuses = True
+    with pytest.raises(RunError, match="TensorRT refuses to run"):
+        made(X)
+    made.context.refuses = False
+    for x in torch.rand(3, 2, 3):
+        assert torch.equal(made(x), 2 * x)
+    assert slow == [2, 2, 2]
+
+
+def test_an_exception_out_of_a_run_is_raised_and_the_next_one_works(
+    gpu: fake_trt.Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = module()
+    made(X)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "record_stream", lambda self, stream: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            made(X + 1)
+    for x in torch.rand(2 * AHEAD, 2, 3):
+        assert torch.equal(made(x), 2 * x)
+
+
+def test_threads_have_launches_of_their_own(gpu: fake_trt.Gpu, slow: Slow) -> None:
+    made = module()
+    wrong: list[torch.Tensor] = []
+
+    def work(shift: int) -> None:
+        for step in range(200):
+            x = X + shift + step
+            if not torch.equal(made(x), 2 * x):
+                wrong.append(x)
+
+    threads = [threading.Thread(target=work, args=(1000 * index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and slow == [2] * 5
+    assert made.engine is not None and made.engine.contexts == 5
+
+
+def test_a_context_that_another_thread_will_share_is_left_alone_until_a_call_is_over(
+    gpu: fake_trt.Gpu, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_trt, "__version__", "8.5.3")
+    inside, go_on = threading.Event(), threading.Event()
+    execute, order = fake_trt.Context.execute_async_v3, []
+
+    def waits(self: fake_trt.Context, stream: int) -> bool:
+        order.append("begins")
+        if len(order) == 3:  # the second call, which is not Python's
+            inside.set()
+            assert go_on.wait(20)
+        done = execute(self, stream)
+        order.append("ends")
+        return done
+
+    monkeypatch.setattr(fake_trt.Context, "execute_async_v3", waits)
+    made, found = module(), []
+    other = threading.Thread(target=lambda: (inside.wait(20), found.append(made(X + 1))))
+    other.start()
+    later = threading.Timer(0.3, go_on.set)
+    later.start()
+    found.append(made(X))
+    other.join()
+    assert order == ["begins", "ends"] * 3 and slow == [2, 2]
+    assert torch.equal(found[0], 2 * X) and torch.equal(found[1], 2 * (X + 1))
+    assert torch.equal(made(X), 2 * X) and slow == [2, 2, 2]  # under the lock from now on
+    assert made.engine is not None and made.engine.contexts == 1
+
+
+def test_a_thread_that_ends_leaves_nothing_behind(gpu: fake_trt.Gpu) -> None:
+    made, contexts = module(), []
+
+    def work() -> None:
+        made(X)
+        made(X)
+        contexts.append(weakref.ref(made._local.session.context))
+
+    thread = threading.Thread(target=work)
+    gc.disable()
+    try:
+        thread.start()
+        thread.join()
+        assert contexts[0]() is None
+        contexts.append(weakref.ref(made._local.session.context))
+        made.engine = None
+        assert contexts[1]() is None
+    finally:
+        gc.enable()
+
+
+class Recorded:
+    """A CUDA graph: what is enqueued while it is captured."""
+
+    def __init__(self) -> None:
+        self.work: list[Callable[[], Any]] = []
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        for one in self.work:
+            one()
+
+
+@pytest.fixture
+def capturing(gpu: fake_trt.Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA graphs of the stand-in's runs."""
+    execute, current = fake_trt.Context.execute_async_v3, []
+
+    @contextlib.contextmanager
+    def capture(graph: Recorded, **options: Any) -> Iterator[None]:
+        current.append(graph)
+        yield
+        current.pop()
+
+    def recorded(self: fake_trt.Context, stream: int) -> bool:
+        if current:
+            addresses = dict(self.addresses)
+
+            def again() -> None:
+                now, self.addresses = self.addresses, addresses
+                execute(self, stream)
+                self.addresses = now
+
+            current[-1].work.append(again)
+            return True
+        return execute(self, stream)
+
+    monkeypatch.setattr(fake_trt.Context, "execute_async_v3", recorded)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "Stream", fake_trt.Stream)
+    monkeypatch.setattr(torch.cuda, "stream", gpu.use)
+
+
+def test_a_graph_is_replayed_and_what_it_is_not_for_is_not(capturing: None, slow: Slow) -> None:
+    made = TRTModule(fake_trt.plan())
+    made.capture((2, 3))
+    (graph,) = made._local.session.graphs.values()
+    kept = [(x, made(x)) for x in torch.rand(6, 2, 3)]
+    assert all(torch.equal(y, 2 * x) for x, y in kept) and not slow
+    assert graph.graph.replays == 6
+    for x in (torch.rand(2, 3, dtype=torch.float64), torch.rand(3, 2).T, torch.rand(2, 3, requires_grad=True)):
+        for _ in range(2):
+            assert torch.equal(made(x), (2 * x.detach()).float())
+    assert graph.graph.replays == 12 and not slow
+    wide = torch.rand(4, 3)
+    assert torch.equal(made(wide), 2 * wide) and slow == [4]
+    assert torch.equal(made(X), 2 * X) and slow == [4]
+
+
+def test_automatic_graphs_begin_and_end_when_they_are_asked_to(capturing: None, slow: Slow) -> None:
+    made = TRTModule(fake_trt.plan(), cuda_graphs=True)
+    for x in torch.rand(graphs.WARM_UP + 4, 2, 3):
+        assert torch.equal(made(x), 2 * x)
+    assert slow == [2] * graphs.WARM_UP
+    (graph,) = made._local.session.graphs.values()
+    assert graph.graph.replays == 4
+    made.cuda_graphs = False
+    assert torch.equal(made(X), 2 * X) and graph.graph.replays == 4
+    made.cuda_graphs = True
+    assert torch.equal(made(X), 2 * X) and graph.graph.replays == 5
+
+
+def test_shapes_that_are_captured_after_calls_are_replayed(capturing: None, slow: Slow) -> None:
+    made = TRTModule(fake_trt.plan())
+    for x in torch.rand(3, 2, 3):
+        assert torch.equal(made(x), 2 * x)
+    made.capture((2, 3))
+    (graph,) = made._local.session.graphs.values()
+    for x in torch.rand(3, 2, 3):
+        assert torch.equal(made(x), 2 * x)
+    assert graph.graph.replays == 3 and slow == [2]
