@@ -321,8 +321,8 @@ def test_a_thread_that_ends_leaves_nothing_behind(gpu: fake_trt.Gpu) -> None:
         gc.enable()
 
 
-class Recorded:
-    """A CUDA graph: what is enqueued while it is captured."""
+class Work:
+    """What is enqueued while it is captured."""
 
     def __init__(self) -> None:
         self.work: list[Callable[[], Any]] = []
@@ -332,6 +332,13 @@ class Recorded:
         self.replays += 1
         for one in self.work:
             one()
+
+
+class Recorded(Work):
+    """A CUDA graph."""
+
+    def replay(self) -> None:
+        super().replay()
 
 
 @pytest.fixture

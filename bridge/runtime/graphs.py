@@ -77,7 +77,8 @@ class Graph:
             self.launch: GraphLaunch | None = None
             """Makes calls like the last one, if they can be; None where they never can."""
             if GraphLaunch is not None and not context.shared:
-                self.launch = GraphLaunch(*context.surroundings, self.graph.replay, self._copies)
+                replay = super(torch.cuda.CUDAGraph, self.graph).replay  # which is all that its own does
+                self.launch = GraphLaunch(*context.surroundings, replay, self._copies)
                 context.add(self.launch)
 
     @property
