@@ -113,7 +113,7 @@ class Entry:
         if size != self.files[name]["size"]:
             raise Damaged(f"{name} has {size} bytes, not {self.files[name]['size']}")
         if file_digest(path)[1] != self.files[name]["digest"]:
-            raise Damaged(f"{name} has another SHA-256")
+            raise Damaged(f"{name} has other bytes")
 
 
 class EngineCache:

@@ -1,13 +1,20 @@
-"""SHA-256 of large files, each byte hashed once and on every core; hashlib lets other threads run meanwhile."""
+"""Digests of large files, each byte hashed once and on every core; what hashes lets other threads run meanwhile.
+
+SHA-256 says what a thing is. Whether a file is still as it was written, in a folder of the user's own, XXH3 tells in a
+fifth of the time; it is no defence against somebody who means to deceive.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import xxhash
 
 PIECE = 4 << 20
 """Bytes that one thread hashes at a time."""
@@ -27,22 +34,26 @@ class Region(NamedTuple):
         return [Region(self.source, self.offset + at, min(PIECE, self.length - at)) for at in starts]
 
 
-def region_digests(regions: Sequence[Region]) -> list[bytes]:
-    """Of each region, the SHA-256 of its pieces' SHA-256s. Raises OSError, also where a file ends too early."""
+Hash = Callable[..., Any]
+"""Makes an object with ``update`` and ``digest``."""
+
+
+def region_digests(regions: Sequence[Region], make: Hash = hashlib.sha256) -> list[bytes]:
+    """Of each region, the digest of its pieces' digests. Raises OSError, also where a file ends too early."""
     pieces = [region.pieces() for region in regions]
-    flat = iter(_hashed([piece for group in pieces for piece in group]))
-    return [hashlib.sha256(b"".join(next(flat) for _ in group)).digest() for group in pieces]
+    flat = iter(_hashed([piece for group in pieces for piece in group], make))
+    return [make(b"".join(next(flat) for _ in group)).digest() for group in pieces]
 
 
 def file_digest(path: Path) -> tuple[int, str]:
-    """The size of a file, and the SHA-256 of its pieces' SHA-256s, on every core. Raises OSError."""
+    """The size of a file, and the XXH3 of its pieces' XXH3s, on every core. Raises OSError."""
     size = path.stat().st_size
-    return size, region_digests([Region(path, 0, size)])[0].hex()
+    return size, region_digests([Region(path, 0, size)], xxhash.xxh3_128)[0].hex()
 
 
 def sha256(path: Path) -> str:
     """The plain SHA-256 of a file, on one core. Raises OSError."""
-    return _hash(Region(path, 0, path.stat().st_size)).hex()
+    return _hash(Region(path, 0, path.stat().st_size), hashlib.sha256).hex()
 
 
 def both_digests(path: Path) -> tuple[int, str, str]:
@@ -52,10 +63,10 @@ def both_digests(path: Path) -> tuple[int, str, str]:
         return *file_digest(path), plain.result()
 
 
-def _hashed(pieces: Sequence[Region]) -> list[bytes]:
-    """The SHA-256 of each piece; neighbours share a task, so that many small tensors do not cost a task each."""
+def _hashed(pieces: Sequence[Region], make: Hash) -> list[bytes]:
+    """The digest of each piece; neighbours share a task, so that many small tensors do not cost a task each."""
     if sum(piece.length for piece in pieces) <= PIECE:
-        return _hash_all(pieces)
+        return _hash_all(pieces, make)
     tasks: list[list[Region]] = [[]]
     room = PIECE
     for piece in pieces:
@@ -65,17 +76,18 @@ def _hashed(pieces: Sequence[Region]) -> list[bytes]:
         tasks[-1].append(piece)
         room -= piece.length
     with ThreadPoolExecutor(_cores()) as pool:
-        return [digest for found in pool.map(_hash_all, tasks) for digest in found]
+        return [digest for found in pool.map(_hash_all, tasks, itertools.repeat(make)) for digest in found]
 
 
-def _hash_all(pieces: Iterable[Region]) -> list[bytes]:
-    return [_hash(piece) for piece in pieces]
+def _hash_all(pieces: Iterable[Region], make: Hash) -> list[bytes]:
+    return [_hash(piece, make) for piece in pieces]
 
 
-def _hash(piece: Region) -> bytes:
+def _hash(piece: Region, make: Hash) -> bytes:
     if isinstance(piece.source, bytes):
-        return hashlib.sha256(memoryview(piece.source)[piece.offset : piece.offset + piece.length]).digest()
-    digest, at, end = hashlib.sha256(), piece.offset, piece.offset + piece.length
+        found: bytes = make(memoryview(piece.source)[piece.offset : piece.offset + piece.length]).digest()
+        return found
+    digest, at, end = make(), piece.offset, piece.offset + piece.length
     buffer = memoryview(bytearray(min(_BUFFER, max(1, piece.length))))
     handle = os.open(piece.source, os.O_RDONLY)
     try:
@@ -87,7 +99,8 @@ def _hash(piece: Region) -> bytes:
             at += read
     finally:
         os.close(handle)
-    return digest.digest()
+    found = digest.digest()
+    return found
 
 
 def _cores() -> int:

@@ -99,6 +99,16 @@ def test_what_is_converted_is_converted_anew_in_each_call(gpu: fake_trt.Gpu, slo
     assert len(slow) == 2
 
 
+def test_several_inputs_are_converted_together(gpu: fake_trt.Gpu, slow: Slow) -> None:
+    made = module(**TWO_INPUTS)
+    for x in torch.rand(4, 2, 3, dtype=torch.float64):
+        bias = x[:1] + 1
+        for given in ((x, bias), (x.float(), bias), (x, bias.float())):
+            for _ in range(2):
+                assert torch.equal(made(*given), 2 * x.float() + bias.float())
+    assert len(slow) == 13
+
+
 @pytest.mark.parametrize("wrong", [X.int(), X.to_sparse(), torch.rand(2, 3, 1), torch.rand(9, 3), "x", None])
 def test_a_wrong_input_is_still_an_error(gpu: fake_trt.Gpu, wrong: Any) -> None:
     made = module()
@@ -172,6 +182,7 @@ def test_hooks_count_from_the_next_call_on(gpu: fake_trt.Gpu, slow: Slow) -> Non
     assert torch.equal(made(X), 2 * X) and slow == [2, 2, 2]
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # torch.jit
 def test_a_trace_is_refused_after_calls_too(gpu: fake_trt.Gpu) -> None:
     made = module()
     made(X)
@@ -298,6 +309,19 @@ def test_a_context_that_another_thread_will_share_is_left_alone_until_a_call_is_
     assert torch.equal(found[0], 2 * X) and torch.equal(found[1], 2 * (X + 1))
     assert torch.equal(made(X), 2 * X) and slow == [2, 2, 2]  # under the lock from now on
     assert made.engine is not None and made.engine.contexts == 1
+
+
+def test_outputs_that_were_allocated_together_are_given_back_together(gpu: fake_trt.Gpu) -> None:
+    made = module()
+    for _ in range(3 * AHEAD):
+        made(X)
+    (slot,) = made._local.session.context._outputs
+    addresses = {made(X).data_ptr() for _ in range(3 * AHEAD)}
+    assert len(slot.kept) == AHEAD and len(addresses) >= AHEAD
+    kept = made(X)
+    for _ in range(3 * AHEAD):
+        made(X + 1)
+    assert torch.equal(kept, 2 * X)
 
 
 def test_a_thread_that_ends_leaves_nothing_behind(gpu: fake_trt.Gpu) -> None:

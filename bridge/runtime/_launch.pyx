@@ -84,6 +84,7 @@ cdef struct Expected:
     int64_t shape[MOST_AXES]
 
 cdef object tensor_type = torch.Tensor
+cdef object foreach_copy = torch._foreach_copy_
 
 
 cdef inline bint is_contiguous(const View *view) noexcept:
@@ -129,7 +130,8 @@ cdef class Launch:
     cdef object __weakref__
     cdef object stream_now, device_now, index, capturing  # functions, and the GPU's number
     cdef object handle, stream  # of the stream that is followed
-    cdef list buffers, held  # of each input; the second: a weak reference to the tensor whose memory the stream keeps
+    cdef list held  # of each input, a weak reference to the tensor whose memory the stream keeps
+    cdef list buffers  # that those inputs are copied to which are not as TensorRT reads them
     cdef Expected *expected
     cdef Py_ssize_t size
     cdef bint armed, used, busy
@@ -173,7 +175,7 @@ cdef class Launch:
             memcpy(expected.shape, view.shape, view.axes * sizeof(int64_t))
             if not is_like(expected, &view):
                 return False
-        self.buffers, self.held = buffers, [None] * self.size
+        self.buffers, self.held = [buffer for buffer in buffers if buffer is not None], [None] * self.size
         self.handle, self.stream = handle, stream
         return True
 
@@ -214,6 +216,17 @@ cdef class Launch:
     cdef list enqueue(self, PyObject **tensors):
         raise NotImplementedError
 
+    cdef int copy_in(self, PyObject **tensors) except -1:
+        """Fills the buffers, by one launch of a kernel where there are several."""
+        cdef Py_ssize_t place
+        if PyList_GET_SIZE(self.buffers):
+            given = [<object>tensors[place] for place in range(self.size) if self.expected[place].copied]
+            if PyList_GET_SIZE(given) == 1:
+                self.buffers[0].copy_(given[0], True)
+            else:
+                foreach_copy(self.buffers, given, True)
+        return 0
+
     cdef int hold(self, Py_ssize_t place, tensor) except -1:
         """Keeps the memory of an input until the stream is done with it."""
         held = self.held[place]
@@ -251,11 +264,10 @@ cdef class ContextLaunch(Launch):
         cdef Py_ssize_t place
         cdef Expected *expected
         cdef list outputs = [], made
+        self.copy_in(tensors)
         for place in range(self.size):
             expected = &self.expected[place]
-            if expected.copied:
-                self.buffers[place].copy_(<object>tensors[place], True)
-            elif expected.moved:
+            if expected.moved and not expected.copied:
                 self.set_address(self.names[place], PyLong_FromVoidPtr(expected.address))
         if not self.execute(self.handle):  # once more in Python, which says why
             self.armed = False
@@ -294,9 +306,7 @@ cdef class GraphLaunch(Launch):
         self.armed = self.expect(inputs, buffers, handle, stream)
 
     cdef list enqueue(self, PyObject **tensors):
-        cdef Py_ssize_t place
-        for place in range(self.size):
-            self.buffers[place].copy_(<object>tensors[place], True)
+        self.copy_in(tensors)
         self.replay()
         return [copy() for copy in self.copies]
 

@@ -32,7 +32,7 @@ _empty_like, _CONTIGUOUS = torch.empty_like, torch.contiguous_format
 class _Slot:
     """What one input or output was in the last run: what is still so need not be told to TensorRT again."""
 
-    __slots__ = ("address", "batch", "buffer", "dtype", "dtypes", "held", "like", "name", "ready", "shape")
+    __slots__ = ("address", "batch", "buffer", "dtype", "dtypes", "held", "kept", "like", "name", "ready", "shape")
 
     def __init__(self, spec: IOTensor) -> None:
         self.name, self.dtype = spec.name, spec.dtype
@@ -46,6 +46,9 @@ class _Slot:
         self.ready: list[tuple[torch.Tensor, int]] = []
         """The outputs of coming calls and their addresses, of the stream that is followed; the last is the next one,
         of which TensorRT has been told."""
+        self.kept: list[Any] = []
+        """The memory of those that were allocated together, which is given back together too, so that a caller who
+        drops an output does not wait for that."""
         self.batch = 1
         """How many are allocated next: more from time to time, as long as shapes and stream are the same."""
         self.held: Callable[[], torch.Tensor | None] = _nothing
@@ -183,7 +186,7 @@ class Context:
         for slot in self._inputs:
             slot.held, slot.buffer = _nothing, None
         for slot in self._outputs:
-            slot.ready, slot.batch = [], 1
+            slot.ready, slot.kept, slot.batch = [], [], 1
 
     def follow_current(self) -> None:
         if self._handle_now(self.index) != self._handle:
@@ -251,11 +254,13 @@ class Context:
             with torch.inference_mode(False):
                 return self._prepare(slot)
         assert slot.like is not None
+        slot.kept = []
         try:
             made = [_empty_like(slot.like, memory_format=_CONTIGUOUS) for _ in range(slot.batch)]
         except torch.cuda.OutOfMemoryError:
             return False
         slot.ready = [(output, output.data_ptr() or self._no_address(output)) for output in made]
+        slot.kept = [output.untyped_storage() for output in made]
         slot.batch = min(2 * slot.batch, self._ahead)
         return True
 
@@ -361,7 +366,7 @@ class Context:
             shape = tuple(context.get_tensor_shape(spec.name))
             known = all(size >= 0 for size in shape)
             slot.shape, slot.address, slot.like = (shape if known else None), 0, None
-            slot.ready, slot.batch = [], 1
+            slot.ready, slot.kept, slot.batch = [], [], 1
             if known:
                 place = torch.device("cpu") if spec.on_host else self.device
                 slot.like = torch.empty((), dtype=spec.dtype, device=place).expand(shape)
