@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import xxhash
 
@@ -34,11 +34,15 @@ class Region(NamedTuple):
         return [Region(self.source, self.offset + at, min(PIECE, self.length - at)) for at in starts]
 
 
-Hash = Callable[..., Any]
-"""Makes an object with ``update`` and ``digest``."""
+class Hash(Protocol):
+    """What hashlib makes, and xxhash."""
+
+    def update(self, data: memoryview, /) -> None: ...
+
+    def digest(self) -> bytes: ...
 
 
-def region_digests(regions: Sequence[Region], make: Hash = hashlib.sha256) -> list[bytes]:
+def region_digests(regions: Sequence[Region], make: Callable[..., Hash] = hashlib.sha256) -> list[bytes]:
     """Of each region, the digest of its pieces' digests. Raises OSError, also where a file ends too early."""
     pieces = [region.pieces() for region in regions]
     flat = iter(_hashed([piece for group in pieces for piece in group], make))
@@ -63,7 +67,7 @@ def both_digests(path: Path) -> tuple[int, str, str]:
         return *file_digest(path), plain.result()
 
 
-def _hashed(pieces: Sequence[Region], make: Hash) -> list[bytes]:
+def _hashed(pieces: Sequence[Region], make: Callable[..., Hash]) -> list[bytes]:
     """The digest of each piece; neighbours share a task, so that many small tensors do not cost a task each."""
     if sum(piece.length for piece in pieces) <= PIECE:
         return _hash_all(pieces, make)
@@ -79,14 +83,13 @@ def _hashed(pieces: Sequence[Region], make: Hash) -> list[bytes]:
         return [digest for found in pool.map(_hash_all, tasks, itertools.repeat(make)) for digest in found]
 
 
-def _hash_all(pieces: Iterable[Region], make: Hash) -> list[bytes]:
+def _hash_all(pieces: Iterable[Region], make: Callable[..., Hash]) -> list[bytes]:
     return [_hash(piece, make) for piece in pieces]
 
 
-def _hash(piece: Region, make: Hash) -> bytes:
+def _hash(piece: Region, make: Callable[..., Hash]) -> bytes:
     if isinstance(piece.source, bytes):
-        found: bytes = make(memoryview(piece.source)[piece.offset : piece.offset + piece.length]).digest()
-        return found
+        return make(memoryview(piece.source)[piece.offset : piece.offset + piece.length]).digest()
     digest, at, end = make(), piece.offset, piece.offset + piece.length
     buffer = memoryview(bytearray(min(_BUFFER, max(1, piece.length))))
     handle = os.open(piece.source, os.O_RDONLY)
@@ -99,8 +102,7 @@ def _hash(piece: Region, make: Hash) -> bytes:
             at += read
     finally:
         os.close(handle)
-    found = digest.digest()
-    return found
+    return digest.digest()
 
 
 def _cores() -> int:

@@ -15,6 +15,7 @@ from torch import nn
 
 from bridge import RunError
 from bridge.runtime import graphs, launch
+from bridge.runtime.calling import Calling
 from bridge.runtime.context import AHEAD, Context
 from bridge.runtime.flattener import Flattener
 from bridge.runtime.module import TRTModule
@@ -134,7 +135,35 @@ def test_arguments_by_name_and_nested_outputs(gpu: fake_trt.Gpu, slow: Slow) -> 
     assert slow == [1]
     plain = module(**TWO_INPUTS)
     for x in torch.rand(4, 2, 3):
-        assert torch.equal(plain(x, bias), 2 * x + 1) and torch.equal(plain(x, b=bias), 2 * x + 1)
+        for y in (plain(x, bias), plain(x, b=bias), plain(b=bias, x=x)):
+            assert torch.equal(y, 2 * x + 1)
+    assert slow == [1, 2]
+    for wrong in ({"c": bias}, {"x": X}, {"b": bias, "c": bias}, {}):
+        with pytest.raises(RunError):
+            plain(X, **wrong)
+
+
+def test_names_of_the_modules_forward_and_rests(gpu: fake_trt.Gpu, slow: Slow) -> None:
+    def forward(x: torch.Tensor, /, *more: torch.Tensor) -> None:
+        """Takes nothing by name."""
+
+    def named(x: torch.Tensor, shift: torch.Tensor, scale: float = 1.0) -> None:
+        """Takes all by name."""
+
+    bias = torch.ones(1, 3)
+    for function, by_name in ((forward, False), (named, True)):
+        made = TRTModule(fake_trt.plan(**TWO_INPUTS))
+        made._calling = Calling.of(function, Flattener.from_value((X, bias)), None, ["x", "b"])
+        for x in torch.rand(3, 2, 3):
+            assert torch.equal(made(x, bias), 2 * x + 1)
+        before = len(slow)
+        if by_name:
+            assert torch.equal(made(X, shift=bias), 2 * X + 1) and torch.equal(made(shift=bias, x=X), 2 * X + 1)
+            assert len(slow) == before
+            assert torch.equal(made(X, bias, scale=1.0), 2 * X + 1) and len(slow) == before + 1
+        for wrong in ({"b": bias}, {"x": X, "b": bias}):
+            with pytest.raises(RunError):
+                made(X, **wrong)
 
 
 def test_an_input_that_the_engine_dropped_is_passed_over(gpu: fake_trt.Gpu, slow: Slow) -> None:

@@ -51,6 +51,7 @@ class Launches:
         take: Callable[[Any], list[torch.Tensor] | None] | None,
         unflatten: Callable[[list[torch.Tensor]], Any] | None,
         by_name: bool,
+        names: tuple[str, ...] | None,
         tracing: Callable[[], Any],
     ) -> None: ...
     def put(self, launch: Launch) -> None: ...

@@ -18,6 +18,7 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.tuple cimport PyTuple_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
@@ -315,18 +316,28 @@ cdef class GraphLaunch(Launch):
 cdef class Launches:
     """A module's: one of each thread, and what stands between a call's arguments and the engine's tensors."""
 
-    cdef tuple hooks
+    cdef tuple hooks, names
     cdef object take, unflatten, tracing
     cdef bint by_name
     cdef dict of_thread
 
-    def __init__(self, tuple hooks, take, unflatten, bint by_name, tracing):
+    def __init__(self, tuple hooks, take, unflatten, bint by_name, tuple names, tracing):
         """``hooks``: dicts that are empty where a call is the engine's run and nothing else. ``take``: from arguments to
-        a list of tensors, or None; without it they are tensors. ``by_name``: whether they are given by name.
-        ``unflatten``: from a list of tensors to what the module returns. ``tracing``: None while torch does not record
+        a list of tensors, or None; without it they are tensors. ``by_name``: whether it takes a dict of them, by name;
+        ``names``: of those that may be given by name where it does not, in order; None where none may. ``unflatten``: from a list of tensors to what the module returns. ``tracing``: None while torch does not record
         what is called."""
         self.hooks, self.take, self.unflatten, self.by_name, self.tracing = hooks, take, unflatten, by_name, tracing
-        self.of_thread = {}
+        self.names, self.of_thread = names, {}
+
+    cdef tuple in_order(self, tuple args, dict kwargs):
+        """The arguments, some of which are given by name; None where one is missing, or unknown."""
+        cdef Py_ssize_t place
+        if self.names is None or PyTuple_GET_SIZE(args) + PyDict_Size(kwargs) != PyTuple_GET_SIZE(self.names):
+            return None
+        for place in range(PyTuple_GET_SIZE(args), PyTuple_GET_SIZE(self.names)):
+            if self.names[place] not in kwargs:
+                return None
+        return args + tuple([kwargs[name] for name in self.names[PyTuple_GET_SIZE(args):]])
 
     def put(self, Launch launch):
         """The calling thread's from now on."""
@@ -355,7 +366,9 @@ def launched(Launches launches, tuple args, dict kwargs):
             return NotImplemented
         given = kwargs
     elif kwargs:
-        return NotImplemented
+        given = launches.in_order(args, kwargs)
+        if given is None:
+            return NotImplemented
     if launches.take is not None:
         given = launches.take(given)
         if given is None:

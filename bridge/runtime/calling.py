@@ -197,7 +197,8 @@ class Calling:
         elif self.inputs is None or self.inputs.is_arguments:
             take = None
         one = outputs == 1 if self.outputs is None else self.outputs.is_one_tensor
-        return Launches(hooks, take, None if one else self.unflatten, self._by_name, tracing)
+        names = None if self._by_name or self._bind.positional_only else tuple(self._argument_names())
+        return Launches(hooks, take, None if one else self.unflatten, self._by_name, names, tracing)
 
     def loosened(self) -> Calling:
         """The same, where lists and tuples stand for one another, as they do in torch2trt."""

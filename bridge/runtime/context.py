@@ -110,12 +110,11 @@ class Context:
         """Whether threads do share it."""
         self.launch: ContextLaunch | None = None
         """Makes calls like the last one, if they can be; None where they never can."""
-        self._launches: weakref.WeakSet[Launch] = weakref.WeakSet()
-        """That, and those of CUDA graphs."""
+        self._graphs: list[weakref.ref[Launch]] = []
+        """The launches of CUDA graphs."""
         if ContextLaunch is not None and self._same_types and not (self._special_inputs or self._host_outputs):
             refill = weakref.WeakMethod(self._refill)
             self.launch = ContextLaunch(*self.surroundings, self._execute, self._set_address, refill)
-            self._launches.add(self.launch)
 
     @property
     def surroundings(self) -> tuple[int, Callable[[int], int], Callable[[], int] | None, Callable[[], bool]]:
@@ -125,13 +124,17 @@ class Context:
 
     def add(self, launch: Launch) -> None:
         """A CUDA graph's, to be disarmed when this is used in another way."""
-        self._launches.add(launch)
+        self._graphs = [other for other in self._graphs if other() is not None] + [weakref.ref(launch)]
 
     def share(self) -> None:
         """Another thread will use this: each call takes the lock from now on, which launches do not."""
-        self.shared, self.launch = True, None
-        for launch in list(self._launches):
+        launches, self.shared, self.launch = self._all_launches(), True, None
+        for launch in launches:
             launch.retire()
+
+    def _all_launches(self) -> list[Launch]:
+        own: list[Launch] = [self.launch] if self.launch is not None else []
+        return own + [launch for reference in self._graphs if (launch := reference()) is not None]
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Enqueues a run on the current stream; the outputs, in the module's types, are ready when it has done its
@@ -167,7 +170,7 @@ class Context:
         launch.arm(inputs, buffers, self._handle, self.stream, [slot.name for slot in self._inputs], outputs)
 
     def _disarm(self) -> None:
-        for launch in self._launches:
+        for launch in self._all_launches():
             if launch.disarm():
                 for slot in (*self._inputs, *self._outputs):
                     slot.address, slot.held = 0, _nothing
