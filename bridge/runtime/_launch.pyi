@@ -4,6 +4,10 @@ from typing import Any
 import torch
 
 Ready = list[tuple[torch.Tensor, int]]
+"""The outputs of coming calls, with their addresses."""
+Surroundings = tuple[int, Callable[[int], int], Callable[[], int] | None, Callable[[], bool]]
+"""The GPU's number, and what gives its current stream, the current GPU (None: there is one), and whether the stream is
+being captured."""
 
 class Launch:
     def disarm(self) -> bool: ...
@@ -12,10 +16,7 @@ class Launch:
 class ContextLaunch(Launch):
     def __init__(
         self,
-        index: int,
-        stream_now: Callable[[int], int],
-        device_now: Callable[[], int] | None,
-        capturing: Callable[[], bool],
+        surroundings: Surroundings,
         execute: Callable[[int], bool],
         set_address: Callable[[str, int], bool],
         refill: Callable[[], Callable[[int], Ready | None] | None],
@@ -33,10 +34,7 @@ class ContextLaunch(Launch):
 class GraphLaunch(Launch):
     def __init__(
         self,
-        index: int,
-        stream_now: Callable[[int], int],
-        device_now: Callable[[], int] | None,
-        capturing: Callable[[], bool],
+        surroundings: Surroundings,
         replay: Callable[[], Any],
         copies: Sequence[Callable[[], torch.Tensor]],
     ) -> None: ...

@@ -140,9 +140,8 @@ cdef class Launch:
     def __dealloc__(self):
         PyMem_Free(self.expected)
 
-    def __init__(self, index, stream_now, device_now, capturing):
-        """``device_now``: None where there is one GPU."""
-        self.index, self.stream_now, self.device_now, self.capturing = index, stream_now, device_now, capturing
+    def __init__(self, tuple surroundings):
+        self.index, self.stream_now, self.device_now, self.capturing = surroundings
 
     def disarm(self):
         """From now on calls are Python's. Whether there was one here, and TensorRT was told of what Python does not know."""
@@ -247,10 +246,10 @@ cdef class ContextLaunch(Launch):
     cdef list ready  # of each output: the tensors of coming calls, with their addresses; the last is the next one
     cdef list told  # of each output: the address that TensorRT has
 
-    def __init__(self, index, stream_now, device_now, capturing, execute, set_address, refill):
+    def __init__(self, tuple surroundings, execute, set_address, refill):
         """``refill``: a weak reference to what makes coming calls' tensors for an output, by its place, and returns them;
         None without memory."""
-        super().__init__(index, stream_now, device_now, capturing)
+        super().__init__(surroundings)
         self.execute, self.set_address, self.refill = execute, set_address, refill
 
     def arm(self, inputs, list buffers, handle, stream, list names, outputs):
@@ -297,9 +296,9 @@ cdef class GraphLaunch(Launch):
 
     cdef object replay, copies
 
-    def __init__(self, index, stream_now, device_now, capturing, replay, copies):
+    def __init__(self, tuple surroundings, replay, copies):
         """``copies``: functions that return the outputs' copies."""
-        super().__init__(index, stream_now, device_now, capturing)
+        super().__init__(surroundings)
         self.replay, self.copies = replay, copies
 
     def arm(self, inputs, list buffers, handle, stream):

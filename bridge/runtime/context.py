@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -18,6 +18,9 @@ from .engine import Engine, IOTensor, Shape
 from .launch import ContextLaunch, Launch, capturing, capturing_now, current_handle
 from .logger import trt_logger
 from .profiles import Key, fitting_profile
+
+if TYPE_CHECKING:
+    from ._launch import Surroundings
 
 PREPARED = 16 << 20
 """Bytes of outputs that are allocated before the calls that return them."""
@@ -114,10 +117,10 @@ class Context:
         """The launches of CUDA graphs."""
         if ContextLaunch is not None and self._same_types and not (self._special_inputs or self._host_outputs):
             refill = weakref.WeakMethod(self._refill)
-            self.launch = ContextLaunch(*self.surroundings, self._execute, self._set_address, refill)
+            self.launch = ContextLaunch(self.surroundings, self._execute, self._set_address, refill)
 
     @property
-    def surroundings(self) -> tuple[int, Callable[[int], int], Callable[[], int] | None, Callable[[], bool]]:
+    def surroundings(self) -> Surroundings:
         """What a launch asks before it begins."""
         device_now = torch.cuda.current_device if self._several_gpus else None
         return self.index, self._handle_now, device_now, capturing_now()

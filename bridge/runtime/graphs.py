@@ -78,7 +78,7 @@ class Graph:
             """Makes calls like the last one, if they can be; None where they never can."""
             if GraphLaunch is not None and not context.shared:
                 replay = super(torch.cuda.CUDAGraph, self.graph).replay  # which is all that its own does
-                self.launch = GraphLaunch(*context.surroundings, replay, self._copies)
+                self.launch = GraphLaunch(context.surroundings, replay, self._copies)
                 context.add(self.launch)
 
     @property
