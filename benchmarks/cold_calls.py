@@ -1,6 +1,8 @@
-"""What TRTModule's own Python costs in a call, with warm caches and with cold ones; needs no GPU.
+"""What TRTModule itself costs in a call, with warm caches and with cold ones; needs no GPU.
 
-    python -m benchmarks.cold_calls
+    python -m benchmarks.cold_calls [--interpreted]
+
+--interpreted: as where the package was installed without a C compiler.
 
 TensorRT's launch of a large engine runs through so much of the driver's code that Python's is out of the processor's
 caches afterwards. Here a stand-in for the engine does that by writing to memory. "Before" and "after" are the
@@ -9,6 +11,7 @@ microseconds up to the launch and from its end on; of every ``AHEAD`` calls one 
 
 from __future__ import annotations
 
+import argparse
 import gc
 import sys
 import time
@@ -73,7 +76,14 @@ def measure(
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--interpreted", action="store_true")
+    options = parser.parse_args()
     monkeypatch = pytest.MonkeyPatch()
+    if options.interpreted:
+        monkeypatch.setattr(context, "ContextLaunch", None)
+    elif context.ContextLaunch is None:
+        raise SystemExit("bridge.runtime._launch was not compiled; measure with --interpreted, or install a C compiler")
     fake_trt.install(monkeypatch)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", [0].__getitem__, raising=False)  # of one GPU, -1
     monkeypatch.setattr(context, "capturing_now", lambda: bool)  # which says False

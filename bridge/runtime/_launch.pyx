@@ -6,7 +6,8 @@ caches afterwards, and the interpreter's way through a few functions takes tens 
 what ``context`` and ``graphs`` do in a call that is like the one before it. In any other case ``launched`` does nothing
 and returns NotImplemented, and Python makes the whole call, with all checks and their words.
 
-Tensors are read through DLPack's C exchange API, a stable interface: nothing is compiled against torch, or linked to it.
+Tensors are read through DLPack's C exchange API, a stable interface: nothing is compiled against torch, or linked to
+it.
 """
 
 cimport cython
@@ -144,7 +145,8 @@ cdef class Launch:
         self.index, self.stream_now, self.device_now, self.capturing = surroundings
 
     def disarm(self):
-        """From now on calls are Python's. Whether there was one here, and TensorRT was told of what Python does not know."""
+        """From now on calls are Python's. Returns whether one was made here, so that Python does not know the addresses
+        that TensorRT has."""
         used, self.armed, self.used = self.used, False, False
         return used
 
@@ -155,7 +157,9 @@ cdef class Launch:
             time.sleep(0)
 
     cdef bint expect(self, inputs, list buffers, handle, stream) except -1:
-        """Takes the inputs of a run for what comes next; False where that cannot be repeated here."""
+        """Takes the inputs of a run, a list or tuple, for what comes next; False where that cannot be repeated here."""
+        if not isinstance(inputs, (list, tuple)):
+            raise TypeError(f"inputs: a {type(inputs).__name__}, where a list or tuple belongs")
         cdef PyObject **tensors = PySequence_Fast_ITEMS(inputs)
         cdef Expected *expected
         cdef View view
@@ -247,8 +251,8 @@ cdef class ContextLaunch(Launch):
     cdef list told  # of each output: the address that TensorRT has
 
     def __init__(self, tuple surroundings, execute, set_address, refill):
-        """``refill``: a weak reference to what makes coming calls' tensors for an output, by its place, and returns them;
-        None without memory."""
+        """``refill``: a weak reference to what makes coming calls' tensors for an output, by its place, and returns
+        them; None without memory."""
         super().__init__(surroundings)
         self.execute, self.set_address, self.refill = execute, set_address, refill
 
@@ -321,10 +325,11 @@ cdef class Launches:
     cdef dict of_thread
 
     def __init__(self, tuple hooks, take, unflatten, bint by_name, tuple names, tracing):
-        """``hooks``: dicts that are empty where a call is the engine's run and nothing else. ``take``: from arguments to
-        a list of tensors, or None; without it they are tensors. ``by_name``: whether it takes a dict of them, by name;
-        ``names``: of those that may be given by name where it does not, in order; None where none may. ``unflatten``: from a list of tensors to what the module returns. ``tracing``: None while torch does not record
-        what is called."""
+        """``hooks``: dicts that are empty where a call is the engine's run and nothing else. ``take``: from arguments
+        to a list of tensors, or None; without it they are tensors. ``by_name``: whether it takes a dict of them, by name;
+        ``names``: of those that may be given by name where it does not, in order; None where none may. ``unflatten``:
+        from a list of tensors to what the module returns. ``tracing``: None while torch does not record what is called.
+        """
         self.hooks, self.take, self.unflatten, self.by_name, self.tracing = hooks, take, unflatten, by_name, tracing
         self.names, self.of_thread = names, {}
 
@@ -370,7 +375,7 @@ def launched(Launches launches, tuple args, dict kwargs):
             return NotImplemented
     if launches.take is not None:
         given = launches.take(given)
-        if given is None:
+        if type(given) is not list:  # None, of arguments of another structure
             return NotImplemented
     outputs = launch.run(given)
     if outputs is None or launches.tracing() is not None:  # Python says what is wrong with that
