@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import io
 import json
+import math
 import subprocess
 import sys
 import textwrap
@@ -20,6 +22,7 @@ from torch import nn
 
 import bridge
 from bridge import BuildSettings, RunError, TRTModule
+from bridge.runtime import narrowing
 from bridge.runtime.context import Context
 from bridge.target import gpu_compute_capabilities, installed
 
@@ -288,6 +291,47 @@ def test_integers_keywords_and_an_omitted_argument(tmp_path: Path) -> None:
         assert found[1].dtype == torch.int64
     with pytest.raises(RunError, match="missing a required argument: 'mask'"):
         made(ids)
+
+
+class Wide(nn.Module):
+    def forward(self, ids: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return ids.float() * 2 + scale.float()
+
+
+def test_64_bits_are_converted_anew_in_each_call(tmp_path: Path) -> None:
+    def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        random = torch.Generator().manual_seed(seed)
+        ids = torch.randint(-(2**20), 2**20, (3, 333), generator=random)
+        return ids, torch.randn(3, 333, dtype=torch.float64, generator=random) * 1e3
+
+    made = converted(Wide(), drawn(0), tmp_path)
+    for call in (made, TRTModule.from_result(made.conversion).capture(*(tensor.cuda() for tensor in drawn(0)))):
+        for seed in range(20):
+            ids, scale = (tensor.cuda() for tensor in drawn(seed))
+            agree(call(ids, scale), ids.float() * 2 + scale.float())
+            strided = torch.stack((scale, scale), 2)[..., 1]
+            agree(call(ids, strided), ids.float() * 2 + scale.float())
+
+
+def test_the_kernel_narrows_as_torch_does() -> None:
+    integers = torch.tensor([0, -1, 2**31, -(2**40) + 5, 7] * 100, device="cuda")
+    floats = torch.tensor([1 + 2**-30, -0.0, 1e300, 1e-40, 1e-300, math.nan, -1e5] * 50, dtype=torch.float64).cuda()
+    into = torch.zeros(500, dtype=torch.int32, device="cuda"), torch.zeros(351, device="cuda")
+    loaded = narrowing.kernel(torch.cuda.current_device())
+    assert loaded is not None
+    described = (ctypes.c_uint64 * 8)(
+        *(into[0].data_ptr(), integers.data_ptr(), 500, 0), *(into[1].data_ptr(), floats.data_ptr(), 350, 1)
+    )
+    number, address = ctypes.c_uint, ctypes.c_void_p
+    launch = ctypes.CFUNCTYPE(ctypes.c_int, address, *[number] * 7, address, ctypes.POINTER(address), address)(
+        loaded[0]
+    )
+    arguments = (address * 1)(ctypes.addressof(described))
+    stream = torch.cuda.current_stream().cuda_stream
+    assert launch(loaded[1], 2, 2, 1, narrowing.THREADS, 1, 1, 0, stream, arguments, None) == 0
+    assert torch.equal(into[0], integers.int())
+    torch.testing.assert_close(into[1][:350], floats.float(), rtol=0, atol=0, equal_nan=True)
+    assert into[1][350] == 0, "nothing is written beyond the end"
 
 
 def test_a_size_that_the_run_finds_out(tmp_path: Path) -> None:

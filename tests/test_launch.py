@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bridge import RunError
-from bridge.runtime import graphs, launch
+from bridge.runtime import graphs, launch, narrowing
 from bridge.runtime.calling import Calling
 from bridge.runtime.context import AHEAD, Context
+from bridge.runtime.engine import Engine
 from bridge.runtime.flattener import Flattener
 from bridge.runtime.module import TRTModule
+from bridge.runtime.record import Record
 
 from . import fake_trt
 
@@ -108,6 +112,88 @@ def test_several_inputs_are_converted_together(gpu: fake_trt.Gpu, slow: Slow) ->
             for _ in range(2):
                 assert torch.equal(made(*given), 2 * x.float() + bias.float())
     assert len(slow) == 13
+
+
+class Driver:
+    """In the place of CUDA's: converts as the kernel does, where ``refuses`` is not set."""
+
+    def __init__(self) -> None:
+        self.launched: list[int] = []
+        """The inputs of each launch."""
+        self.refuses = False
+        number, address = ctypes.c_uint, ctypes.c_void_p
+        kind = ctypes.CFUNCTYPE(ctypes.c_int, address, *[number] * 7, address, ctypes.POINTER(address), address)
+        self.function = kind(self.launch)
+
+    @property
+    def kernel(self) -> narrowing.Kernel:
+        address = ctypes.cast(self.function, ctypes.c_void_p).value
+        assert address is not None
+        return address, 7
+
+    def launch(self, kernel: int, blocks: int, inputs: int, *more: Any) -> int:
+        assert kernel == 7 and more[:5] == (1, narrowing.THREADS, 1, 1, 0)
+        if self.refuses:
+            return 1
+        described = (ctypes.c_uint64 * (4 * inputs)).from_address(more[6][0])
+        for place in range(inputs):
+            to, given, count, floats = described[4 * place : 4 * place + 4]
+            assert 0 < count <= blocks * narrowing.THREADS
+            wide, narrow = (ctypes.c_double, ctypes.c_float) if floats else (ctypes.c_int64, ctypes.c_int32)
+            values = np.ctypeslib.as_array((wide * count).from_address(given))
+            np.ctypeslib.as_array((narrow * count).from_address(to))[:] = values.astype(np.dtype(narrow))
+        self.launched.append(inputs)
+        return 0
+
+
+@pytest.fixture
+def driver(gpu: fake_trt.Gpu, monkeypatch: pytest.MonkeyPatch) -> Driver:
+    made = Driver()
+    monkeypatch.setattr(narrowing, "kernel", lambda device: made.kernel)
+    return made
+
+
+def test_64_bits_are_narrowed_by_one_kernel(driver: Driver, slow: Slow) -> None:
+    shapes = {"x": [[1, 3], [4, 3], [400, 3]], "b": [[1, 3], [4, 3], [400, 3]]}
+    inputs = {"x": ["FLOAT", [-1, 3]], "b": ["INT32", [-1, 3]]}
+    made = TRTModule(fake_trt.plan(inputs=inputs, profiles=[shapes]))
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x, shift = torch.rand(400, 3, dtype=torch.float64), torch.randint(-(2**20), 2**20, (400, 3))
+        assert torch.equal(made(x, shift), 2 * x.float() + shift)
+    assert slow == [400] and driver.launched == [2] * 3
+    for given, launched in (((x, shift.int()), [1]), ((x.float(), shift), [1]), ((x.float(), shift.int()), [])):
+        driver.launched.clear()
+        for _ in range(2):
+            assert torch.equal(made(*given), 2 * x.float() + shift)
+        assert driver.launched == launched
+
+
+@pytest.mark.parametrize("other", ["strided", "of 32 bits", "refused"])
+def test_torch_converts_what_the_kernel_does_not(driver: Driver, slow: Slow, other: str) -> None:
+    made = module()
+    driver.refuses = other == "refused"
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x = torch.rand(2, 3, dtype=torch.float64)
+        if other == "strided":
+            x = torch.rand(2, 6, dtype=torch.float64)[:, ::2]
+        elif other == "of 32 bits":
+            x = torch.rand(2, 6)[:, ::2]
+        assert torch.equal(made(x), 2 * x.float())
+    assert slow == [2, 2] and not driver.launched
+
+
+def test_so_many_inputs_are_narrowed_together(driver: Driver) -> None:
+    for count in (narrowing.MOST, narrowing.MOST + 1):
+        names = [f"x{place}" for place in range(count)]
+        inputs = {name: ["FLOAT", [-1, 3]] for name in names}
+        profile = {name: [[1, 3], [4, 3], [8, 3]] for name in names}
+        made = TRTModule(fake_trt.plan(inputs=inputs, profiles=[profile]))
+        given = list(torch.rand(count, 2, 3, dtype=torch.float64))
+        for _ in range(3):
+            assert torch.equal(made(*given), 2 * given[0].float() + given[1].float())
+    assert driver.launched == [narrowing.MOST] * 2
 
 
 @pytest.mark.parametrize("wrong", [X.int(), X.to_sparse(), torch.rand(2, 3, 1), torch.rand(9, 3), "x", None])
@@ -338,6 +424,15 @@ def test_a_context_that_another_thread_will_share_is_left_alone_until_a_call_is_
     assert torch.equal(found[0], 2 * X) and torch.equal(found[1], 2 * (X + 1))
     assert torch.equal(made(X), 2 * X) and slow == [2, 2, 2]  # under the lock from now on
     assert made.engine is not None and made.engine.contexts == 1
+
+
+def test_outputs_have_the_types_of_the_modules(gpu: fake_trt.Gpu, slow: Slow) -> None:
+    plan = fake_trt.plan(outputs={"y": ["INT32", [-1, 3]]})
+    made = TRTModule(Engine(plan, Record("tensorrt", source_types={"y": "int64"})))
+    for x in torch.randint(0, 100, (2 * AHEAD, 2, 3)).float():
+        y = made(x)
+        assert y.dtype == torch.int64 and torch.equal(y, 2 * x.long())
+    assert slow == [2]
 
 
 def test_outputs_that_were_allocated_together_are_given_back_together(gpu: fake_trt.Gpu) -> None:

@@ -3,11 +3,13 @@ from typing import Any
 
 import torch
 
+from .narrowing import Kernel
+
 Ready = list[tuple[torch.Tensor, int]]
 """The outputs of coming calls, with their addresses."""
-Surroundings = tuple[int, Callable[[int], int], Callable[[], int] | None, Callable[[], bool]]
-"""The GPU's number, and what gives its current stream, the current GPU (None: there is one), and whether the stream is
-being captured."""
+Surroundings = tuple[int, Callable[[int], int], Callable[[], int] | None, Callable[[], bool], Kernel | None]
+"""The GPU's number, what gives its current stream, the current GPU (None: there is one), and whether the stream is
+being captured, and the kernel that narrows inputs (None: torch does)."""
 
 class Launch:
     def disarm(self) -> bool: ...
@@ -20,6 +22,7 @@ class ContextLaunch(Launch):
         execute: Callable[[int], bool],
         set_address: Callable[[str, int], bool],
         refill: Callable[[], Callable[[int], Ready | None] | None],
+        restore: Callable[[list[torch.Tensor]], list[torch.Tensor]] | None,
     ) -> None: ...
     def arm(
         self,

@@ -14,7 +14,7 @@ cimport cython
 from cpython.dict cimport PyDict_Size
 from cpython.exc cimport PyErr_Clear
 from cpython.list cimport PyList_GET_SIZE
-from cpython.long cimport PyLong_FromVoidPtr
+from cpython.long cimport PyLong_AsVoidPtr, PyLong_FromVoidPtr
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
@@ -74,6 +74,21 @@ if api.major != 1 or api.view == NULL:
 cdef enum:
     MOST_AXES = 8
     FIRST_FLOAT = 2  # of DLPack's codes: 0 and 1 are integers
+    MOST_NARROWED = 8  # narrowing.MOST
+    THREADS = 256  # narrowing.THREADS
+
+# CUDA's cuLaunchKernel, and what narrowing.py's kernel is given of each input
+
+ctypedef int (*LaunchKernel)(
+    void *kernel, unsigned blocks_x, unsigned blocks_y, unsigned blocks_z, unsigned threads_x, unsigned threads_y,
+    unsigned threads_z, unsigned shared, void *stream, void **arguments, void **more,
+) noexcept nogil
+
+cdef struct Narrowed:
+    char *to
+    char *address
+    int64_t count
+    uint64_t is_float
 
 cdef struct Expected:
     # An input as it was in the call that armed the launch.
@@ -83,6 +98,8 @@ cdef struct Expected:
     DataType dtype
     int32_t axes
     bint copied  # into a buffer, since it is not as TensorRT reads it
+    bint narrowed  # of 64 bits, in a buffer of 32
+    char *buffer
     int64_t shape[MOST_AXES]
 
 cdef object tensor_type = torch.Tensor
@@ -137,12 +154,18 @@ cdef class Launch:
     cdef Expected *expected
     cdef Py_ssize_t size
     cdef bint armed, used, busy
+    cdef LaunchKernel launch_kernel
+    cdef void *kernel  # NULL where torch alone copies
+    cdef void *on_stream  # handle
 
     def __dealloc__(self):
         PyMem_Free(self.expected)
 
     def __init__(self, tuple surroundings):
-        self.index, self.stream_now, self.device_now, self.capturing = surroundings
+        self.index, self.stream_now, self.device_now, self.capturing, kernel = surroundings
+        if kernel is not None:
+            self.launch_kernel = <LaunchKernel>PyLong_AsVoidPtr(kernel[0])
+            self.kernel = PyLong_AsVoidPtr(kernel[1])
 
     def disarm(self):
         """From now on calls are Python's. Returns whether one was made here, so that Python does not know the addresses
@@ -162,7 +185,7 @@ cdef class Launch:
             raise TypeError(f"inputs: a {type(inputs).__name__}, where a list or tuple belongs")
         cdef PyObject **tensors = PySequence_Fast_ITEMS(inputs)
         cdef Expected *expected
-        cdef View view
+        cdef View view, into
         cdef Py_ssize_t place
         self.armed = False
         PyMem_Free(self.expected)
@@ -179,8 +202,16 @@ cdef class Launch:
             memcpy(expected.shape, view.shape, view.axes * sizeof(int64_t))
             if not is_like(expected, &view):
                 return False
+            if expected.copied and read(<PyObject *>buffers[place], &into):
+                expected.buffer = into.data
+                expected.narrowed = (
+                    view.dtype.bits == 64
+                    and into.dtype.bits == 32
+                    and view.dtype.code == into.dtype.code
+                    and view.dtype.code <= FIRST_FLOAT
+                )
         self.buffers, self.held = [buffer for buffer in buffers if buffer is not None], [None] * self.size
-        self.handle, self.stream = handle, stream
+        self.handle, self.stream, self.on_stream = handle, stream, PyLong_AsVoidPtr(handle)
         return True
 
     cdef list run(self, inputs):
@@ -189,6 +220,7 @@ cdef class Launch:
         cdef Expected *expected
         cdef View view
         cdef Py_ssize_t place
+        cdef bint narrowed = self.kernel != NULL
         cdef list outputs
         if not self.armed or self.busy or PySequence_Fast_GET_SIZE(inputs) != self.size:
             return None
@@ -198,6 +230,8 @@ cdef class Launch:
                 return None
             if expected.copied and view.dtype.code >= FIRST_FLOAT and (<object>tensors[place]).requires_grad:
                 return None
+            if expected.copied and not (expected.narrowed and is_contiguous(&view)):
+                narrowed = False
             expected.moved = expected.moved or view.data != expected.address
             expected.address = view.data
         if self.device_now is not None and self.device_now() != self.index:
@@ -206,7 +240,7 @@ cdef class Launch:
             return None
         self.busy = self.used = True
         try:
-            outputs = self.enqueue(tensors)
+            outputs = self.enqueue(tensors, narrowed)
             if outputs is not None:  # while the GPU is at work
                 for place in range(self.size):
                     self.hold(place, <object>tensors[place])
@@ -217,19 +251,48 @@ cdef class Launch:
         finally:
             self.busy = False
 
-    cdef list enqueue(self, PyObject **tensors):
+    cdef list enqueue(self, PyObject **tensors, bint narrowed):
         raise NotImplementedError
 
-    cdef int copy_in(self, PyObject **tensors) except -1:
-        """Fills the buffers, by one launch of a kernel where there are several."""
+    cdef int copy_in(self, PyObject **tensors, bint narrowed) except -1:
+        """Fills the buffers, by one launch of a kernel where there are several; ``narrowed``: the bridge's own can."""
         cdef Py_ssize_t place
-        if PyList_GET_SIZE(self.buffers):
+        if PyList_GET_SIZE(self.buffers) and not (narrowed and self.narrow()):
             given = [<object>tensors[place] for place in range(self.size) if self.expected[place].copied]
             if PyList_GET_SIZE(given) == 1:
                 self.buffers[0].copy_(given[0], True)
             else:
                 foreach_copy(self.buffers, given, True)
         return 0
+
+    cdef bint narrow(self) noexcept:
+        """False, with nothing done, where there are too many inputs for it, or CUDA refuses."""
+        cdef Narrowed inputs[MOST_NARROWED]
+        cdef void *arguments = inputs
+        cdef Expected *expected
+        cdef Py_ssize_t place
+        cdef int32_t axis
+        cdef unsigned count = 0
+        cdef int64_t most = 0
+        cdef int refused
+        for place in range(self.size):
+            expected = &self.expected[place]
+            if expected.copied:
+                if count == MOST_NARROWED:
+                    return False
+                given = &inputs[count]
+                given.to, given.address, given.count = expected.buffer, expected.address, 1
+                for axis in range(expected.axes):
+                    given.count *= expected.shape[axis]
+                given.is_float = expected.dtype.code == FIRST_FLOAT
+                most = max(most, given.count)
+                count += 1
+        with nogil:
+            refused = self.launch_kernel(
+                self.kernel, <unsigned>((most + THREADS - 1) // THREADS), count, 1, THREADS, 1, 1, 0, self.on_stream,
+                &arguments, NULL,
+            )
+        return refused == 0
 
     cdef int hold(self, Py_ssize_t place, tensor) except -1:
         """Keeps the memory of an input until the stream is done with it."""
@@ -245,16 +308,17 @@ cdef class Launch:
 cdef class ContextLaunch(Launch):
     """The enqueue of an execution context."""
 
-    cdef object execute, set_address, refill
+    cdef object execute, set_address, refill, restore
     cdef list names, output_names
     cdef list ready  # of each output: the tensors of coming calls, with their addresses; the last is the next one
     cdef list told  # of each output: the address that TensorRT has
 
-    def __init__(self, tuple surroundings, execute, set_address, refill):
+    def __init__(self, tuple surroundings, execute, set_address, refill, restore):
         """``refill``: a weak reference to what makes coming calls' tensors for an output, by its place, and returns
-        them; None without memory."""
+        them; None without memory. ``restore``: to other types, from a list of outputs to one; None where these are the
+        module's."""
         super().__init__(surroundings)
-        self.execute, self.set_address, self.refill = execute, set_address, refill
+        self.execute, self.set_address, self.refill, self.restore = execute, set_address, refill, restore
 
     def arm(self, inputs, list buffers, handle, stream, list names, outputs):
         """After a run with these inputs, when TensorRT was told of the outputs of the next one."""
@@ -264,11 +328,11 @@ cdef class ContextLaunch(Launch):
             self.told = [ready[-1][1] for ready in self.ready]
             self.armed = True
 
-    cdef list enqueue(self, PyObject **tensors):
+    cdef list enqueue(self, PyObject **tensors, bint narrowed):
         cdef Py_ssize_t place
         cdef Expected *expected
         cdef list outputs = [], made
-        self.copy_in(tensors)
+        self.copy_in(tensors, narrowed)
         for place in range(self.size):
             expected = &self.expected[place]
             if expected.moved and not expected.copied:
@@ -291,7 +355,7 @@ cdef class ContextLaunch(Launch):
             if address != self.told[place]:
                 self.set_address(self.output_names[place], address)
                 self.told[place] = address
-        return outputs
+        return outputs if self.restore is None else self.restore(outputs)
 
 
 @cython.final
@@ -309,8 +373,8 @@ cdef class GraphLaunch(Launch):
         """After a replay with these inputs."""
         self.armed = self.expect(inputs, buffers, handle, stream)
 
-    cdef list enqueue(self, PyObject **tensors):
-        self.copy_in(tensors)
+    cdef list enqueue(self, PyObject **tensors, bint narrowed):
+        self.copy_in(tensors, narrowed)
         self.replay()
         return [copy() for copy in self.copies]
 

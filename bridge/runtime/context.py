@@ -6,6 +6,7 @@ is enqueued. What depends on the shapes is worked out when they change.
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from ..errors import RunError
+from . import narrowing
 from .engine import Engine, IOTensor, Shape
 from .launch import ContextLaunch, Launch, capturing, capturing_now, current_handle
 from .logger import trt_logger
@@ -49,9 +51,9 @@ class _Slot:
         self.ready: list[tuple[torch.Tensor, int]] = []
         """The outputs of coming calls and their addresses, of the stream that is followed; the last is the next one,
         of which TensorRT has been told."""
-        self.kept: list[Any] = []
-        """The memory of those that were allocated together, which is given back together too, so that a caller who
-        drops an output does not wait for that."""
+        self.kept: list[torch.Tensor] = []
+        """Those that were allocated together, which are given back together too, so that a caller who drops an output
+        does not wait for that."""
         self.batch = 1
         """How many are allocated next: more from time to time, as long as shapes and stream are the same."""
         self.held: Callable[[], torch.Tensor | None] = _nothing
@@ -92,7 +94,9 @@ class Context:
         self._special_inputs = any(tensor.on_host for tensor in engine.inputs)
         """Whether shapes of outputs depend on values of inputs, which TensorRT reads in the host's memory."""
         self._host_outputs = any(tensor.on_host for tensor in engine.outputs)
-        self._same_types = all(tensor.dtype is tensor.source_dtype for tensor in engine.outputs)
+        types = [None if tensor.dtype is tensor.source_dtype else tensor.source_dtype for tensor in engine.outputs]
+        self._restore = functools.partial(_restored, types) if any(types) else None
+        """To the types that the torch module's outputs have; None where these are the engine's."""
         errors = self._logger.errors
         with torch.cuda.device(self.device):
             self.trt_context = engine.trt_engine.create_execution_context()
@@ -102,6 +106,8 @@ class Context:
                     f"TensorRT: {self._logger.since(errors) or 'it does not say why'}"
                 )
             self._scratch = torch.empty(1, dtype=torch.uint8, device=self.device)
+            converted = any(tensor.dtype is not tensor.source_dtype for tensor in engine.inputs)
+            self._kernel = narrowing.kernel(self.index) if converted and ContextLaunch is not None else None
         self._address_of_nothing = self._scratch.data_ptr()
         self._set_address = self.trt_context.set_tensor_address
         self._execute = self.trt_context.execute_async_v3
@@ -115,15 +121,15 @@ class Context:
         """Makes calls like the last one, if they can be; None where they never can."""
         self._graphs: list[weakref.ref[Launch]] = []
         """The launches of CUDA graphs."""
-        if ContextLaunch is not None and self._same_types and not (self._special_inputs or self._host_outputs):
+        if ContextLaunch is not None and not (self._special_inputs or self._host_outputs):
             refill = weakref.WeakMethod(self._refill)
-            self.launch = ContextLaunch(self.surroundings, self._execute, self._set_address, refill)
+            self.launch = ContextLaunch(self.surroundings, self._execute, self._set_address, refill, self._restore)
 
     @property
     def surroundings(self) -> Surroundings:
-        """What a launch asks before it begins."""
+        """What a launch asks and needs before it begins."""
         device_now = torch.cuda.current_device if self._several_gpus else None
-        return self.index, self._handle_now, device_now, capturing_now()
+        return self.index, self._handle_now, device_now, capturing_now(), self._kernel
 
     def add(self, launch: Launch) -> None:
         """A CUDA graph's, to be disarmed when this is used in another way."""
@@ -160,7 +166,7 @@ class Context:
         outputs = self.enqueue(inputs, ahead=not captured)
         if self.launch is not None and self._ahead and not captured:
             self._arm(self.launch, inputs)
-        return outputs if self._same_types else self._restore(outputs)
+        return self._restore(outputs) if self._restore is not None else outputs
 
     def _arm(self, launch: ContextLaunch, inputs: Sequence[torch.Tensor]) -> None:
         """Leaves calls like this one to ``launch``."""
@@ -266,7 +272,7 @@ class Context:
         except torch.cuda.OutOfMemoryError:
             return False
         slot.ready = [(output, output.data_ptr() or self._no_address(output)) for output in made]
-        slot.kept = [output.untyped_storage() for output in made]
+        slot.kept = made
         slot.batch = min(2 * slot.batch, self._ahead)
         return True
 
@@ -398,18 +404,16 @@ class Context:
             elif spec.on_host:
                 outputs[index] = outputs[index].to(self.device)
 
-    def _restore(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The outputs in the types that the torch module has."""
-        return [
-            output if output.dtype is spec.source_dtype else output.to(spec.source_dtype)
-            for spec, output in zip(self.engine.outputs, outputs, strict=True)
-        ]
-
     @property
     def sizes_known(self) -> bool:
         """Whether all outputs' shapes follow from those of the inputs, and nothing is read or written by the host."""
         tensors = (*self.engine.inputs, *self.engine.outputs)
         return not self._allocators and not any(tensor.on_host for tensor in tensors)
+
+
+def _restored(types: Sequence[torch.dtype | None], outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The outputs in other types, where one is given."""
+    return [output if kind is None else output.to(kind) for kind, output in zip(types, outputs, strict=True)]
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
