@@ -53,6 +53,17 @@ def by_name(engine: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     return {name: given[name].to(dtype_of(engine, name)).contiguous() for name in tensor_names(engine)[0]}
 
 
+def enqueued(context: Any, stream: int) -> Call:
+    """The enqueue of a context that was told all addresses: nothing is looked up for each call."""
+    enqueue = context.execute_async_v3
+
+    def run() -> None:
+        if not enqueue(stream):
+            raise RuntimeError("execute_async_v3 failed")
+
+    return run
+
+
 class Raw:
     """TensorRT's own enqueue, with a context, input and output buffers that were prepared before."""
 
@@ -75,14 +86,8 @@ class Raw:
                 raise RuntimeError(f"TensorRT refuses the address of {name}")
 
     def call(self, stream: int) -> Call:
-        """Enqueues on ``stream``, whatever the current one is: nothing is looked up for each call."""
-        enqueue = self.context.execute_async_v3
-
-        def run() -> None:
-            if not enqueue(stream):
-                raise RuntimeError("execute_async_v3 failed")
-
-        return run
+        """Enqueues on ``stream``, whatever the current one is."""
+        return enqueued(self.context, stream)
 
 
 class RawGraph(Raw):

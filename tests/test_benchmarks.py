@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import changes, compiled, latency, leak, modules, timing
+from benchmarks import changes, compiled, latency, leak, modules, timing, ways
 from benchmarks.latency_table import table
 from benchmarks.models import CASES, MODELS, Case, Model
 from benchmarks.workers import Pool
@@ -283,6 +283,9 @@ class FakeModule(nn.Module):
             lambda *given: module(*given), list(inputs), ["FLOAT" if i.is_floating_point() else "INT32" for i in inputs]
         )
         self.engine = SimpleNamespace(trt_engine=engine)
+        given = {f"input_{index}": tensor for index, tensor in enumerate(inputs)}
+        self.told = ways.Raw(engine, ways.by_name(engine, given))
+        self.context = self.told.context
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         return self.inner(*inputs)
@@ -315,8 +318,9 @@ def test_every_way_is_timed_and_one_that_fails_is_named(tmp_path: Path, monkeypa
     (folder / "module.pt").touch()
     row = latency.time_one(tmp_path, 2, case.name, lambda step: None)
     assert row["status"] == "ok", row
-    assert set(row["ways"]) == {"raw", "module", "module_engine_types", "allocating", "eager", "raw_graph"} | {
-        "raw_graph_copied_out"
+    assert set(row["ways"]) == {"raw", "raw_elsewhere", "module", "module_engine_types", "allocating", "eager"} | {
+        "raw_graph",
+        "raw_graph_copied_out",
     }
     assert row["failed_ways"] == {"module_graph": "RuntimeError: a loop cannot be captured"} and row["replace_worker"]
     assert {key: value["max_abs"] for key, value in row["errors"].items()} == dict.fromkeys(row["errors"], 0.0)
