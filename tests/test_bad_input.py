@@ -373,8 +373,10 @@ def test_external_data_that_the_conversion_would_overwrite_is_kept(tmp_path: Pat
 
 
 @pytest.fixture
-def room() -> Iterator[Callable[[int], None]]:
+def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """Limits how large a file may become, which is told like a full disk is."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # Python would leave parts of it, and read them later
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -212,10 +212,17 @@ def test_an_interrupted_build_ends_in_one_error_and_leaves_nothing_half_written(
         os.kill(int((zoo / "hanging").read_text()), 0)
 
 
+@pytest.fixture
+def no_bytecode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python leaves parts of it where a file may not become so large, and reads them later."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+
+
 def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18))
 
 
+@pytest.mark.usefixtures("no_bytecode")
 def test_a_full_disk_costs_the_model_that_needs_the_room_and_is_told_with_the_file(zoo: Path) -> None:
     done = run_cli("convert", "zoo:big", "zoo:good", "-o", "out", cwd=zoo, preexec_fn=limit_files)
     assert done.returncode == 1
@@ -230,6 +237,7 @@ def limit_files_to_nothing() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
+@pytest.mark.usefixtures("no_bytecode")
 def test_a_disk_without_any_room_is_told_with_the_files_and_leaves_none_half_written(zoo: Path) -> None:
     done = run_cli("convert", "zoo:good", "-o", "out", cwd=zoo, preexec_fn=limit_files_to_nothing)
     assert done.returncode == 1
