@@ -102,7 +102,10 @@ def hint(target: Target, operator: str, domain: str = "") -> str:
             f"It calls the plugin {operator!r}, and TensorRT could not make it: its own words, in build.log, say why."
         )
     if domain not in STANDARD:
-        return f"It is an operator of the domain {domain!r}. {_call(operator, domain, {}, 1)}"
+        return (
+            _foreign(operator, domain)
+            or f"It is an operator of the domain {domain!r}. {_call(operator, domain, {}, 1)}"
+        )
     if target.only_by_plugin(operator) and not target.has_plugin(operator):
         return f"{target} takes {operator} through a plugin of that name alone, and none is registered. {UNBOUNDED}"
     return ""
@@ -112,6 +115,11 @@ def _foreign(operator: str, domain: str) -> str:
     """What to do about an operator of values that no TensorRT has; empty where it is of tensors."""
     if domain == "ai.onnx.ml" or (domain in STANDARD and operator in _TEXT):
         return "TensorRT has no text and no classical machine learning: compute it before or after the engine."
+    if domain == "com.microsoft.nchwc":
+        return (
+            "ONNX Runtime has put the weights into an order for the processor that it saved the model on: save it with "
+            "GraphOptimizationLevel.ORT_ENABLE_EXTENDED, or convert the model that ONNX Runtime was given."
+        )
     if domain not in STANDARD:
         return ""
     if operator.startswith("Sequence") or operator in _SEQUENCES:

@@ -229,9 +229,11 @@ def _too_new(node: gs.Node, graph: gs.Graph, target: Target) -> bool:
     """Whether the node's form came after the last opset that the target's parser reads."""
     import onnx
 
+    from passes.framework import schema_of
+
     if target.opset is None or graph.opset <= target.opset or not onnx.defs.has(node.op):
         return False
-    return int(onnx.defs.get_schema(node.op, graph.opset, "").since_version) > target.opset
+    return int(schema_of(node.op, graph.opset).since_version) > target.opset
 
 
 # --- taking a model apart ----------------------------------------------------------------------------------------

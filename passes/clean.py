@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_graphsurgeon as gs
 
-from .framework import Log, infer, merge_type
+from .framework import Log, infer, merge_type, schema_of
 from .ir import ModelError, Names, bodies, detach, function_key, name_tensors, scopes
 from .provenance import describe
 from .writing import to_proto
@@ -56,7 +56,7 @@ def _drop_outputs(node: gs.Node, used: list[bool], opset: int) -> bool:
     if node.domain or not onnx.defs.has(node.op):
         return False
     before = list(node.outputs)
-    formal = onnx.defs.get_schema(node.op, opset, "").outputs
+    formal = schema_of(node.op, opset).outputs
     changed = False
     for index, tensor in enumerate(list(node.outputs)):
         optional = index < len(formal) and formal[index].option == onnx.defs.OpSchema.FormalParameterOption.Optional
@@ -69,7 +69,7 @@ def _drop_outputs(node: gs.Node, used: list[bool], opset: int) -> bool:
     if changed:
         try:
             infer(node, opset, strict=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        except (onnx.defs.SchemaError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
             node.outputs = before
             return False
     return changed

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto
 
 from .engine import redirect, take_over
-from .framework import Log
+from .framework import Log, schema_of
 from .ir import (
     CONTROL_FLOW,
     Names,
@@ -185,7 +185,7 @@ def _meaning(node: gs.Node, scope: gs.Graph, wanted: _Wanted) -> Meaning | None:
             return None
     elif not wanted.operator(node):
         return None
-    schema: Any = onnx.defs.get_schema(node.op, scope.opset, "")
+    schema = schema_of(node.op, scope.opset)
     definition = _definition(node, schema, scope.opset)
     defaults = {name: item.default_value for name, item in schema.attributes.items() if item.default_value.name}
     return None if definition is None else _called(node, definition, defaults, scope.opset)

@@ -357,6 +357,12 @@ class Builder:
         return x if order == list(range(rank)) else self.node("Transpose", [x], {"perm": order})
 
 
+def schema_of(op: str, opset: int) -> Any:
+    """ONNX's, of an operator that it has. ONNX Runtime's optimizer writes LayerNormalization into models of any opset:
+    an operator that is newer than the opset is as it became."""
+    return onnx.defs.get_schema(op, opset if onnx.defs.has(op, opset, "") else onnx.defs.onnx_opset_version(), "")
+
+
 INFERENCE_DATA = 4096
 """Constants above this many elements are not shown to shape inference: none of them is a shape."""
 
@@ -365,7 +371,7 @@ def infer(node: gs.Node, opset: int, *, strict: bool = False) -> bool:
     """Fills in the types of the node's outputs from those of its inputs; True if one became more specific.
 
     A node that ONNX does not allow (torch's exporter writes ScatterND with int32 indices) teaches nothing; ``strict``
-    raises ONNX's ValidationError or InferenceError for it.
+    raises ONNX's SchemaError, ValidationError or InferenceError for it.
     """
     if node.domain or not onnx.defs.has(node.op) or any(isinstance(v, gs.Graph) for v in node.attrs.values()):
         return False
@@ -379,7 +385,7 @@ def infer(node: gs.Node, opset: int, *, strict: bool = False) -> bool:
         types[tensor.name] = type_proto(tensor)
         if isinstance(tensor, gs.Constant) and np.prod(tensor.shape, dtype=np.int64) <= INFERENCE_DATA:
             data[tensor.name] = tensor_proto(tensor)
-    schema = onnx.defs.get_schema(node.op, opset, "")
+    schema = schema_of(node.op, opset) if not strict else onnx.defs.get_schema(node.op, opset, "")
     opsets = [onnx.helper.make_opsetid("", opset)]
     try:
         found = onnx.shape_inference.infer_node_outputs(schema, node_proto(node), types, data, opset_imports=opsets)

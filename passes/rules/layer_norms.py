@@ -21,7 +21,7 @@ def layer_norm_as_reductions(node: gs.Node, g: Builder) -> Replacement:
     rank = len(g.shape(x))
     first = int(node.attrs.get("axis", -1)) % rank
     wide = numpy_dtype(node.attrs.get("stash_type", 1))
-    normal, mean, deviation = _normalised(node, g, g.cast(x, wide), list(range(first, rank)))
+    normal, mean, deviation = normalised(g, g.cast(x, wide), list(range(first, rank)), epsilon_of(node))
     y = g.op.Mul(g.cast(normal, g.dtype(x)), scale)
     y = y if bias is None else g.op.Add(y, bias)
     results = [y, mean, g.op.Reciprocal(deviation) if len(node.outputs) > 2 else None]
@@ -35,8 +35,8 @@ def rms_norm_as_reduction(node: gs.Node, g: Builder) -> Replacement:
     rank = len(g.shape(x))
     first = int(node.attrs.get("axis", -1)) % rank
     wide = g.cast(x, numpy_dtype(node.attrs.get("stash_type", 1)))
-    square = g.reduce("ReduceMean", g.op.Mul(wide, wide), list(range(first, rank)), keepdims=True)
-    return g.op.Mul(g.cast(g.op.Div(wide, _root(node, g, square)), g.dtype(x)), scale)
+    normal, _ = by_root_mean_square(g, wide, list(range(first, rank)), epsilon_of(node))
+    return g.op.Mul(g.cast(normal, g.dtype(x)), scale)
 
 
 @rule("GroupNormalization", when=lacks("GroupNormalization"))
@@ -47,7 +47,7 @@ def group_norm_as_reductions(node: gs.Node, g: Builder) -> Replacement:
     sizes = [size(g, x, axis) for axis in range(rank)]
     grouped = g.op.Reshape(x, g.constant([0, groups, -1]))
     wide = g.cast(grouped, numpy_dtype(node.attrs.get("stash_type", 1)))
-    normal = g.cast(_normalised(node, g, wide, [2])[0], g.dtype(x))
+    normal = g.cast(normalised(g, wide, [2], epsilon_of(node))[0], g.dtype(x))
     if g.opset < 21:  # a scale and a bias for each group, not for each channel
         normal = g.op.Add(g.op.Mul(normal, g.unsqueeze(scale, [1])), g.unsqueeze(bias, [1]))
         return reshape(g, normal, sizes)
@@ -58,18 +58,23 @@ def group_norm_as_reductions(node: gs.Node, g: Builder) -> Replacement:
     return g.op.Add(g.op.Mul(whole, g.unsqueeze(scale, spread)), g.unsqueeze(bias, spread))
 
 
-def _normalised(node: gs.Node, g: Builder, x: gs.Tensor, axes: list[int]) -> tuple[gs.Tensor, gs.Tensor, gs.Tensor]:
+def epsilon_of(node: gs.Node) -> float:
+    return float(node.attrs.get("epsilon", 1e-5))
+
+
+def normalised(g: Builder, x: gs.Tensor, axes: list[int], epsilon: float) -> tuple[gs.Tensor, gs.Tensor, gs.Tensor]:
     """``x`` with the mean 0 and the variance 1 over ``axes``; the mean, and the standard deviation."""
     mean = g.reduce("ReduceMean", x, axes, keepdims=True)
     offset = g.op.Sub(x, mean)
-    deviation = _root(node, g, g.reduce("ReduceMean", g.op.Mul(offset, offset), axes, keepdims=True))
-    return g.op.Div(offset, deviation), mean, deviation
+    normal, deviation = by_root_mean_square(g, offset, axes, epsilon)
+    return normal, mean, deviation
 
 
-def _root(node: gs.Node, g: Builder, x: gs.Tensor) -> gs.Tensor:
-    epsilon = g.constant(float(node.attrs.get("epsilon", 1e-5)), g.dtype(x))
-    root: gs.Tensor = g.op.Sqrt(g.op.Add(x, epsilon))
-    return root
+def by_root_mean_square(g: Builder, x: gs.Tensor, axes: list[int], epsilon: float) -> tuple[gs.Tensor, gs.Tensor]:
+    """``x`` by the root of the mean of its squares over ``axes``, and that root."""
+    square = g.reduce("ReduceMean", g.op.Mul(x, x), axes, keepdims=True)
+    root: gs.Tensor = g.op.Sqrt(g.op.Add(square, g.constant(epsilon, g.dtype(x))))
+    return g.op.Div(x, root), root
 
 
 def _scale(*shape: int, dtype: str = "float32") -> Array:
