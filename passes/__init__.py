@@ -67,7 +67,7 @@ def rewrite(
     bfloat16_to_float32(graph, target, log)
     boundary_to_wider_types(graph, target, log)
     int64_boundary_to_int32(graph, target, log)
-    settled = False
+    settled = changed = False
     for _ in range(MAX_SWEEPS):
         learnt = refine_types(graph)
         if learnt or not settled:  # what folding makes constant the rules see at once; else types have to tell
@@ -78,6 +78,10 @@ def rewrite(
             remove_unused(graph, log)
             applied = run_rules(graph, rules, target, log)
             settled = not (taught or taken or applied)
+            changed = changed or not settled
+            continue
+        if changed and infer_types(graph):  # through values as well, which ONNX's inference can follow now
+            settled = changed = False
             continue
         changed = expand_functions(graph, target, log)
         changed = changed or lower(graph, rules, target, log)

@@ -85,8 +85,9 @@ def pin_inputs(graph: gs.Graph, shapes: Mapping[str, Sequence[int | str]]) -> bo
     return changed
 
 
-def infer_types(graph: gs.Graph, *, afresh: bool = False) -> None:
-    """Fills in the types and shapes that the file does not state, as far as ONNX's shape inference finds them.
+def infer_types(graph: gs.Graph, *, afresh: bool = False) -> bool:
+    """Fills in the types and shapes that the file does not state, as far as ONNX's shape inference finds them; True if
+    it found any.
 
     ``afresh``: the shapes of the inputs have changed, and what the file states of the rest may now be known better.
     """
@@ -97,24 +98,26 @@ def infer_types(graph: gs.Graph, *, afresh: bool = False) -> None:
                 if tensor.name and isinstance(tensor, gs.Variable):
                     tensors[tensor.name] = tensor
     if not afresh and all(tensor.dtype is not None and tensor.shape is not None for tensor in tensors.values()):
-        return
+        return False
     model = to_proto(graph, skeleton=True)
     if afresh:
         del model.graph.value_info[:]
         for output in model.graph.output:
             output.type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    _merge(inferred.graph, tensors)
+    return _merge(inferred.graph, tensors)
 
 
-def _merge(graph: onnx.GraphProto, tensors: dict[str, gs.Variable]) -> None:
+def _merge(graph: onnx.GraphProto, tensors: dict[str, gs.Variable]) -> bool:
+    learnt = False
     for info in (*graph.value_info, *graph.output):
         if info.name in tensors:
-            merge_type(tensors[info.name], info.type)
+            learnt |= merge_type(tensors[info.name], info.type)
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                _merge(attribute.g, tensors)
+                learnt |= _merge(attribute.g, tensors)
+    return learnt
 
 
 # --- sanitising --------------------------------------------------------------------------------------------------

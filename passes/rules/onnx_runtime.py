@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from passes.framework import Builder, Replacement, example, rule
@@ -165,13 +166,14 @@ def older_operator_of_the_standard(node: gs.Node, g: Builder) -> Replacement:
     """ONNX Runtime's own operator, from before ONNX had it, became ONNX's."""
     if node.op == "ExpandDims":
         return g.unsqueeze(node.inputs[0], [int(g.value(node.inputs[1]).item())])
+    if not onnx.defs.has(node.op, g.opset, ""):
+        g.decline(
+            f"ONNX has no {node.op} at opset {g.opset}: let onnx.version_converter bring the model to 16 or newer"
+        )
     attrs = dict(node.attrs)
-    if node.op == "GridSample":
-        if g.opset < 16:
-            g.decline("ONNX has GridSample from opset 16 on: let onnx.version_converter bring the model there")
-        if g.opset >= 20:
-            mode = str(attrs.get("mode", "bilinear"))
-            attrs["mode"] = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
+    if node.op == "GridSample" and g.opset >= 20:
+        mode = str(attrs.get("mode", "bilinear"))
+        attrs["mode"] = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
     return g.node(node.op, [g.input(node, index) for index in range(len(node.inputs))], attrs)
 
 
