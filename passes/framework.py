@@ -360,11 +360,7 @@ class Builder:
 def schema_of(op: str, opset: int) -> Any:
     """ONNX's, of an operator that it has. One that is newer than the opset is as it became: ONNX Runtime's optimizer
     writes LayerNormalization into models of any opset."""
-    if not onnx.defs.has(op, opset, ""):
-        opset = onnx.defs.onnx_opset_version()
-    if op in ("GreaterOrEqual", "LessOrEqual"):  # which knew no shapes before
-        opset = max(opset, 16)
-    return onnx.defs.get_schema(op, opset, "")
+    return onnx.defs.get_schema(op, opset if onnx.defs.has(op, opset, "") else onnx.defs.onnx_opset_version(), "")
 
 
 INFERENCE_DATA = 4096
@@ -389,9 +385,9 @@ def infer(node: gs.Node, opset: int, *, strict: bool = False) -> bool:
         types[tensor.name] = type_proto(tensor)
         if isinstance(tensor, gs.Constant) and np.prod(tensor.shape, dtype=np.int64) <= INFERENCE_DATA:
             data[tensor.name] = tensor_proto(tensor)
-    if strict:
-        onnx.defs.get_schema(node.op, opset, "")
-    schema = schema_of(node.op, opset)
+    schema = onnx.defs.get_schema(node.op, opset, "") if strict else schema_of(node.op, opset)
+    if node.op in ("GreaterOrEqual", "LessOrEqual"):  # whose older forms tell no shape
+        schema = schema_of(node.op, max(opset, 16))
     opsets = [onnx.helper.make_opsetid("", opset)]
     try:
         found = onnx.shape_inference.infer_node_outputs(schema, node_proto(node), types, data, opset_imports=opsets)
