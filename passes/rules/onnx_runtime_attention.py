@@ -87,8 +87,8 @@ def _padding(node: gs.Node, g: Builder, mask: gs.Tensor, batch: Any, keys: Any, 
         kept = g.op.Greater(mask, g.constant(0, g.dtype(mask)))
     else:
         g.decline(f"its mask has {len(shape)} axes")
-    out, within = (float(node.attrs.get("mask_filter_value", -10000)), 0)
-    added = g.op.Where(kept, g.constant(within, kind), g.constant(out, kind))
+    hidden = float(node.attrs.get("mask_filter_value", -10000))
+    added = g.op.Where(kept, g.constant(0, kind), g.constant(hidden, kind))
     return g.unsqueeze(added, [1] if len(shape) == 3 else [1, 2])
 
 
@@ -99,6 +99,23 @@ def _up_to_oneself(g: Builder, query: gs.Tensor, key: gs.Tensor) -> gs.Tensor:
     places = g.unsqueeze(g.op.Add(iota(g, queries), before), [1])
     seen: gs.Tensor = g.op.LessOrEqual(iota(g, keys), places)
     return seen
+
+
+def _answer(
+    node: gs.Node,
+    g: Builder,
+    given: tuple[gs.Tensor, gs.Tensor, gs.Tensor],
+    mask: gs.Tensor | None,
+    bias: gs.Tensor | None,
+    batch: int | str | None,
+) -> gs.Tensor:
+    """Of queries, keys and values [batch, heads, length, size]: [batch, length, heads * size]."""
+    query, key, value = given
+    added = [] if mask is None else [_padding(node, g, mask, batch, size(g, key, 2), g.dtype(query))]
+    added += [] if bias is None else [bias]
+    seen = _up_to_oneself(g, query, key) if node.attrs.get("unidirectional", 0) else None
+    how = Scores(_scale(node, g.static_dim(query, 3)), added, seen)
+    return _joined(g, attended(g, query, key, value, how))
 
 
 @rule("Attention", domain=MICROSOFT)
@@ -131,7 +148,7 @@ def _projecting(
     x, weights, bias = projection
     if node.attrs.get("do_rotary", 0):
         g.decline("it has rotary embeddings")
-    heads, kind = int(node.attrs["num_heads"]), g.dtype(x)
+    heads = int(node.attrs["num_heads"])
     together = g.static_dim(weights, 1)
     sizes = [int(item) for item in node.attrs.get("qkv_hidden_sizes") or [together // 3] * 3]
     projected = g.op.MatMul(x, weights)
@@ -141,10 +158,7 @@ def _projecting(
     if past is not None:
         earlier = [g.op.Gather(past, g.constant(place), axis=0) for place in (0, 1)]
         key, value = (g.op.Concat(old, new, axis=2) for old, new in zip(earlier, (key, value), strict=True))
-    added = [] if mask is None else [_padding(node, g, mask, g.shape(x)[0], size(g, key, 2), kind)]
-    added += [] if more is None else [more]
-    seen = _up_to_oneself(g, query, key) if node.attrs.get("unidirectional", 0) else None
-    y = _joined(g, attended(g, query, key, value, Scores(_scale(node, sizes[0] // heads), added, seen)))
+    y = _answer(node, g, (query, key, value), mask, more, g.shape(x)[0])
     if len(node.outputs) == 1:
         return y
     present = None
@@ -162,25 +176,16 @@ def multi_head_attention_of_the_standard(node: gs.Node, g: Builder) -> Replaceme
         g.decline("its queries, keys and values come in one tensor")
     if any(item is not None for item in others) or any(g.used(output) for output in node.outputs[3:]):
         g.decline("it has a buffer for coming tokens, beams, or an output of its scores")
-    heads, kind = int(node.attrs["num_heads"]), g.dtype(x)
-    batch, width = g.shape(x)[0], g.static_dim(x, 2)
-    split = len(g.shape(key)) == 4  # they are of another attention, with no bias to come
-    if bias is not None:
-        sizes = [width, width, g.static_dim(bias, 0) - 2 * width]
-        x, *rest = (
-            g.op.Add(item, part) if len(g.shape(item)) == 3 else item
-            for item, part in zip((x, key, value), _parts(g, bias, sizes), strict=True)
-        )
-        key, value = rest
-    query = _heads(g, x, heads)
-    if not split:
-        key, value = _heads(g, key, heads), _heads(g, value, heads)
+    heads, width, given = int(node.attrs["num_heads"]), g.static_dim(x, 2), [x, key, value]
+    if bias is not None:  # keys and values of another attention, in four axes, have theirs
+        parts = _parts(g, bias, [width, width, g.static_dim(bias, 0) - 2 * width])
+        given = [
+            g.op.Add(item, part) if len(g.shape(item)) == 3 else item for item, part in zip(given, parts, strict=True)
+        ]
+    query, key, value = (_heads(g, item, heads) if len(g.shape(item)) == 3 else item for item in given)
     if past_key is not None and past_value is not None:
         key, value = g.op.Concat(past_key, key, axis=2), g.op.Concat(past_value, value, axis=2)
-    added = [] if mask is None else [_padding(node, g, mask, batch, size(g, key, 2), kind)]
-    added += [] if more is None else [more]
-    seen = _up_to_oneself(g, query, key) if node.attrs.get("unidirectional", 0) else None
-    y = _joined(g, attended(g, query, key, value, Scores(_scale(node, width // heads), added, seen)))
+    y = _answer(node, g, (query, key, value), mask, more, g.shape(x)[0])
     return [y, key, value, None][: len(node.outputs)]
 
 
@@ -230,19 +235,20 @@ def turned_by(
 @rule("GroupQueryAttention", domain=MICROSOFT)
 def group_query_attention_of_the_standard(node: gs.Node, g: Builder) -> Replacement:
     """Only ONNX Runtime has GroupQueryAttention; it is products around a Softmax, and a cache that grows."""
-    given = [g.input(node, index) for index in range(16)]
-    x, key, value, past_key, past_value, lengths, total, cosines, sines, places, more = given[:11]
+    x, key, value, past_key, past_value, lengths, total, cosines, sines, places, *others = (
+        g.input(node, index) for index in range(16)
+    )
     assert x is not None and lengths is not None and total is not None
     attrs = node.attrs
     if (
-        any(item is not None for item in given[11:])
+        any(item is not None for item in others)
         or any(g.used(output) for output in node.outputs[3:])
         or any(str(attrs.get(name, "NONE")) != "NONE" for name in ("k_quant_type", "v_quant_type"))
         or int(attrs.get("smooth_softmax", 0)) > 0
         or attrs.get("sliding_window_cache", 0)
         or not attrs.get("causal", 1)
     ):
-        g.decline("it has more than rotary embeddings, a cap and a window: sinks, a quantised cache, …")
+        g.decline("it has more than rotary embeddings, a cap and a window: a bias, sinks, a quantised cache, …")
     heads, groups = int(attrs["num_heads"]), int(attrs["kv_num_heads"])
     if key is None or value is None:
         one = g.static_dim(x, 2) // (heads + 2 * groups)
@@ -269,8 +275,6 @@ def group_query_attention_of_the_standard(node: gs.Node, g: Builder) -> Replacem
     if window >= 0:
         seen = g.op.And(seen, g.op.Greater(seen_at, g.op.Sub(ends, g.constant(window))))
     how = Scores(_scale(node, width), [], g.unsqueeze(seen, [1, 2]), float(attrs.get("softcap", 0)))
-    if more is not None:
-        g.decline("something is added to its scores")
     y = attended(g, rows, g.unsqueeze(key, [2]), g.unsqueeze(value, [2]), how)
     y = g.op.Reshape(g.op.Transpose(y, perm=[0, 3, 1, 2, 4]), g.constant([0, 0, heads * width]))
     return [y, key, value, None][: len(node.outputs)]
