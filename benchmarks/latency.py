@@ -205,23 +205,19 @@ def time_one(out: Path, rounds: int, name: str, say: Say) -> Row:
 
 BARS = (("module", "raw"), ("module_engine_types", "raw"), ("module_graph", "raw_graph"))
 """What the bars are about."""
-OTHERS = (
-    ("raw_elsewhere", "raw"),
-    ("module_graph", "raw_graph_copied_out"),
-    ("allocating", "raw"),
-    ("module", "allocating"),
-)
-"""``raw_elsewhere - raw`` is how far two contexts of one engine are apart, with no code of the bridge in either."""
+CONTEXTS = ("raw_elsewhere", "raw")
+"""How far two contexts of one engine are apart, with no code of the bridge in either."""
+OTHERS = (("module_graph", "raw_graph_copied_out"), ("allocating", "raw"), ("module", "allocating"))
 
 
 def differences(ways: dict[str, Call], blocks: Any) -> dict[str, Any]:
     """Of the calls in rows, round by round (``in_rows``). What the bars are about also of call and call in turns."""
     found: dict[str, Any] = {}
-    for one, other in (*BARS, *OTHERS):
+    for one, other in (*BARS, CONTEXTS, *OTHERS):
         if one not in blocks.host or other not in blocks.host:
             continue
         row = found[f"{one} - {other}"] = {"in_rows": blocks.difference(one, other)}
-        if (one, other) in (*BARS, OTHERS[0]):
+        if (one, other) in (*BARS, CONTEXTS):
             row.update(paired(ways[one], ways[other], GpuClock()))
     return found
 

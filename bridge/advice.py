@@ -112,7 +112,7 @@ def hint(target: Target, operator: str, domain: str = "") -> str:
 
 
 def _foreign(operator: str, domain: str) -> str:
-    """What to do about an operator of values that no TensorRT has; empty where it is of tensors."""
+    """What to do about an operator of values that no TensorRT has, nor a plugin; empty where it is of tensors."""
     if domain == "ai.onnx.ml" or (domain in STANDARD and operator in _TEXT):
         return "TensorRT has no text and no classical machine learning: compute it before or after the engine."
     if domain == "com.microsoft.nchwc":

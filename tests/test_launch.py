@@ -169,6 +169,22 @@ def test_64_bits_are_narrowed_by_one_kernel(driver: Driver, slow: Slow) -> None:
         assert driver.launched == launched
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_what_torch_negates_as_it_reads_it_is_negated(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, kind: torch.dtype, compiled: bool
+) -> None:
+    if not compiled:
+        monkeypatch.setattr("bridge.runtime.context.ContextLaunch", None)
+    made, x = module(), torch.rand(2, 3, dtype=kind)
+    for given in (x, torch._neg_view(x), x, x + 1, torch._neg_view(x + 1), torch._neg_view(x), x):
+        assert torch.equal(made(given), 2 * given.float())
+    changed = x.clone()
+    assert torch.equal(made(changed), 2 * x.float())
+    changed.data = torch._neg_view(x)
+    assert torch.equal(made(changed), -2 * x.float())
+
+
 @pytest.mark.parametrize("other", ["strided", "of 32 bits", "refused"])
 def test_torch_converts_what_the_kernel_does_not(driver: Driver, slow: Slow, other: str) -> None:
     made = module()

@@ -94,6 +94,7 @@ cdef struct Expected:
     # An input as it was in the call that armed the launch.
     char *address
     bint moved  # so that TensorRT, or the stream, is to be told of the address
+    bint other  # than the tensor whose memory the stream keeps
     Device device
     DataType dtype
     int32_t axes
@@ -104,6 +105,7 @@ cdef struct Expected:
 
 cdef object tensor_type = torch.Tensor
 cdef object foreach_copy = torch._foreach_copy_
+cdef object is_neg = torch.Tensor.is_neg
 
 
 cdef inline bint is_contiguous(const View *view) noexcept:
@@ -234,6 +236,10 @@ cdef class Launch:
                 narrowed = False
             expected.moved = expected.moved or view.data != expected.address
             expected.address = view.data
+            held = self.held[place]
+            expected.other = expected.moved or held is None or held() is not <object>tensors[place]
+            if expected.other and is_neg(<object>tensors[place]):  # what is in memory has the other sign
+                return None
         if self.device_now is not None and self.device_now() != self.index:
             return None
         if self.stream_now(self.index) != self.handle or self.capturing():
@@ -296,8 +302,7 @@ cdef class Launch:
 
     cdef int hold(self, Py_ssize_t place, tensor) except -1:
         """Keeps the memory of an input until the stream is done with it."""
-        held = self.held[place]
-        if self.expected[place].moved or held is None or held() is not tensor:
+        if self.expected[place].other:
             tensor.record_stream(self.stream)
             self.held[place] = weakref.ref(tensor)
             self.expected[place].moved = False

@@ -172,7 +172,7 @@ class Context:
         """Leaves calls like this one to ``launch``."""
         assert self._handle is not None and self.stream is not None
         buffers = [
-            None if tensor.dtype is slot.dtype and tensor.is_contiguous() else slot.buffer
+            None if tensor.dtype is slot.dtype and _is_plain(tensor) else slot.buffer
             for slot, tensor in zip(self._inputs, inputs, strict=True)
         ]
         outputs = [(slot.name, slot.ready) for slot in self._outputs]
@@ -284,7 +284,7 @@ class Context:
         for slot, tensor in zip(self._inputs, inputs):  # noqa: B905 - of the same length
             if tensor.shape != slot.shape:
                 return False
-            if tensor.dtype is slot.dtype and tensor.is_contiguous():
+            if tensor.dtype is slot.dtype and _is_plain(tensor):
                 address = tensor.data_ptr() or self._no_address(tensor)
                 if address != slot.address and tensor.get_device() != index:  # an address is of one GPU
                     return False
@@ -326,10 +326,7 @@ class Context:
         """The inputs as TensorRT reads them: contiguous, on its GPU, of its type where torch has one that it lacks."""
         return [
             tensor
-            if tensor.dtype is spec.dtype
-            and tensor.device == self.device
-            and tensor.is_contiguous()
-            and not spec.on_host
+            if tensor.dtype is spec.dtype and tensor.device == self.device and _is_plain(tensor) and not spec.on_host
             else self._fit(spec, tensor)
             for spec, tensor in zip(self.engine.inputs, inputs, strict=True)
         ]
@@ -344,7 +341,7 @@ class Context:
                 f"input {spec.name!r}: is of layout {kind}, and the engine takes dense tensors: x.to_dense()."
             )
         if spec.on_host:
-            return tensor.to("cpu", spec.dtype).contiguous()
+            return tensor.to("cpu", spec.dtype).contiguous().resolve_neg()
         if tensor.device != self.device:
             where = "the CPU" if tensor.device.type == "cpu" else str(tensor.device)
             raise RunError(
@@ -352,7 +349,7 @@ class Context:
                 f"x.to({str(self.device)!r}), or module.to(…) for another GPU."
             )
         with torch.inference_mode(False):  # a buffer of later calls, which may be made outside of that mode
-            return tensor.detach().to(spec.dtype).contiguous()
+            return tensor.detach().to(spec.dtype).contiguous().resolve_neg()
 
     # shapes
 
@@ -414,6 +411,11 @@ class Context:
 def _restored(types: Sequence[torch.dtype | None], outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The outputs in other types, where one is given."""
     return [output if kind is None else output.to(kind) for kind, output in zip(types, outputs, strict=True)]
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether its elements are in memory as they are, one after the other: torch negates some as it reads them."""
+    return tensor.is_contiguous() and not tensor.is_neg()
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:

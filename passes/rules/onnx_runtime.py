@@ -25,7 +25,7 @@ Tensors = list["gs.Tensor | None"]
 @rule("Gelu", "BiasGelu", domain=MICROSOFT)
 def gelu_of_the_standard(node: gs.Node, g: Builder) -> Replacement:
     """Only ONNX Runtime has BiasGelu, and had Gelu before ONNX; it is a product with an Erf."""
-    x = _with_bias(g, node.inputs[0], g.input(node, 1))
+    x = _plus(g, node.inputs[0], g.input(node, 1))
     if g.opset >= 20:
         return g.op.Gelu(x)
     kind = g.dtype(x)
@@ -36,7 +36,7 @@ def gelu_of_the_standard(node: gs.Node, g: Builder) -> Replacement:
 @rule("FastGelu", domain=MICROSOFT)
 def fast_gelu_of_the_standard(node: gs.Node, g: Builder) -> Replacement:
     """Only ONNX Runtime has FastGelu; it is a product with a Tanh."""
-    x = _with_bias(g, node.inputs[0], g.input(node, 1))
+    x = _plus(g, node.inputs[0], g.input(node, 1))
     if g.opset >= 20:
         return g.op.Gelu(x, approximate="tanh")
     kind = g.dtype(x)
@@ -61,7 +61,7 @@ def skip_norm_of_the_standard(node: gs.Node, g: Builder) -> Replacement:
     plain = node.op == "SkipLayerNormalization"
     x, skip, gamma = node.inputs[:3]
     beta = g.input(node, 3) if plain else None
-    total = _with_bias(g, _with_bias(g, x, g.input(node, 4 if plain else 3)), skip)
+    total = _plus(g, _plus(g, x, g.input(node, 4 if plain else 3)), skip)
     epsilon = float(node.attrs.get("epsilon", 1e-12))
     y = _layer_norm(g, total, gamma, beta, epsilon) if plain else _rms_norm(g, total, gamma, -1, epsilon)
     return [y, None, None, total][: len(node.outputs)]
@@ -131,7 +131,7 @@ def fused_conv_of_the_standard(node: gs.Node, g: Builder) -> Replacement:
     y = g.node("Conv", [node.inputs[0], node.inputs[1], g.input(node, 2)], own)
     added, given = g.input(node, 3), list(node.attrs.get("activation_params") or [])
     names = ("min", "max") if node.attrs.get("activation") == "Clip" else ("alpha", "beta")
-    return _activated(g, _with_bias(g, y, added), node, dict(zip(names, given, strict=False)))
+    return _activated(g, _plus(g, y, added), node, dict(zip(names, given, strict=False)))
 
 
 def _activated(g: Builder, y: gs.Tensor, node: gs.Node, attrs: dict[str, Any]) -> gs.Tensor:
@@ -177,10 +177,10 @@ def older_operator_of_the_standard(node: gs.Node, g: Builder) -> Replacement:
     return g.node(node.op, [g.input(node, index) for index in range(len(node.inputs))], attrs)
 
 
-def _with_bias(g: Builder, x: gs.Tensor, bias: gs.Tensor | None) -> gs.Tensor:
-    if bias is None:
+def _plus(g: Builder, x: gs.Tensor, other: gs.Tensor | None) -> gs.Tensor:
+    if other is None:
         return x
-    total: gs.Tensor = g.op.Add(x, bias)
+    total: gs.Tensor = g.op.Add(x, other)
     return total
 
 
@@ -195,7 +195,7 @@ def _layer_norm(g: Builder, x: gs.Tensor, gamma: gs.Tensor, beta: gs.Tensor | No
         return result
     last = [len(g.shape(x)) - 1]
     normal = g.cast(normalised(g, _widened(g, x), last, epsilon)[0], g.dtype(x))
-    return _with_bias(g, g.op.Mul(normal, gamma), beta)
+    return _plus(g, g.op.Mul(normal, gamma), beta)
 
 
 def _rms_norm(g: Builder, x: gs.Tensor, gamma: gs.Tensor, axis: int, epsilon: float) -> gs.Tensor:
