@@ -275,11 +275,13 @@ class Session:
             self.row["failed_ways"][way] = words(error, 600)
 
     def _raw(self) -> Call:
-        """Of the module's own context, which was told by the module where to read and write: contexts of one engine
-        differ among each other in how long their launch takes."""
-        from .ways import enqueued
+        """Of the module's own context, which was told by the module where to read and write (to the output that it
+        returned last): contexts of one engine differ among each other in how long their launch takes."""
+        from .ways import enqueued, waits
 
-        return enqueued(self.plain.context, self.torch.cuda.current_stream().cuda_stream)
+        call = enqueued(self.plain.context, self.torch.cuda.current_stream().cuda_stream)
+        self.row["enqueue_waits"] = waits(call)
+        return call
 
     def _raw_elsewhere(self) -> Call:
         from .ways import Raw, errors

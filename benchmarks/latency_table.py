@@ -25,6 +25,9 @@ def table(out: Path) -> str:
     build = read_json(out / "build.json") or {"cases": {}}
     lines = [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
     lines += [line(name, run["cases"].get(name, {}), compiled["rows"]) for name in CASES]
+    waiting = [name for name, row in run["cases"].items() if row.get("enqueue_waits")]
+    if waiting:
+        lines += ["", f"TensorRT's enqueue returns when the GPU is done: {', '.join(waiting)}"]
     notes = [
         f"- {name}: {what}"
         for name in CASES

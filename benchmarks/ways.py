@@ -64,6 +64,22 @@ def enqueued(context: Any, stream: int) -> Call:
     return run
 
 
+ASLEEP = 40_000_000
+"""Cycles of the GPU's clock: more than 10 ms, whatever its frequency."""
+
+
+def waits(enqueue: Call) -> bool:
+    """Whether an enqueue returns only after its work on the GPU is done. Then nothing that the host does in a call
+    happens while the GPU is at work. Told by an enqueue behind a GPU that is asleep."""
+    stream = torch.cuda.current_stream()
+    stream.synchronize()
+    torch.cuda._sleep(ASLEEP)  # type: ignore[no-untyped-call]
+    enqueue()
+    done: bool = stream.query()
+    stream.synchronize()
+    return done
+
+
 class Raw:
     """TensorRT's own enqueue, with a context, input and output buffers that were prepared before."""
 

@@ -429,15 +429,15 @@ def test_a_context_that_another_thread_will_share_is_left_alone_until_a_call_is_
         return done
 
     monkeypatch.setattr(fake_trt.Context, "execute_async_v3", waits)
-    made, found = module(), []
-    other = threading.Thread(target=lambda: (inside.wait(20), found.append(made(X + 1))))
+    made, found = module(), {}
+    other = threading.Thread(target=lambda: (inside.wait(20), found.update(other=made(X + 1))))
     other.start()
     later = threading.Timer(0.3, go_on.set)
     later.start()
-    found.append(made(X))
+    found.update(own=made(X))
     other.join()
     assert order == ["begins", "ends"] * 3 and slow == [2, 2]
-    assert torch.equal(found[0], 2 * X) and torch.equal(found[1], 2 * (X + 1))
+    assert torch.equal(found["own"], 2 * X) and torch.equal(found["other"], 2 * (X + 1))
     assert torch.equal(made(X), 2 * X) and slow == [2, 2, 2]  # under the lock from now on
     assert made.engine is not None and made.engine.contexts == 1
 

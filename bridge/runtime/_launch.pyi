@@ -31,7 +31,7 @@ class ContextLaunch(Launch):
         handle: int,
         stream: torch.cuda.Stream,
         names: list[str],
-        outputs: Sequence[tuple[str, Ready]],
+        outputs: Sequence[tuple[str, Ready, int]],
     ) -> None: ...
 
 class GraphLaunch(Launch):
