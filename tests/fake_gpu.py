@@ -14,12 +14,14 @@ import torch
 
 class Stream:
     cuda_stream = 7
+    asleep = False
+    """Whether the GPU is: nothing else is ever under way."""
 
     def synchronize(self) -> None:
-        """Nothing is under way."""
+        Stream.asleep = False
 
     def query(self) -> bool:
-        return True
+        return not Stream.asleep
 
     def wait_stream(self, other: Any) -> None:
         """As above."""
@@ -78,6 +80,8 @@ class Engine:
         self.names = list(self.shapes)
         self.num_io_tensors = self.num_bindings = len(self.names)
         self.num_layers, self.device_memory_size = 1, 0
+        self.waits = False
+        """Whether its enqueue returns only when the GPU has done its work."""
 
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]
@@ -142,6 +146,8 @@ class Context:
             Graph.capturing.work.append(run)
         else:
             run()
+            if self.engine.waits:
+                Stream().synchronize()
         return True
 
 
@@ -165,5 +171,6 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         "current_stream": Stream,
         "synchronize": lambda: None,
         "empty_cache": lambda: None,
+        "_sleep": lambda cycles: monkeypatch.setattr(Stream, "asleep", True),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)

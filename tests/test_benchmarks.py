@@ -327,8 +327,19 @@ def test_every_way_is_timed_and_one_that_fails_is_named(tmp_path: Path, monkeypa
     assert set(row["errors"]) == {"module", "raw", "allocating", "eager", "raw_graph"}
     assert row["differences"]["module - raw"]["host_us"] < 1e4
     assert row["differences"]["module - raw"]["in_rows"]["host_us"] < 1e4
-    assert row["ways"]["raw"]["host_us"]["samples"] == 40
+    assert row["ways"]["raw"]["host_us"]["samples"] == 40 and row["enqueue_waits"] is False
     json.dumps(row)
+
+
+@pytest.mark.usefixtures("fake_gpu_fixture")
+@pytest.mark.parametrize("waits", [True, False])
+def test_an_enqueue_that_waits_for_the_gpu_is_told(waits: bool) -> None:
+    x = torch.ones(2)
+    engine = fake_gpu.Engine(torch.neg, [x], ["FLOAT"])
+    engine.waits = waits
+    raw = ways.Raw(engine, {"input_0": x})
+    assert ways.waits(raw.call(fake_gpu.Stream.cuda_stream)) is waits
+    assert torch.equal(raw.outputs["output_0"], -x) and fake_gpu.Stream().query()
 
 
 def test_an_engine_that_was_not_built_fails_its_case_alone(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class ContextLaunch(Launch):
         handle: int,
         stream: torch.cuda.Stream,
         names: list[str],
-        outputs: Sequence[tuple[str, Ready, int]],
+        outputs: Sequence[tuple[str, Ready]],
     ) -> None: ...
 
 class GraphLaunch(Launch):

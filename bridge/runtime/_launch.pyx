@@ -2,10 +2,7 @@
 """The usual call of a TRTModule, compiled: inputs are checked, TensorRT is told of new addresses, the run is enqueued.
 
 TensorRT's launch of an engine runs through so much of the driver's code that everything else is out of the processor's
-caches afterwards, and the interpreter's way through a few functions takes tens of microseconds then. Where TensorRT 8
-has made most of a network one layer (Myelin's), its enqueue returns when the GPU is done, so that all of this is added to
-a call. So what can be is done at once before the launch, where one step finds in the caches what another has needed.
-What is here is
+caches afterwards, and the interpreter's way through a few functions takes tens of microseconds then. What is here is
 what ``context`` and ``graphs`` do in a call that is like the one before it. In any other case ``launched`` does nothing
 and returns NotImplemented, and Python makes the whole call, with all checks and their words.
 
@@ -329,11 +326,11 @@ cdef class ContextLaunch(Launch):
         self.execute, self.set_address, self.refill, self.restore = execute, set_address, refill, restore
 
     def arm(self, inputs, list buffers, handle, stream, list names, outputs):
-        """After a run with these inputs. ``outputs``: of each the name, what is ready, and the address that TensorRT
-        has."""
-        if self.expect(inputs, buffers, handle, stream) and all(ready for _, ready, _ in outputs):
+        """After a run with these inputs, when TensorRT was told of the outputs of the next one."""
+        if self.expect(inputs, buffers, handle, stream) and all(ready for _, ready in outputs):
             self.names = names
-            self.output_names, self.ready, self.told = map(list, zip(*outputs, strict=True))
+            self.output_names, self.ready = [name for name, _ in outputs], [ready for _, ready in outputs]
+            self.told = [ready[-1][1] for ready in self.ready]
             self.armed = True
 
     cdef list enqueue(self, PyObject **tensors, bint narrowed):
@@ -345,16 +342,10 @@ cdef class ContextLaunch(Launch):
             expected = &self.expected[place]
             if expected.moved and not expected.copied:
                 self.set_address(self.names[place], PyLong_FromVoidPtr(expected.address))
-        for place in range(PyList_GET_SIZE(self.ready)):
-            made = self.ready[place]
-            address = (<tuple>made[PyList_GET_SIZE(made) - 1])[1]
-            if address != self.told[place]:
-                self.set_address(self.output_names[place], address)
-                self.told[place] = address
         if not self.execute(self.handle):  # once more in Python, which says why
             self.armed = False
             return None
-        for place in range(PyList_GET_SIZE(self.ready)):
+        for place in range(PyList_GET_SIZE(self.ready)):  # while the GPU is at work
             made = self.ready[place]
             output, _ = made.pop()
             outputs.append(output)
@@ -365,6 +356,10 @@ cdef class ContextLaunch(Launch):
                     self.armed = False
                     continue
                 self.ready[place] = made
+            address = (<tuple>made[-1])[1]
+            if address != self.told[place]:
+                self.set_address(self.output_names[place], address)
+                self.told[place] = address
         return outputs if self.restore is None else self.restore(outputs)
 
 
@@ -451,9 +446,7 @@ def launched(Launches launches, tuple args, dict kwargs):
         given = launches.take(given)
         if type(given) is not list:  # None, of arguments of another structure
             return NotImplemented
-    if launches.tracing() is not None:  # Python says what is wrong with that
-        return NotImplemented
     outputs = launch.run(given)
-    if outputs is None:
+    if outputs is None or launches.tracing() is not None:  # Python says what is wrong with that
         return NotImplemented
     return launches.unflatten(outputs) if launches.unflatten is not None else outputs[0]

@@ -49,7 +49,8 @@ class _Slot:
         self.like: torch.Tensor | None = None
         """An output's shape and type, in one element of memory."""
         self.ready: list[tuple[torch.Tensor, int]] = []
-        """The outputs of coming calls and their addresses, of the stream that is followed; the last is the next one."""
+        """The outputs of coming calls and their addresses, of the stream that is followed; the last is the next one,
+        of which TensorRT has been told."""
         self.kept: list[torch.Tensor] = []
         """Those that were allocated together, which are given back together too, so that a caller who drops an output
         does not wait for that."""
@@ -174,7 +175,7 @@ class Context:
             None if tensor.dtype is slot.dtype and _is_plain(tensor) else slot.buffer
             for slot, tensor in zip(self._inputs, inputs, strict=True)
         ]
-        outputs = [(slot.name, slot.ready, slot.address) for slot in self._outputs]
+        outputs = [(slot.name, slot.ready) for slot in self._outputs]
         launch.arm(inputs, buffers, self._handle, self.stream, [slot.name for slot in self._inputs], outputs)
 
     def _disarm(self) -> None:
@@ -230,8 +231,8 @@ class Context:
             raise RunError(f"TensorRT refuses to run: {self._logger.since(errors) or 'it does not say why'}")
         if ahead:
             for slot in self._outputs:
-                if not slot.ready:
-                    self._prepare(slot)
+                if slot.ready or self._prepare(slot):
+                    self._tell_output(slot, slot.ready[-1][1])
         if self._allocators or self._host_outputs:
             self._finish(outputs)
         return outputs
