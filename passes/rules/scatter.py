@@ -38,19 +38,28 @@ def scatter_elements_with_reduction(node: gs.Node, g: Builder) -> Replacement:
         return g.op.ScatterElements(data, indices, combined, axis=axis)
 
     kept = g.dtype(data)
-    places = size(g, data, axis)
-    compared = [*g.shape(indices), places if isinstance(places, int) else None]
-    check_intermediate(g, compared, "the comparison of every place with every index")
-    data, updates = _widened(g, data), _widened(g, updates)
-    indices = _not_negative(g, indices, as_tensor(g, places))
-    pads = _missing(g, data, indices, axis)
-    if pads is not None:
-        indices = g.op.Pad(indices, pads, g.constant(-1))  # a place that no number equals
-        updates = g.op.Pad(updates, pads)
-    data, indices, updates = (g.moveaxis(item, axis, -1) for item in (data, indices, updates))
-    here = g.op.Equal(g.unsqueeze(indices, [rank - 1]), g.unsqueeze(iota(g, places), [1]))  # […, places, indices]
+    here, data, updates = _compared(g, _widened(g, data), indices, _widened(g, updates), axis)
     reduced = _reduce_where(g, reduction, here, g.unsqueeze(updates, [rank - 1]), data)
     return g.cast(g.moveaxis(reduced, -1, axis), kept)
+
+
+@rule("ScatterElements")
+def scatter_elements_of_more_indices_than_places(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT's ScatterElements takes no more indices than there are places; each place takes the last of its own."""
+    data, indices, updates = node.inputs
+    rank = len(g.shape(data))
+    axis = int(node.attrs.get("axis", 0)) % rank
+    places, count = g.shape(data)[axis], g.shape(indices)[axis]
+    if node.attrs.get("reduction", "none") != "none" or not isinstance(places, int):
+        return None
+    if not isinstance(count, int) or count <= places:
+        return None
+    kept = g.dtype(data)
+    here, data, updates = _compared(g, _widened(g, data), _int64(g, indices), _widened(g, updates), axis)
+    last = g.reduce("ReduceMax", g.op.Where(here, iota(g, count), g.constant(-1)), [rank])
+    new = g.op.GatherElements(updates, g.op.Max(last, g.constant(0)), axis=rank - 1)
+    result = g.op.Where(g.op.Less(last, g.constant(0)), data, new)
+    return g.cast(g.moveaxis(result, -1, axis), kept)
 
 
 @rule("ScatterND")
@@ -96,6 +105,24 @@ def scatter_nd_with_reduction(node: gs.Node, g: Builder) -> Replacement:
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
+
+
+def _compared(
+    g: Builder, data: gs.Tensor, indices: gs.Tensor, updates: gs.Tensor, axis: int
+) -> tuple[gs.Tensor, gs.Tensor, gs.Tensor]:
+    """Which index is which place's, […, places, indices], and ``data`` and ``updates`` with ``axis`` as the last."""
+    rank = len(g.shape(data))
+    places = size(g, data, axis)
+    compared = [*g.shape(indices), places if isinstance(places, int) else None]
+    check_intermediate(g, compared, "the comparison of every place with every index")
+    indices = _not_negative(g, indices, as_tensor(g, places))
+    pads = _missing(g, data, indices, axis)
+    if pads is not None:
+        indices = g.op.Pad(indices, pads, g.constant(-1))  # a place that no number equals
+        updates = g.op.Pad(updates, pads)
+    data, indices, updates = (g.moveaxis(item, axis, -1) for item in (data, indices, updates))
+    here = g.op.Equal(g.unsqueeze(indices, [rank - 1]), g.unsqueeze(iota(g, places), [1]))
+    return here, data, updates
 
 
 def _combine(g: Builder, reduction: str, old: gs.Tensor, new: gs.Tensor) -> gs.Tensor:
@@ -253,6 +280,16 @@ def scatter_any_at_distinct_constants() -> gs.Graph:
         lambda g, x, u: g.op.ScatterElements(x, g.constant([[4, 0, -1]]), u, axis=1, reduction="max"),
         opset=18,
     )
+
+
+@scatter_elements_of_more_indices_than_places.example
+def marks_where_more_numbers_point_than_there_are() -> gs.Graph:
+    return _elements("none", ([6, 4], [14, 4]), 0, opset=16)
+
+
+@scatter_elements_of_more_indices_than_places.example
+def more_indices_of_fewer_rows_and_a_dynamic_batch() -> gs.Graph:
+    return _elements("none", (["n", 5, 3], ["n", 9, 2]), 1, "int64")
 
 
 def _nd(

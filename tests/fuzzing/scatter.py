@@ -47,6 +47,22 @@ def elements(s: Sketch) -> Case:
     return s.model(lambda g, t: g.op.ScatterElements(t["x"], t["i"], t["u"], axis=axis, reduction=reduction), opset)
 
 
+@strategy("scatter_elements_of_more_indices_than_places")
+def more_indices(s: Sketch) -> Case:
+    sizes = s.sizes(1, 4)
+    axis = s.axis(len(sizes))
+    fewer = s.flag()
+    shape = [s.integer(0 if s.rarely() else 1, size) if fewer else size for size in sizes]
+    length = sizes[axis]
+    shape[axis] = length + s.integer(0 if s.rarely() else 1, 6)
+    places = np.asarray(s.random.integers(-length if s.flag() else 0, length, shape))
+    dtype = s.pick(*TYPES)
+    s.input("x", dtype, s.values(dtype, sizes, special=True))
+    s.operand("i", places.astype(s.pick(np.int64, np.int64, np.int32)))
+    s.operand("u", s.values(dtype, shape, special=True))
+    return s.model(lambda g, t: g.op.ScatterElements(t["x"], t["i"], t["u"], axis=axis), s.pick(11, 13, 16, 18))
+
+
 @strategy("scatter_nd_with_reduction")
 def rows(s: Sketch) -> Case:
     sizes = s.sizes(1, 4)
@@ -59,9 +75,10 @@ def rows(s: Sketch) -> Case:
         places = np.stack(np.unravel_index(chosen, sizes[:depth]), -1).reshape([*lead, depth])
     dtype = s.pick(*TYPES)
     special = s.flag()
-    s.input("x", dtype, _small(s, dtype, sizes, special))
-    s.operand("i", places.astype(np.int64))
-    s.operand("u", _small(s, dtype, [*lead, *sizes[depth:]], special))
     opset = s.pick(16, 18, 20)
     reduction = s.pick("add", "mul", *(("max", "min") if opset >= 18 else ()), "none")
+    static = special and reduction == "add"  # a dynamic number of rows is added by a MatMul, where Inf reaches every row
+    s.input("x", dtype, _small(s, dtype, sizes, special), static)
+    s.operand("i", places.astype(np.int64), static)
+    s.operand("u", _small(s, dtype, [*lead, *sizes[depth:]], special), static)
     return s.model(lambda g, t: g.op.ScatterND(t["x"], t["i"], t["u"], reduction=reduction), opset)
