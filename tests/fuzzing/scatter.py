@@ -77,7 +77,7 @@ def rows(s: Sketch) -> Case:
     special = s.flag()
     opset = s.pick(16, 18, 20)
     reduction = s.pick("add", "mul", *(("max", "min") if opset >= 18 else ()), "none")
-    static = special and reduction == "add"  # a dynamic number of rows is added by a MatMul, where Inf reaches every row
+    static = special and reduction == "add"  # dynamic rows are added by a MatMul, where Inf reaches every row
     s.input("x", dtype, _small(s, dtype, sizes, special), static)
     s.operand("i", places.astype(np.int64), static)
     s.operand("u", _small(s, dtype, [*lead, *sizes[depth:]], special), static)
