@@ -330,6 +330,8 @@ def _export_with(
     opset: int | None,
 ) -> str | None:
     """Exports to ``path``; returns the exporter's reason, in a line, where it fails."""
+    import torch
+
     tensors = tuple(
         to_torch(resized(example.feeds[name], _trace_shape(example.feeds[name].shape, profiles[name]))).to(
             source.device
@@ -338,7 +340,7 @@ def _export_with(
     )
     run = _by_dynamo if exporter == "dynamo" else _by_torchscript
     try:
-        with _quiet(), _full_precision():
+        with _quiet(), _full_precision(), torch.no_grad():
             run(source, tensors, profiles, path, opset)
             if opset is None and _lacks_bfloat16(path):
                 _remove(path)

@@ -167,3 +167,24 @@ def test_a_scripted_part_that_does_not_export_is_named(tmp_path: Path) -> None:
 def test_a_complex_input_is_refused_with_what_to_give_instead(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"'input': is torch\.complex64.*torch\.view_as_real"):
         rewritten(nn.Identity(), (torch.ones(2, dtype=torch.complex64),), tmp_path)
+
+
+class Gated(nn.Module):
+    """Writes to two views of one tensor, as ``nn.GRUCell`` does inside: torch allows it where no gradients are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.both = nn.GRUCell(8, 8), nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.randn(4) * 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, value = self.both(self.cell(x)).chunk(2, 1)
+        gate.sigmoid_()
+        return value.mul_(gate) * self.scale.clamp_(-1, 1)
+
+
+def test_what_torch_allows_without_gradients_alone_is_exported(tmp_path: Path) -> None:
+    profiles = {"x": ((1, 8), (2, 8), (5, 8))}
+    result = rewritten(Gated(), (torch.randn(2, 8),), tmp_path, profiles=profiles)
+    assert result.ok, result.error
+    assert (result.exporter, result.notes) == ("dynamo", [])
