@@ -121,8 +121,8 @@ def check_model(models: dict[str, Any], target: Any, name: str, say: Say) -> Row
     import torch
 
     import bridge
-    from bridge.export import make_source
     from bridge.tensors import to_numpy
+    from bridge.torch_source import make_source
 
     row: Row = {"status": "built", "precisions": {}}
     constructor, inputs = models[name][:2]

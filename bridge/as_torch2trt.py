@@ -271,8 +271,8 @@ class _Names:
     def __init__(
         self, module: Any, inputs: Any, input_names: Sequence[str] | None, output_names: Sequence[str] | None
     ) -> None:
-        from .export import evaluating, make_source
         from .tensors import to_numpy
+        from .torch_source import evaluating, make_source
 
         if not isinstance(module, (torch.nn.Module, torch.export.ExportedProgram)):
             raise UsageError(

@@ -20,7 +20,7 @@ from .npz import write_npz
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-    from .export import Source
+    from .torch_source import Source
 
 CALIBRATORS = {
     "LEGACY_CALIBRATION": "legacy",

@@ -170,14 +170,14 @@ def _exported(
     opset: int | None,
 ) -> tuple[Path, dict[str, Profile], list[str]]:
     """The module as an ONNX file, by the first exporter that writes one; it is compared with nothing."""
-    from . import export
+    from . import export, torch_source
     from .tensors import to_numpy
 
-    made = export.make_source(source, inputs, input_names, output_names)
+    made = torch_source.make_source(source, inputs, input_names, output_names)
     example = {name: to_numpy(tensor) for name, tensor in made.call.tensors.items()}
     profiles = make_profiles(given, {name: array.shape for name, array in example.items()})
-    export.check_static_axes(made, profiles)
-    with export.evaluating(made.module):
+    torch_source.check_static_axes(made, profiles)
+    with torch_source.evaluating(made.module):
         made.run(example)  # which finds the names of the outputs
         done = export.export(
             made,

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bridge import export
+from bridge import torch_source
 from bridge.calibration import Calibration, check_calibration, file_reader, torch_reader, write_calibration
 from bridge.errors import UsageError
 from bridge.inputs import Profile
@@ -37,7 +37,7 @@ ROWS = np.arange(60, dtype=np.float32).reshape(10, 6)
 
 def calibrated(given: Any, folder: Path, rows: int = 2, most: int | None = None, **options: Any) -> Calibration:
     """Of a model with one input "x" of ``rows`` times 6 numbers, up to ``most`` rows."""
-    source = export.make_source(Image(), (torch.zeros(rows, 6),), None, None)
+    source = torch_source.make_source(Image(), (torch.zeros(rows, 6),), None, None)
     allowed = {"x": Profile((min(rows, most or rows), 6), (rows, 6), (most or rows, 6))}
     example = {"x": np.zeros((rows, 6), np.float32)}
     check_calibration(given, "minmax", True)
@@ -59,7 +59,7 @@ def test_inputs_keep_names_that_numpy_has_as_arguments_of_its_own(tmp_path: Path
             return file + allow_pickle
 
     example = {name: ROWS[:2] + place for place, name in enumerate(("file", "allow_pickle"))}
-    source = export.make_source(Named(), tuple(map(torch.from_numpy, example.values())), None, None)
+    source = torch_source.make_source(Named(), tuple(map(torch.from_numpy, example.values())), None, None)
     allowed = {name: Profile((2, 6), (2, 6), (2, 6)) for name in example}
     made = write_calibration(None, torch_reader(source), example, allowed, tmp_path, "minmax", tmp_path / "cache")
     (sample,) = made.samples()
@@ -122,7 +122,9 @@ def test_a_loader_of_mappings_gives_what_the_module_takes(tmp_path: Path) -> Non
         {"ids": torch.full((3,), i), "labels": torch.tensor(i), "mask": torch.ones(3, dtype=torch.int64)}
         for i in range(4)
     ]
-    source = export.make_source(Words(), {"ids": torch.zeros(2, 3).long(), "mask": torch.ones(2, 3).long()}, None, None)
+    source = torch_source.make_source(
+        Words(), {"ids": torch.zeros(2, 3).long(), "mask": torch.ones(2, 3).long()}, None, None
+    )
     example = {name: to_numpy(tensor) for name, tensor in source.call.tensors.items()}
     allowed = {name: Profile((2, 3), (2, 3), (2, 3)) for name in example}
     loader = DataLoader(rows, batch_size=2)  # type: ignore[arg-type]

@@ -12,9 +12,9 @@ from torch import nn
 
 from bridge import ConversionResult, convert
 from bridge.errors import UsageError
-from bridge.export import make_source
 from bridge.inputs import make_cases, read_profiles, with_numbers_that_fit
 from bridge.tensors import to_numpy
+from bridge.torch_source import make_source
 
 
 def rewritten(module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path, **options: object) -> ConversionResult:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bridge import export
+from bridge import export, torch_source
 from bridge.inputs import read_profiles
 from bridge.scopes import write_scopes
 from passes.provenance import origin_of
@@ -61,7 +61,7 @@ def modules(path: Path) -> list[str]:
 )
 def test_every_node_has_its_module(tmp_path: Path, module: nn.Module, expected: list[str]) -> None:
     x = torch.randn(2, 4)
-    source = export.make_source(module.eval(), (x,), None, None)
+    source = torch_source.make_source(module.eval(), (x,), None, None)
     source.run({name: x.numpy() for name in source.call.tensors})
     (profiles,) = read_profiles(None, dict.fromkeys(source.call.tensors, (2, 4)))
     export._by_torchscript(source, (x,), profiles, tmp_path / "m.onnx", None)

@@ -27,7 +27,7 @@ from . import torch_run
 from .torch_run import Point, Seen
 
 if TYPE_CHECKING:
-    from ..export import Source
+    from ..torch_source import Source
 
 NEAR = {TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 0.1}
 """Two tensors whose distance is below this are the same one, by the exported type; for all others, 2e-3."""

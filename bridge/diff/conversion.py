@@ -21,7 +21,7 @@ from ..workspace import RESULT, TYPED
 from .model import NOT_BUILT, STAGES, StageName
 
 if TYPE_CHECKING:
-    from ..export import Source
+    from ..torch_source import Source
 
 Outputs = list[dict[str, Array]]
 
@@ -94,7 +94,7 @@ class Conversion:
     def run(self, stage: StageName, feeds: Sequence[Feeds]) -> Outputs:
         """What a stage computes. Raises RunError or ExportError where it does not run."""
         if stage == "torch":
-            from ..export import evaluating
+            from ..torch_source import evaluating
 
             assert self.source is not None
             with evaluating(self.source.module):
@@ -205,14 +205,14 @@ def _of_files(
 def _of_module(
     result: ConversionResult, folder: Path, target: Target, source: Any, inputs: Any, options: Mapping[str, Any]
 ) -> Conversion:
-    from .. import export
+    from .. import torch_source
     from ..tensors import to_numpy
 
     notes: list[str] = []
     if inputs is None:
         inputs, notes = _generated(result, source, options)
     names = [item.name for item in result.inputs] or None
-    made = export.make_source(source, inputs, options.get("input_names") or names, options.get("output_names"))
+    made = torch_source.make_source(source, inputs, options.get("input_names") or names, options.get("output_names"))
     if options.get("output_names") is None and result.outputs:
         made.output_names = [item.name for item in result.outputs]
     example = {name: to_numpy(tensor) for name, tensor in made.call.tensors.items()}

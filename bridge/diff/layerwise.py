@@ -24,7 +24,7 @@ from .model import Error, LayerDiff, StageName
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-    from ..export import Source
+    from ..torch_source import Source
 
 LIMITS = {"float32": 1e-3, "float64": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 """What a layer may introduce, relative to its output's norm, by what it computes in; a tolerance goes before."""

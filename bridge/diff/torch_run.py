@@ -16,7 +16,7 @@ from ..tensors import named_leaves, to_numpy
 if TYPE_CHECKING:
     import torch
 
-    from ..export import Source
+    from ..torch_source import Source
 
 SEEN = 4096
 """Elements of a tensor that are looked at to tell it from others."""
@@ -99,7 +99,7 @@ def _hooked(
     model: torch.nn.Module, wanted: Callable[[Point], bool], keep: Callable[[Point, Array], None]
 ) -> Iterator[None]:
     """The model in eval mode; each wanted tensor is copied at once, since a later module may change it in place."""
-    from ..export import evaluating
+    from ..torch_source import evaluating
 
     calls: dict[str, int] = {}
     handles: list[Any] = []

@@ -18,21 +18,22 @@ from ..workspace import EXPORTED
 from .state import Outputs, State
 
 if TYPE_CHECKING:
-    from ..export import Exporter, Source
+    from ..export import Exporter
+    from ..torch_source import Source
 
 
 def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Exporter]) -> Outputs:
     """Exports the module; returns what the exported model computes."""
-    from .. import export
+    from .. import export, torch_source
 
     settings, result = state.settings, state.result
-    made = export.make_source(source, inputs, settings.input_names, settings.output_names)
+    made = torch_source.make_source(source, inputs, settings.input_names, settings.output_names)
     example = {name: to_numpy(tensor) for name, tensor in made.call.tensors.items()}
     state.profiles = read_profiles(settings.profiles, {name: array.shape for name, array in example.items()})
     allowed = hull(state.profiles)
-    export.check_static_axes(made, allowed)
+    torch_source.check_static_axes(made, allowed)
     state.cases, state.read = make_cases(example, state.profiles), torch_reader(made)
-    with export.evaluating(made.module) as changed:
+    with torch_source.evaluating(made.module) as changed:
         if changed:
             result.notes.append("the module was in training mode: it was exported and compared in eval mode")
         with state.clock("run"):
