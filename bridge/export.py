@@ -33,6 +33,8 @@ Exporter = Literal["dynamo", "torchscript"]
 EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
 """The preferred one first. It writes newer opsets than some parsers read; the passes bring them down."""
 
+_Run = Callable[[Source, tuple[Any, ...], Mapping[str, Profile], Path, "int | None"], None]
+
 INLINE_LIMIT = 64 << 20
 """A model with more weights than this (bytes) keeps them in a data file beside it."""
 
@@ -62,30 +64,32 @@ def export(
     reason where none does.
     """
 
-    def why_not(exporter: Exporter) -> str | None:
+    def why_not(run: _Run) -> str | None:
         _remove(path)
-        reason = _export_with(exporter, source, profiles, example, path, opset)
+        reason = _export_with(run, source, profiles, example, path, opset)
         return reason or _lost_axes(path, profiles) or accept(path)
 
     reasons: list[str] = []
+    notes: list[str] = []
     for exporter in exporters:
-        reason = why_not(exporter)
-        if reason is not None and exporter == "dynamo" and path.exists() and _may_depend_on_sizes(source, profiles):
-            with _reading_the_code():
-                reason = why_not(exporter) and reason
+        reason = why_not(_by_dynamo if exporter == "dynamo" else _by_torchscript)
+        if reason is not None and exporter == "dynamo" and source.program is None:
+            if not path.exists():
+                notes = [f"exported as the operators that ran in the module, since torch.export does not: {reason}"]
+                reason = why_not(_by_record) and reason
+            elif any(profile.dynamic_axes for profile in profiles.values()):
+                with _reading_the_code():
+                    reason = why_not(_by_dynamo) and reason
         if reason is None:
             files = (path.name + ".data", path.name) if path.with_name(path.name + ".data").exists() else (path.name,)
+            if exporter == "torchscript":
+                notes = source.traced
             age = "older" if exporter == "torchscript" else "newer"
-            notes = [f"exported by torch.onnx's {age} exporter ({exporter}), since {item}" for item in reasons]
-            notes += source.traced if exporter == "torchscript" else []
+            notes = [f"exported by torch.onnx's {age} exporter ({exporter}), since {item}" for item in reasons] + notes
             return Exported(exporter, files, notes)
         reasons.append(f"{exporter}: {reason}")
     advice = filter(None, (custom_ops.advice("\n".join(reasons)), scripted_parts(source.module)))
     raise ExportError("\n".join(["torch.onnx does not export the module.", *reasons, *advice]))
-
-
-def _may_depend_on_sizes(source: Source, profiles: Mapping[str, Profile]) -> bool:
-    return source.program is None and any(profile.dynamic_axes for profile in profiles.values())
 
 
 def _reading_the_code() -> contextlib.AbstractContextManager[Any]:
@@ -105,7 +109,7 @@ def _remove(path: Path) -> None:
 
 
 def _export_with(
-    exporter: Exporter,
+    run: _Run,
     source: Source,
     profiles: Mapping[str, Profile],
     example: Case,
@@ -121,9 +125,8 @@ def _export_with(
         )
         for name in source.call.tensors
     )
-    run = _by_dynamo if exporter == "dynamo" else _by_torchscript
     try:
-        with _quiet(), full_precision(), torch.no_grad():
+        with _quiet(), full_precision(), torch.set_grad_enabled(source.gradients), _transforms_ended():
             run(source, tensors, profiles, path, opset)
             if opset is None and _lacks_bfloat16(path):
                 _remove(path)
@@ -133,6 +136,23 @@ def _export_with(
     except Exception as error:  # noqa: BLE001 - exporters raise whatever the traced code or torch raises
         return one_line(error, list(source.call.tensors))
     return None
+
+
+@contextlib.contextmanager
+def _transforms_ended() -> Iterator[None]:
+    """Ends what torch.func's transforms leave open where a trace fails within one, which spoils all that come after."""
+    import torch
+    from torch._C import _functorch
+    from torch.autograd import forward_ad
+
+    depth, level = _functorch.get_dynamic_layer_stack_depth(), forward_ad._current_level
+    try:
+        yield
+    finally:
+        if _functorch.get_dynamic_layer_stack_depth() > depth:
+            _functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+            with contextlib.suppress(RuntimeError):  # it was no jvp, and there is no such level
+                torch._C._exit_dual_level(level=level + 1)
 
 
 def _lacks_bfloat16(path: Path) -> bool:
@@ -177,6 +197,36 @@ def _wrapped(source: Source) -> torch.nn.Module:
 def _by_dynamo(
     source: Source, tensors: tuple[Any, ...], profiles: Mapping[str, Profile], path: Path, opset: int | None
 ) -> None:
+    from . import translations
+
+    with translations.installed():
+        if source.program is not None:
+            _write_by_dynamo(source, source.program, {}, path, opset)
+        else:
+            given = {"args": tensors, "dynamic_shapes": (_dynamic_shapes(source, profiles),)}
+            _write_by_dynamo(source, _wrapped(source), given, path, opset)
+
+
+def _by_record(
+    source: Source, tensors: tuple[Any, ...], profiles: Mapping[str, Profile], path: Path, opset: int | None
+) -> None:
+    from . import translations
+    from .recorded import recorded
+
+    with translations.installed():
+        shapes = _dynamic_shapes(source, profiles)
+        record = recorded(_wrapped(source), tensors, dynamic=any(shapes))
+        _write_by_dynamo(source, record, {"args": tensors, "dynamic_shapes": shapes}, path, opset)
+
+
+def _dynamic_shapes(source: Source, profiles: Mapping[str, Profile]) -> tuple[dict[int, Any], ...]:
+    import torch
+
+    return tuple(dict.fromkeys(profiles[name].dynamic_axes, torch.export.Dim.DYNAMIC) for name in source.call.tensors)
+
+
+def _write_by_dynamo(source: Source, model: Any, given: dict[str, Any], path: Path, opset: int | None) -> None:
+    """``given``: the arguments, and which of their axes are dynamic; of an ExportedProgram nothing."""
     import torch
 
     from . import translations
@@ -189,13 +239,7 @@ def _by_dynamo(
         "dynamo": True,
         "verbose": False,
     }
-    with translations.installed():
-        if source.program is not None:
-            program = torch.onnx.export(source.program, **options)
-        else:
-            dynamic = torch.export.Dim.DYNAMIC
-            shapes = tuple(dict.fromkeys(profiles[name].dynamic_axes, dynamic) for name in source.call.tensors)
-            program = torch.onnx.export(_wrapped(source), tensors, dynamic_shapes=(shapes,), **options)
+    program = torch.onnx.export(model, **given, **options)
     assert program is not None
     _free_names(program.model.graph)
     initializers = program.model.graph.initializers.values()

@@ -74,4 +74,7 @@ def scripted_parts(module: torch.nn.Module) -> str:
     if not outer:
         return ""
     names = ", ".join(map(repr, outer[:3])) + ", …" * (len(outer) > 3)
-    return f"ScriptModules are exported in part only: in the place of {names} put the nn.Module it was scripted from."
+    return (
+        "ScriptModules are exported with the sizes of the example as constants, and not all of them: in the place of "
+        f"{names} put the nn.Module it was scripted from."
+    )

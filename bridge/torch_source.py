@@ -35,6 +35,9 @@ class Source:
     outputs: Flattener | None = None
     """The structure of what the module returned; constants that differed from run to run are left out."""
 
+    gradients: bool = False
+    """Whether the module takes derivatives of what it is given, for which torch has to keep track of them."""
+
     traced: list[str] = field(default_factory=list)
     """What should be known of the last trace by the older exporter."""
 
@@ -57,9 +60,12 @@ class Source:
         tensors = [to_torch(feeds[name]).to(self.device) for name in self.call.tensors]
         args, kwargs = self.call.rebuild(tensors)
         try:
-            with torch.no_grad(), full_precision():
+            with torch.set_grad_enabled(self.gradients), full_precision():
                 result = self.module(*args, **kwargs)
         except Exception as error:  # user code may raise anything, and is named as the cause
+            if not self.gradients and "does not require grad" in str(error):
+                self.gradients = True
+                return self.run(feeds)
             raise ExportError(
                 f"the module raises in forward: {type(error).__name__}: {error}{user_line(error)}. "
                 f"Its inputs were {_shapes(feeds)}."

@@ -159,7 +159,8 @@ class Doubles(nn.Module):
 
 def test_a_scripted_part_that_does_not_export_is_named(tmp_path: Path) -> None:
     scripted = torch.jit.script(Doubles())  # type: ignore[no-untyped-call]
-    result = rewritten(nn.Sequential(nn.Linear(4, 4), scripted), (torch.ones(2, 4),), tmp_path)
+    profiles = {"input": ((1, 4), (2, 4), (200, 4))}
+    result = rewritten(nn.Sequential(nn.Linear(4, 4), scripted), (torch.ones(2, 4),), tmp_path, profiles=profiles)
     assert not result.ok
     assert "in the place of '1' put the nn.Module it was scripted from" in (result.error or ""), result.error
 

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from .registry import TRANSLATIONS
+from .registry import DECOMPOSITIONS, TRANSLATIONS
 
-__all__ = ["installed", "table"]
+__all__ = ["installed", "of_backward", "table"]
 
 
 def installed() -> AbstractContextManager[None]:
@@ -30,6 +30,12 @@ def table() -> dict[Any, Callable[..., Any]]:
     """What torch.onnx.export takes as its ``custom_translation_table``."""
     _load()
     return dict(TRANSLATIONS)
+
+
+def of_backward() -> dict[Any, Callable[..., Any]]:
+    """How what autograd runs backward is computed by other operators."""
+    _load()
+    return {op: function for op, function in DECOMPOSITIONS.items() if "_backward" in str(op)}
 
 
 def _load() -> None:
