@@ -16,6 +16,7 @@ from .errors import ExportError, RewriteError, UsageError
 from .inputs import Case, Profile, known_profiles, make_profiles
 from .result import Decline, Rewrite, TargetInfo
 from .target import Target, resolve
+from .torch_source import class_name
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -144,7 +145,7 @@ def explain(
         found, whole = asker.refused(graph)
         refused = [_described(item, nodes[item.node], log, wanted) for item in found]
     return Explanation(
-        name or (path.stem if path is not None else type(source).__name__),
+        name or (path.stem if path is not None else class_name(source)),
         wanted.info,
         len(nodes),
         refused,

@@ -198,13 +198,16 @@ def _by_dynamo(
     source: Source, tensors: tuple[Any, ...], profiles: Mapping[str, Profile], path: Path, opset: int | None
 ) -> None:
     from . import translations
+    from .scripted import unscripted
 
     with translations.installed():
         if source.program is not None:
             _write_by_dynamo(source, source.program, {}, path, opset)
         else:
             given = {"args": tensors, "dynamic_shapes": (_dynamic_shapes(source, profiles),)}
-            _write_by_dynamo(source, _wrapped(source), given, path, opset)
+            module = _wrapped(source)
+            with unscripted(module, tensors):
+                _write_by_dynamo(source, module, given, path, opset)
 
 
 def _by_record(

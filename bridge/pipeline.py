@@ -23,6 +23,7 @@ from .stages.precision import lower
 from .stages.rewrite import check_rewritten, rewrite
 from .stages.state import Outputs, State
 from .target import Target, resolve
+from .torch_source import class_name
 from .trade_off import one_or_several
 from .workspace import RESULT, Workspace, write_text
 
@@ -148,7 +149,7 @@ def convert(
     elif hasattr(source, "named_modules"):
         settings.builder.check_modules([name for name, _ in source.named_modules()])
     result = ConversionResult(
-        name or (path.stem if path is not None else type(source).__name__),
+        name or (path.stem if path is not None else class_name(source)),
         target=settings.target.info,
         precision=settings.precision.name,
         source=str(path) if path is not None else f"{type(source).__module__}.{type(source).__qualname__}",

@@ -157,6 +157,10 @@ def make_source(
             raise UsageError(f"{what}: is the word {given!r}; give a list of names.")
     module = program.module() if program is not None else source
     _check_module(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        from .scripted import Scripted
+
+        module = Scripted(module)
     positional = None
     if program is not None and program.example_inputs is not None:
         args, kwargs = program.example_inputs
@@ -165,24 +169,24 @@ def make_source(
             inputs = inspect.signature(module.forward).bind(*args, **kwargs).arguments
     if inputs is None:
         raise UsageError("inputs: a torch module is exported by running it; give example inputs.")
-    call = take_apart(module.forward, inputs, input_names, f"{type(module).__name__}.forward", positional)
+    call = take_apart(module.forward, inputs, input_names, f"{class_name(source)}.forward", positional)
     made = Source(module, call, program)
     if output_names is not None:
         made.output_names = list(output_names)
     return made
 
 
-def _check_module(module: torch.nn.Module) -> None:
-    """Raises UsageError where it cannot be exported, whatever its inputs are."""
+def class_name(source: Any) -> str:
+    """Of a ScriptModule, that of the module it was made from."""
     import torch
 
+    return str(source.original_name if isinstance(source, torch.jit.ScriptModule) else type(source).__name__)
+
+
+def _check_module(module: torch.nn.Module) -> None:
+    """Raises UsageError where it cannot be exported, whatever its inputs are."""
     from .runtime.module import TRTModule
 
-    if isinstance(module, torch.jit.ScriptModule):
-        raise UsageError(
-            f"{type(module).__name__} {getattr(module, 'original_name', '')!r}: torch.onnx exports no ScriptModule. "
-            "Give the nn.Module that it was scripted or traced from, or an ONNX file."
-        )
     engines = [name for name, item in module.named_modules() if isinstance(item, TRTModule)]
     if engines:
         where = f"{type(module).__name__}: {engines[0]!r}" if engines[0] else "the module"
@@ -218,7 +222,7 @@ def check_static_axes(source: Source, profiles: Mapping[str, Profile]) -> None:
 @contextlib.contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[bool]:
     """The module in eval mode, each submodule put back afterwards; yields whether that changed anything."""
-    training = [item for item in module.modules() if item.training]
+    training = [item for item in module.modules() if getattr(item, "training", False)]  # none of a frozen ScriptModule
     for item in training:
         item.training = False
     try:

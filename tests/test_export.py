@@ -398,13 +398,6 @@ def test_a_module_that_fails_at_the_max_shapes_alone_is_reported_with_those_shap
     assert "IndexError" in error and "x float32[9, 3]" in error, error
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("make", [torch.jit.script, lambda module: torch.jit.trace(module, X)])
-def test_a_script_module_is_refused_with_the_way_out(tmp_path: Path, make: Any) -> None:
-    with pytest.raises(UsageError, match=r"exports no ScriptModule\. Give the nn.Module"):
-        bridge.convert(make(nn.Linear(3, 2)), (X,), workdir=tmp_path, target=RTX)
-
-
 @pytest.mark.parametrize(
     ("module", "words"),
     [
