@@ -219,7 +219,7 @@ def _by_record(
     with translations.installed():
         shapes = _dynamic_shapes(source, profiles)
         record = recorded(_wrapped(source), tensors, dynamic=any(shapes))
-        _write_by_dynamo(source, record, {"args": tensors, "dynamic_shapes": shapes}, path, opset)
+        _write_by_dynamo(source, record, {"args": tensors, "dynamic_shapes": (shapes,)}, path, opset)
 
 
 def _dynamic_shapes(source: Source, profiles: Mapping[str, Profile]) -> tuple[dict[int, Any], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -46,6 +47,7 @@ def modules(path: Path) -> list[str]:
     return [origin_of(node.name, {item.key: item.value for item in node.metadata_props}).module for node in nodes]
 
 
+@pytest.mark.parametrize("exporter", [export._by_torchscript, export._by_record])
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
@@ -59,12 +61,15 @@ def modules(path: Path) -> list[str]:
         (nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4))), ["0", "1.0"]),
     ],
 )
-def test_every_node_has_its_module(tmp_path: Path, module: nn.Module, expected: list[str]) -> None:
+def test_every_node_has_its_module(
+    tmp_path: Path, module: nn.Module, expected: list[str], exporter: Callable[..., None]
+) -> None:
     x = torch.randn(2, 4)
     source = torch_source.make_source(module.eval(), (x,), None, None)
     source.run({name: x.numpy() for name in source.call.tensors})
     (profiles,) = read_profiles(None, dict.fromkeys(source.call.tensors, (2, 4)))
-    export._by_torchscript(source, (x,), profiles, tmp_path / "m.onnx", None)
+    with torch.no_grad():
+        exporter(source, (x,), profiles, tmp_path / "m.onnx", None)
     assert modules(tmp_path / "m.onnx") == expected
 
 
@@ -80,7 +85,8 @@ def test_rules_for_modules_hold_whichever_exporter_was_taken(tmp_path: Path, mon
     def fails(*_: object) -> None:
         raise RuntimeError("not today")
 
-    monkeypatch.setattr(export, "_by_dynamo", fails)
+    for exporter in ("_by_dynamo", "_by_record"):
+        monkeypatch.setattr(export, exporter, fails)
     asked = {"precision": "fp16", "fp32": ["body.1"]}
     result = convert(Outer(), (torch.randn(2, 4),), workdir=tmp_path, target=RTX, precision=asked)
     assert result.ok, result.error
