@@ -75,8 +75,12 @@ def export(
         reason = why_not(_by_dynamo if exporter == "dynamo" else _by_torchscript)
         if reason is not None and exporter == "dynamo" and source.program is None:
             if not path.exists():
-                notes = [f"exported as the operators that ran in the module, since torch.export does not: {reason}"]
-                reason = why_not(_by_record) and reason
+                again = why_not(_by_record)
+                if again is None:
+                    notes = [f"exported as the operators that ran in the module, since torch.export does not: {reason}"]
+                    reason = None
+                elif again != reason:
+                    reason = f"{reason}; as the operators that ran in it: {again}"
             elif any(profile.dynamic_axes for profile in profiles.values()):
                 with _reading_the_code():
                     reason = why_not(_by_dynamo) and reason

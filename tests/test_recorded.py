@@ -177,3 +177,9 @@ def test_a_scripted_part_is_exported_with_the_names_of_its_parameters(tmp_path: 
     assert result.exported_onnx is not None
     names = {item.name for item in onnx.load(str(result.exported_onnx)).graph.initializer}
     assert {"bridge_module.0.linear.bias", "bridge_module.1.bias"} <= names
+
+
+def test_what_of_a_backward_cannot_be_written_is_said(tmp_path: Path) -> None:
+    functions = {"by_the_weights_of_groups": lambda x: F.conv2d(x, x[:1, :, 2:5, 1:4].transpose(0, 1), groups=4)}
+    result = convert(Slopes(functions), (torch.randn(2, 4, 8, 9),), workdir=tmp_path, build=False)
+    assert "the derivative by the weights of a convolution in groups" in (result.error or ""), result.error
