@@ -187,7 +187,7 @@ def _exported(
             folder / "exported.onnx",
             exporters=export.EXPORTERS,
             opset=opset or made.opset,
-            accept=lambda path: None,
+            accept=lambda path, exporter: None,
         )
     return folder / "exported.onnx", profiles, done.notes
 

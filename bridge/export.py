@@ -56,18 +56,18 @@ def export(
     *,
     exporters: Sequence[Exporter],
     opset: int | None,
-    accept: Callable[[Path], str | None],
+    accept: Callable[[Path, Exporter], str | None],
 ) -> Exported:
     """Writes the module to ``path`` by the first exporter whose model is accepted.
 
-    ``accept`` is given the file and returns why it will not do, or None. Raises ExportError with every exporter's
-    reason where none does.
+    ``accept`` is given the file and what wrote it, and returns why it will not do, or None. Raises ExportError with
+    every exporter's reason where none does.
     """
 
     def why_not(run: _Run) -> str | None:
         _remove(path)
         reason = _export_with(run, source, profiles, example, path, opset)
-        return reason or _lost_axes(path, profiles) or accept(path)
+        return reason or _lost_axes(path, profiles) or accept(path, exporter)
 
     reasons: list[str] = []
     notes: list[str] = []

@@ -320,5 +320,23 @@ def with_numbers_that_fit(case: Case, example: Case) -> Iterator[tuple[int, Case
         yield most, Case(case.name, feeds)
 
 
+def with_other_values(case: Case) -> Iterator[Case]:
+    """``case`` with other numbers of the same signs and sizes: those of each input in another order, the real ones more
+    or less large; then, for who wants an order or whole numbers as they are, the real ones larger by a quarter."""
+    random = np.random.default_rng(0)
+
+    def moved(array: Array) -> Array:
+        mixed = random.permuted(array.reshape(-1)).reshape(array.shape)
+        return (
+            mixed if array.dtype.kind in "iub" else (mixed * random.uniform(0.5, 1.5, array.shape)).astype(array.dtype)
+        )
+
+    def larger(array: Array) -> Array:
+        return array if array.dtype.kind in "iub" else (array * 1.25).astype(array.dtype)
+
+    for other in (moved, larger):
+        yield Case(case.name, {name: other(array) for name, array in case.feeds.items()})
+
+
 def _same_shapes(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
     return all(a[name].shape == b[name].shape for name in a)

@@ -152,6 +152,33 @@ def test_a_branch_that_was_traced_one_way_is_told_with_its_line(tmp_path: Path) 
     )
 
 
+class Reads(nn.Module):
+    """Makes tensors of what Python reads from one, which torch.export cannot follow."""
+
+    def __init__(self, first: float) -> None:
+        super().__init__()
+        self.first = first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x[0, 0] != self.first:
+            raise ValueError("these are not the values of the example")
+        return x * torch.tensor([x[0, 1], x[1, 0]])
+
+
+class ReadsAny(Reads):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.tensor([x[0, 1], x[1, 0]])
+
+
+def test_what_python_reads_from_the_example_is_no_constant_in_silence(tmp_path: Path) -> None:
+    x = torch.rand(2, 2) + 1
+    result = rewritten(ReadsAny(0), (x,), tmp_path / "any")
+    assert "torchscript: at other values of the inputs, exported and torch differ" in (result.error or ""), result.error
+    result = rewritten(Reads(float(x[0, 0])), (x,), tmp_path / "one")
+    assert result.ok, result.error
+    assert "was compared at the example's values alone: the module takes no others that were tried" in result.notes
+
+
 class Doubles(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * 2 if x.shape[0] > 100 else x

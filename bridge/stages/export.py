@@ -10,9 +10,9 @@ import numpy as np
 
 from .. import custom_ops
 from ..calibration import file_reader, torch_reader
-from ..compare import disagreement
+from ..compare import compare_stages, disagreement
 from ..errors import ExportError, RunError
-from ..inputs import Array, Case, hull, make_cases, read_profiles, with_numbers_that_fit
+from ..inputs import Array, Case, hull, make_cases, read_profiles, with_numbers_that_fit, with_other_values
 from ..tensors import to_numpy
 from ..workspace import EXPORTED
 from .state import Outputs, State
@@ -41,7 +41,7 @@ def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Expor
         state.remember_source(reference)
         outputs: list[Outputs] = []
 
-        def accept(path: Path) -> str | None:
+        def accept(path: Path, exporter: Exporter) -> str | None:
             try:
                 with state.clock("run"), state.caching.foreseeing(path):
                     outputs.append(state.run_onnx(path, "exported"))
@@ -50,7 +50,7 @@ def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Expor
             result.half = _half(path)
             comparisons = state.compare(("torch", "exported"), reference, outputs[-1], result.own_precision)
             if all(item.agreed for item in comparisons):
-                return None
+                return _made_constant(state, made, path) if exporter == "torchscript" else None
             with state.clock("run"):
                 again = made.run(state.cases[0].feeds)
             random = any(
@@ -80,6 +80,31 @@ def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Expor
     result.notes.extend(notes)
     result.exported_onnx = state.workspace.path(EXPORTED)
     return outputs[-1]
+
+
+def _made_constant(state: State, made: Source, path: Path) -> str | None:
+    """What is wrong where the older exporter has made constants of what the module's Python reads from the example."""
+    example = state.cases[0]
+    for other in with_other_values(example):
+        with state.clock("run"):
+            try:
+                expected = made.run(other.feeds)
+            except ExportError:
+                continue  # it does not take these
+            try:
+                found = state.run_onnx(path, "exported", [other.feeds])
+            except RunError as error:
+                return f"at other values of the inputs, {error}"
+        stages, precision = ("torch", "exported"), state.result.own_precision
+        comparisons = compare_stages(stages, [example.name], [expected], found, state.settings.tolerance, precision)
+        if all(item.agreed for item in comparisons):
+            return None
+        return (
+            f"at other values of the inputs, {disagreement(comparisons)}: what Python reads from a tensor (by float(), "
+            "tolist(), numpy() or a branch) has become a constant; compute with tensors"
+        )
+    made.traced.append("was compared at the example's values alone: the module takes no others that were tried")
+    return None
 
 
 def _half(path: Path) -> str:
