@@ -325,14 +325,15 @@ def with_other_values(case: Case) -> Iterator[Case]:
     or less large; then, for who wants an order or whole numbers as they are, the real ones larger by a quarter."""
     random = np.random.default_rng(0)
 
+    def times(array: Array, factors: Any) -> Array:
+        return array if array.dtype.kind in "iub" else np.asarray(array * factors).astype(array.dtype)
+
     def moved(array: Array) -> Array:
         mixed = random.permuted(array.reshape(-1)).reshape(array.shape)
-        return (
-            mixed if array.dtype.kind in "iub" else (mixed * random.uniform(0.5, 1.5, array.shape)).astype(array.dtype)
-        )
+        return times(mixed, random.uniform(0.5, 1.5, array.shape))
 
     def larger(array: Array) -> Array:
-        return array if array.dtype.kind in "iub" else (array * 1.25).astype(array.dtype)
+        return times(array, 1.25)
 
     for other in (moved, larger):
         yield Case(case.name, {name: other(array) for name, array in case.feeds.items()})
