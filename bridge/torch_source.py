@@ -139,7 +139,7 @@ def flatten_outputs(result: Any) -> tuple[list[str], list[torch.Tensor]]:
             if not steps or steps[0].isdigit():
                 steps.insert(0, "output")
             names.append(".".join(steps))
-            tensors.append(torch.view_as_real(leaf) if leaf.is_complex() else leaf)
+            tensors.append(torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf)
     return names, tensors
 
 

@@ -346,6 +346,14 @@ family(
     rnn=nn.RNN(6, 4, bidirectional=True, batch_first=True, nonlinearity="relu"),
 )
 family(
+    "stacked",
+    (3, 5),
+    columns=lambda x: torch.column_stack((x, x[:, 0], x)),
+    depth=lambda x: torch.dstack((x, -x)),
+    rows=lambda x: torch.vstack((x, x[0])),
+    longer=lambda x: x[..., None, None].squeeze((1, -1)).squeeze((1,)).squeeze((1, -1)),
+)
+family(
     "losses",
     (3, 5),
     smoothed=lambda x: [

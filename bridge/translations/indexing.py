@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .registry import decomposes, replaces, static
+from .registry import decomposes, replaces, static, translates
 
 
 @decomposes("index_put")
@@ -143,3 +143,26 @@ def chunk(self: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     step = (size + chunks - 1) // chunks
     ends = [torch.sym_min(step * index, size) for index in range(1, chunks)]
     return tuple(self.narrow(dim, begin, end - begin) for begin, end in zip([0, *ends], [*ends, size], strict=True))
+
+
+@decomposes("atleast_1d.Sequence")
+def at_least_1d(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.ops.aten.atleast_1d(item) for item in tensors]
+
+
+@decomposes("atleast_2d.Sequence")
+def at_least_2d(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.ops.aten.atleast_2d(item) for item in tensors]
+
+
+@decomposes("atleast_3d.Sequence")
+def at_least_3d(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.ops.aten.atleast_3d(item) for item in tensors]
+
+
+@translates("prims::view_of")
+def view_of(a):  # type: ignore[no-untyped-def]
+    """What ``squeeze`` of axes that are longer than 1 leaves."""
+    from onnxscript import opset18 as op
+
+    return op.Identity(a)

@@ -36,6 +36,33 @@ def any_and_all() -> gs.Graph:
     return example({"x": ("bool", ["n", 4, 3])}, build)
 
 
+OF_NUMBERS = {"ReduceL1": "Abs", "ReduceL2": "Abs", "ReduceLogSum": "Log"} | dict.fromkeys(
+    ("ReduceMax", "ReduceMin", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceLogSumExp"), "Identity"
+)
+"""What a reduction does to a tensor of one element without axes; ReduceSumSquare squares it."""
+
+
+@rule(*OF_NUMBERS, "ReduceSumSquare")
+def reduction_of_a_number(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT reduces no tensor without axes: it is what it was, or its size, its logarithm or its square."""
+    x = node.inputs[0]
+    if len(g.shape(x)) != 0:
+        return None
+    if node.attrs.get("noop_with_empty_axes", 0) and OF_NUMBERS.get(node.op) != "Identity":
+        g.decline(f"{node.op} over no axis is not the same in every opset")
+    if node.op == "ReduceSumSquare":
+        return g.op.Mul(x, x)
+    return g.node(OF_NUMBERS[node.op], [x], {})
+
+
+@reduction_of_a_number.example
+def losses_of_one_number() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor) -> list[gs.Tensor]:
+        return [g.node(op, [x], {"keepdims": 0}) for op in (*OF_NUMBERS, "ReduceSumSquare")]
+
+    return example({"x": ("float32", [])}, build)
+
+
 @rule("CumProd", when=lacks("CumProd"))
 def cumprod_as_masked_products(node: gs.Node, g: Builder) -> Replacement:
     """TensorRT has no CumProd; each element is the product of those before it, the rest being 1."""

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.framework import Builder
+from passes.rules.arithmetic import OF_NUMBERS
 
 from . import Case, Sketch, Tensors, strategy
 
@@ -27,6 +28,15 @@ def reductions(s: Sketch) -> Case:
         return g.node(op, [t["x"], t.get("axes")], {"keepdims": keepdims, "noop_with_empty_axes": noop})
 
     return s.model(build, opset=20)
+
+
+@strategy("reduction_of_a_number")
+def reductions_of_numbers(s: Sketch) -> Case:
+    op = s.pick(*OF_NUMBERS, "ReduceSumSquare")
+    dtype = s.pick("float32", "float32", "float16", *(() if "Log" in op else ("int32", "int64")))
+    s.input("x", dtype, s.values(dtype, []) if np.dtype(dtype).kind == "f" else np.array(s.integer(-99, 99), dtype))
+    attrs = {"keepdims": s.pick(None, 0, 1), "noop_with_empty_axes": s.pick(None, 0)}
+    return s.model(lambda g, t: g.node(op, [t["x"]], attrs), opset=18)
 
 
 @strategy("cumprod_as_masked_products")
