@@ -69,12 +69,15 @@ def scripted_parts(module: torch.nn.Module) -> str:
     """What to do about ScriptModules inside of a module that does not export; empty where there are none."""
     import torch
 
+    from .scripted import Scripted
+
     found = [name for name, item in module.named_modules() if isinstance(item, torch.jit.ScriptModule)]
     outer = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
     if not outer:
         return ""
     names = ", ".join(map(repr, outer[:3])) + ", …" * (len(outer) > 3)
+    instead = "give" if isinstance(module, Scripted) else f"in the place of {names} put"
     return (
-        "ScriptModules are exported with the sizes of the example as constants, and not all of them: in the place of "
-        f"{names} put the nn.Module it was scripted from."
+        "Not all that a ScriptModule does is exported, and less of it at other sizes than the example's: "
+        f"{instead} the nn.Module it was scripted from."
     )

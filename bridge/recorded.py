@@ -76,7 +76,10 @@ def _scopes(module: torch.nn.Module) -> Iterator[None]:
         for node in nodes()[first:]:
             node.meta.setdefault("nn_module_stack", path)
 
-    handles = hooks.register_module_forward_pre_hook(entered), hooks.register_module_forward_hook(left)
+    handles = (
+        hooks.register_module_forward_pre_hook(entered),
+        hooks.register_module_forward_hook(left, always_call=True),  # code may go on where a module raises
+    )
     try:
         yield
     finally:

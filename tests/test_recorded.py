@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bridge import ConversionResult, convert
+from passes.provenance import origin_of
 
 NOTE = "exported as the operators that ran in the module, since torch.export does not"
 
@@ -183,3 +184,26 @@ def test_what_of_a_backward_cannot_be_written_is_said(tmp_path: Path) -> None:
     functions = {"by_the_weights_of_groups": lambda x: F.conv2d(x, x[:1, :, 2:5, 1:4].transpose(0, 1), groups=4)}
     result = convert(Slopes(functions), (torch.randn(2, 4, 8, 9),), workdir=tmp_path, build=False)
     assert "the derivative by the weights of a convolution in groups" in (result.error or ""), result.error
+
+
+def test_modules_are_told_apart_where_one_of_them_raises(tmp_path: Path) -> None:
+    class Refuses(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("not today")
+
+    class Either(Potential):
+        def __init__(self) -> None:
+            super().__init__()
+            self.refuses = Refuses()
+
+        def forward(self, places: Tensor) -> tuple[Tensor, Tensor]:
+            try:
+                return self.refuses(places)
+            except ValueError:
+                return super().forward(places)
+
+    result = rewritten(Either(), (torch.randn(3, 3),), tmp_path)
+    assert result.exported_onnx is not None
+    nodes = onnx.load(str(result.exported_onnx)).graph.node
+    told = {origin_of(node.name, {item.key: item.value for item in node.metadata_props}).module for node in nodes}
+    assert {"filters.0", "filters.2", "energy"} <= told and "refuses" not in told, told

@@ -101,6 +101,17 @@ def test_what_torch_does_not_convert_is_exported_as_the_operators_that_ran(tmp_p
     assert any(note.startswith("exported as the operators that ran") for note in result.notes), result.notes
 
 
+def test_a_whole_one_that_does_not_export_is_not_named_by_a_name_of_the_bridges_own(tmp_path: Path) -> None:
+    class Steps(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(x.size(0)):
+                x = x * 2
+            return x
+
+    result = convert(scripted(Steps()), (X,), workdir=tmp_path, target="tensorrt-rtx", build=False, profiles=PROFILES)
+    assert not result.ok and "give the nn.Module it was scripted from" in (result.error or ""), result.error
+
+
 def test_arguments_are_those_of_the_script() -> None:
     class Options(nn.Module):
         def forward(self, x: Tensor, scale: float = 2.0, shift: int = 0) -> Tensor:
