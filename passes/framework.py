@@ -269,8 +269,11 @@ class Builder:
 
     def used(self, tensor: gs.Tensor) -> bool:
         """Whether anything reads the tensor, the caller of the graph included."""
-        outputs = self.scope.outputs if self.scope is not None else ()
-        return bool(tensor.name) and (bool(tensor.outputs) or any(tensor is item for item in outputs))
+        return bool(tensor.name) and (bool(tensor.outputs) or self.is_output(tensor))
+
+    def is_output(self, tensor: gs.Tensor) -> bool:
+        """Whether it is one of its graph's."""
+        return self.scope is not None and any(tensor is item for item in self.scope.outputs)
 
     # making
 

@@ -27,8 +27,6 @@ OLD_RUNTIME = {
     "test_remainders_of_floats": "does not read opset 26, which gives Mod of floats the divisor's sign",
     "tensor_scatter_as_scatter-": "does not read opset 24, which brings TensorScatter",
     "irfft_of_torch": "refuses an inverse one-sided DFT",
-    "test_a_family_computes_what_torch_does_at_both_shapes[transforms]": "refuses an inverse one-sided DFT",
-    "test_halves_and_signals_follow_the_size": "refuses an inverse one-sided DFT",
     "stft_of_a_complex_signal": "gives other values, of up to 1e36",
     "test_deform_conv_is_onnx_runtimes": "has no kernel of DeformConv-19",
     "deform_conv_by_plugin-": "has no kernel of DeformConv-19",

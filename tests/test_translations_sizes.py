@@ -100,12 +100,17 @@ def test_halves_and_signals_follow_the_size() -> None:
         found = torch.stft(signal, 16, 4, window=window, return_complex=True)
         return torch.istft(found, 16, 4, window=window, length=signal.shape[0])
 
+    def spectrum_and_back(x: torch.Tensor) -> list[torch.Tensor]:
+        back = torch.fft.irfft(torch.fft.rfft(x, dim=0, norm="ortho") * 2, n=x.shape[0], dim=0, norm="ortho")
+        return [back, torch.fft.irfft(torch.fft.rfft(x, dim=0), dim=0, norm="forward")]
+
     module = All(
         {
             "halves": lambda x: torch.cat([x, x + 1]).chunk(2),
             "of_three_rows": lambda x: torch.cat([x, x, x]).chunk(2)[1],
             "complex": lambda x: torch.complex(x, x + 1).repeat(2, 1, 1).chunk(2)[1].abs(),
             "signal": there_and_back,
+            "spectrum": spectrum_and_back,
             "pooled": lambda x: F.adaptive_avg_pool3d(x.transpose(0, 2).unsqueeze(0), (1, 2, 2)),
         }
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -199,7 +199,7 @@ def resolved(w: Writer, x: Pair) -> Pair:
     return x
 
 
-# --- transforms, which torch.onnx translates ---------------------------------------------------------------------
+# --- transforms, which torch.onnx and ``fourier`` translate ------------------------------------------------------
 
 
 @on_pairs("_fft_c2c")
@@ -208,5 +208,8 @@ def fft_c2c(w: Writer, x: Pair, *args: Any) -> Pair:
 
 
 @on_pairs("_fft_c2r")
-def fft_c2r(w: Writer, x: Pair, *args: Any) -> Real:
-    return w("_fft_c2r", w("view_as_complex", w.pack(x)), *args)
+def fft_c2r(w: Writer, x: Pair, dim: Sequence[int], normalization: int, size: Any) -> Real:
+    *others, last = dim
+    if others:
+        x = fft_c2c(w, x, others, normalization, False)
+    return w("bridge::irfft", w.pack(x), last, normalization, size)

@@ -94,6 +94,10 @@ class Writer:
         return Pair(self("select.int", packed, -1, 0), self("select.int", packed, -1, 1))
 
     def pack(self, pair: Pair) -> Real:
+        if pair.re.node.target is pair.im.node.target is overload("select.int"):
+            (of, *real), (other, *imaginary) = pair.re.node.args, pair.im.node.args
+            if of is other and (real, imaginary) == ([-1, 0], [-1, 1]):  # what ``unpack`` made
+                return Real(self, of)
         return self("stack", list(pair), -1)
 
 
@@ -117,8 +121,8 @@ def is_complex(node: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_complex()
 
 
-NATIVE = ("view_as_real", "view_as_complex", "_fft_r2c", "_fft_c2c", "_fft_c2r")
-"""What torch.onnx translates of complex values, and all that is left of them."""
+NATIVE = ("view_as_real", "view_as_complex", "_fft_r2c", "_fft_c2c")
+"""What is left of complex values, which torch.onnx translates."""
 
 
 ASSERTIONS = {overload("_assert_tensor_metadata")}

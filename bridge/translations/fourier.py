@@ -1,13 +1,52 @@
-"""Transforms back to signals, and their frequencies; the transforms themselves torch.onnx writes as DFT."""
+"""Transforms back to signals, and their frequencies; the other transforms torch.onnx writes as DFT."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .registry import decomposes
+from .registry import decomposes, translates
+
+_LIBRARY = torch.library.Library("bridge", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define("irfft(Tensor bins, int axis, int normalization, SymInt size) -> Tensor")  # type: ignore[no-untyped-call]
+
+
+def _shape(bins: Tensor, axis: int, normalization: int, size: int) -> Tensor:
+    shape = list(bins.shape[:-1])
+    shape[axis] = size
+    return bins.new_empty(shape)
+
+
+torch.library.register_fake("bridge::irfft", _shape, lib=_LIBRARY)
+
+_BY_ROOT, _BY_SIZE = 1, 2
+"""torch's normalizations; by nothing is 0."""
+
+
+@translates("bridge::irfft")
+def onnx_irfft(bins, axis: int, normalization: int, size):  # type: ignore[no-untyped-def]
+    """The real part of the inverse transform of one half, in which each bin that has a mirror stands for it too.
+
+    ONNX's own inverse of a half, which torch.onnx writes, is one that ONNX Runtime 1.23 refuses.
+    """
+    from onnxscript import opset18
+
+    op: Any = opset18  # which takes numbers too
+    axes = len(bins.shape) - 1
+    axis %= axes
+    place = op.Range(0, op.Squeeze(op.Shape(bins, start=axis, end=axis + 1)), 1)
+    alone = op.Or(op.Equal(place, 0), op.Equal(op.Mul(place, 2), size))
+    stands_for = op.Reshape(op.Where(alone, 1.0, 2.0), [-1] + [1] * (axes - axis))
+    bins = op.Unsqueeze(op.Mul(bins, op.CastLike(stands_for, bins)), [0])  # DFT takes the first axis for a batch
+    whole = op.DFT(bins, size, axis=axis + 1, inverse=1)
+    x = op.Squeeze(op.Gather(whole, 0, axis=-1), [0])
+    if normalization == _BY_SIZE:  # as DFT's inverse is
+        return x
+    factor = op.CastLike(size, x)
+    return op.Mul(x, op.Sqrt(factor) if normalization == _BY_ROOT else factor)
 
 
 @decomposes("istft")

@@ -22,6 +22,31 @@ LARGEST_MATRIX = 16 << 20
 @rule("DFT", when=lacks("DFT"))
 def dft_as_matmul(node: gs.Node, g: Builder) -> Replacement:
     """TensorRT has no DFT; one of known length is a product with a constant matrix of cosines and sines."""
+    readers = node.outputs[0].outputs
+    if readers and not g.is_output(node.outputs[0]) and all(_reads_real_part(reader, g) for reader in readers):
+        return None
+    return _transformed(node, g, real=False)
+
+
+@rule("Gather", when=lacks("DFT"))
+def real_part_of_dft_as_matmul(node: gs.Node, g: Builder) -> Replacement:
+    """Of a transform whose real part alone is read, the matrix has no columns for the other."""
+    if not _reads_real_part(node, g) or node.inputs[0].inputs[0].op != "DFT":
+        return None
+    return g.squeeze(_transformed(node.inputs[0].inputs[0], g, real=True), [-1])
+
+
+def _reads_real_part(node: gs.Node, g: Builder) -> bool:
+    """Whether it takes the first element of the last axis, and leaves the axis out."""
+    if node.op != "Gather" or not node.inputs[0].inputs or not isinstance(node.inputs[1], gs.Constant):
+        return False
+    shape, index = node.inputs[0].shape, g.value(node.inputs[1])
+    axis = int(node.attrs.get("axis", 0))
+    return shape is not None and axis in (-1, len(shape) - 1) and index.ndim == 0 and index == 0
+
+
+def _transformed(node: gs.Node, g: Builder, real: bool) -> gs.Tensor:
+    """What a DFT computes; ``real``: of complex results the first part alone, in an axis of one."""
     x = node.inputs[0]
     rank = len(g.shape(x))
     axis = _dft_axis(node, g, rank)
@@ -34,9 +59,9 @@ def dft_as_matmul(node: gs.Node, g: Builder) -> Replacement:
         pads[rank + axis] = n
         x = g.op.Pad(x, shape_tensor(g, pads))  # then no shorter than wanted
         x = g.op.Slice(x, [0], n, [axis], [1])
-        return _dynamic(g, x, axis, parts, inverse, onesided)
+        return _dynamic(g, x, axis, parts, inverse, onesided, real)
     if given is None and not isinstance(g.shape(x)[axis], int):
-        return _dynamic(g, x, axis, parts, inverse, onesided)
+        return _dynamic(g, x, axis, parts, inverse, onesided, real)
     if given is not None:
         n = int(g.value(given).reshape(-1)[0])
     else:
@@ -59,14 +84,16 @@ def dft_as_matmul(node: gs.Node, g: Builder) -> Replacement:
     else:
         bins = n // 2 + 1 if onesided else n
         if 4 * length * bins <= LARGEST_MATRIX:
-            y = _times(g, x, dft_basis(n, length, bins, parts, inverse), length, bins, 2)
+            basis = dft_basis(n, length, bins, parts, inverse)
+            y = _times(g, x, basis[:, ::2] if real else basis, length, bins, 1 if real else 2)
         else:
             y = _in_two_steps(g, x, n, length, parts, inverse)
             y = g.slice(y, [0], [bins], [rank - 2], [1]) if bins < n else y
+            y = g.slice(y, [0], [1], [rank - 1], [1]) if real else y
     return g.moveaxis(y, -2, axis)
 
 
-def _dynamic(g: Builder, x: gs.Tensor, axis: int, parts: int, inverse: bool, onesided: bool) -> gs.Tensor:
+def _dynamic(g: Builder, x: gs.Tensor, axis: int, parts: int, inverse: bool, onesided: bool, real: bool) -> gs.Tensor:
     """Over an axis of any length: the matrix is computed from it."""
     if inverse and onesided:
         g.decline(f"the inverse of one side of a spectrum of dynamic length; give the length of axis {axis}")
@@ -78,8 +105,8 @@ def _dynamic(g: Builder, x: gs.Tensor, axis: int, parts: int, inverse: bool, one
     sin = g.cast(g.op.Sin(angle) if inverse else g.op.Neg(g.op.Sin(angle)), dtype)
     x = g.moveaxis(x, axis, -2)
     last = len(g.shape(x)) - 1
-    real, *rest = (g.squeeze(g.slice(x, [part], [part + 1], [last], [1]), [last]) for part in range(parts))
-    y = [g.op.MatMul(real, cos), g.op.MatMul(real, sin)]
+    first, *rest = (g.squeeze(g.slice(x, [part], [part + 1], [last], [1]), [last]) for part in range(parts))
+    y = [g.op.MatMul(first, cos), g.op.MatMul(first, sin)]
     for imaginary in rest:
         y = [
             g.op.Sub(y[0], g.op.MatMul(imaginary, sin)),
@@ -87,7 +114,8 @@ def _dynamic(g: Builder, x: gs.Tensor, axis: int, parts: int, inverse: bool, one
         ]
     if inverse:
         y = [g.op.Div(item, g.cast(n, dtype)) for item in y]
-    return g.moveaxis(g.op.Concat(*(g.unsqueeze(item, [last]) for item in y), axis=last), -2, axis)
+    parted = [g.unsqueeze(item, [last]) for item in (y[:1] if real else y)]
+    return g.moveaxis(g.op.Concat(*parted, axis=last), -2, axis)
 
 
 def _dft_axis(node: gs.Node, g: Builder, rank: int) -> int:
@@ -231,6 +259,26 @@ def irfft_of_torch() -> gs.Graph:
 @dft_as_matmul.example
 def a_long_inverse_fft_in_two_steps() -> gs.Graph:
     return example({"x": ("float32", ["n", 4096, 2])}, lambda g, x: g.op.DFT(x, None, g.constant(1), inverse=1))
+
+
+def _real_part(g: Builder, x: gs.Tensor, **attrs: int) -> gs.Tensor:
+    result: gs.Tensor = g.op.Gather(g.op.DFT(x, None, g.constant(1), **attrs), g.constant(0), axis=-1)
+    return result
+
+
+@real_part_of_dft_as_matmul.example
+def real_part_of_an_fft() -> gs.Graph:
+    return example({"x": ("float32", ["n", 6, 3, 1])}, _real_part)
+
+
+@real_part_of_dft_as_matmul.example
+def real_part_of_an_inverse_fft_of_any_length() -> gs.Graph:
+    return example({"x": ("float32", ["n", "t", 2])}, lambda g, x: _real_part(g, x, inverse=1))
+
+
+@real_part_of_dft_as_matmul.example
+def real_part_of_a_long_inverse_fft() -> gs.Graph:
+    return example({"x": ("float32", ["n", 4096, 2])}, lambda g, x: _real_part(g, x, inverse=1))
 
 
 @rule("STFT", when=lacks("STFT"))
