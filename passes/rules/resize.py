@@ -20,7 +20,7 @@ from passes.model import Array
 from passes.rules.numbers import Number, of, sum_along
 from passes.rules.shapes import Size, iota, shape_tensor, size
 
-NATIVE_COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_half_pixel_for_nn")
+NATIVE_COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
 MOST_NATIVE_AXES = {"nearest": 3, "linear": 3, "cubic": 2}
 """How many axes, counted from the last one, TensorRT's Resize changes."""
 
@@ -57,7 +57,7 @@ def resize_of_chosen_axes(node: gs.Node, g: Builder) -> Replacement:
     axes = [int(axis) % rank for axis in node.attrs["axes"]]
     if axes == list(range(rank)):
         return None
-    scales, sizes = g.input(node, 2), g.input(node, 3)
+    scales, sizes = _given(node, g, 2), _given(node, g, 3)
     attrs = {name: value for name, value in node.attrs.items() if name != "axes"}
     if scales is not None:
         factors = np.ones(rank, np.float32)
@@ -71,9 +71,15 @@ def resize_of_chosen_axes(node: gs.Node, g: Builder) -> Replacement:
     return g.op.Resize(x, None, None, shape_tensor(g, wanted), **attrs)
 
 
+def _given(node: gs.Node, g: Builder, index: int) -> gs.Tensor | None:
+    """An optional input; in opsets 11 and 12, PyTorch and TensorFlow leave it out by a tensor of nothing."""
+    tensor = g.input(node, index)
+    return None if tensor is not None and tensor.shape is not None and list(tensor.shape) == [0] else tensor
+
+
 def _entry(g: Builder, sizes: gs.Tensor, place: int) -> Size:
     if isinstance(sizes, gs.Constant):
-        return int(np.asarray(sizes.values).reshape(-1)[place])
+        return int(g.value(sizes).reshape(-1)[place])
     return g.slice(sizes, [place], [place + 1], [0], [1])
 
 
@@ -117,7 +123,7 @@ def _needs_matrices(node: gs.Node, g: Builder) -> bool:
     """Whether TensorRT's Resize does not do this form of it."""
     mode, attrs = node.attrs.get("mode", "nearest"), node.attrs
     x = node.inputs[0]
-    if g.opset < 11 or x.shape is None or (g.input(node, 2) is None and g.input(node, 3) is None):
+    if g.opset < 11 or x.shape is None or (_given(node, g, 2) is None and _given(node, g, 3) is None):
         return False
     if attrs.get("antialias", 0) or attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
         return True
@@ -131,7 +137,7 @@ def _needs_matrices(node: gs.Node, g: Builder) -> bool:
 
 def _known(node: gs.Node, g: Builder) -> bool:
     """Whether what is made of each axis is a constant."""
-    scales, sizes = g.input(node, 2), g.input(node, 3)
+    scales, sizes = _given(node, g, 2), _given(node, g, 3)
     return isinstance(scales if scales is not None else sizes, gs.Constant)
 
 
@@ -140,7 +146,7 @@ def _axes(node: gs.Node, g: Builder) -> list[Axis]:
     shape = g.shape(x)
     rank = len(shape)
     chosen = [int(axis) % rank for axis in node.attrs.get("axes") or range(rank)]
-    roi, scales, sizes = (g.input(node, place) for place in (1, 2, 3))
+    roi, scales, sizes = (_given(node, g, place) for place in (1, 2, 3))
     region = [0.0] * len(chosen) + [1.0] * len(chosen)
     if node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize" and roi is not None:
         region = [float(item) for item in g.value(roi).reshape(-1)]
@@ -400,6 +406,11 @@ def scales_of_chosen_axes_in_another_order() -> gs.Graph:
 
 
 @resize_as_matmul.example
+def sizes_where_scales_are_a_tensor_of_nothing() -> gs.Graph:
+    return _resize([2, 8, 6, 3], [2, 7, 9, 3], [], opset=11, mode="cubic", roi=[])
+
+
+@resize_as_matmul.example
 def bilinear_of_torch() -> gs.Graph:
     return _resize([2, 3, 16, 11], [2, 3, 7, 5], mode="linear", exclude_outside=1, antialias=1)
 
@@ -448,9 +459,14 @@ def symmetric_half_pixels() -> gs.Graph:
 
 
 @resize_as_matmul.example
+def nearest_of_half_pixels_as_tensorflow_has_it() -> gs.Graph:
+    attrs: dict[str, Any] = {"coordinate_transformation_mode": "tf_half_pixel_for_nn", "nearest_mode": "floor"}
+    return _resize(["n", 3, 4, "w"], None, [1, 1, 1.75, 2.0], mode="nearest", **attrs)
+
+
+@resize_as_matmul.example
 def not_larger_than_a_box() -> gs.Graph:
-    attrs: dict[str, Any] = {"keep_aspect_ratio_policy": "not_larger"}
-    return _resize([1, 2, "h", "w"], [7, 8], mode="linear", axes=[2, 3], **attrs)
+    return _resize([1, 2, "h", "w"], [7, 8], mode="linear", axes=[2, 3], keep_aspect_ratio_policy="not_larger")
 
 
 @resize_as_matmul.example
