@@ -371,14 +371,15 @@ def onnx_runner(path: Path, name: str) -> Any:
 
     try:
         ready = session()
-    except Lacking:
-        return _reference_runner(path, name)
+    except Lacking as error:
+        return _reference_runner(path, name, error)
     if any("bfloat16" in item.type for item in (*ready.get_inputs(), *ready.get_outputs())):
         return _reference_runner(path, name)
     return OnnxrtRunner(lambda: ready, name=name)
 
 
-def _reference_runner(path: Path, name: str) -> Any:
+def _reference_runner(path: Path, name: str, refusal: Exception | None = None) -> Any:
+    """A Polygraphy runner of onnx's evaluator; of what it lacks too, ONNX Runtime's ``refusal`` tells."""
     import onnx
     from onnx.reference import ReferenceEvaluator
     from polygraphy.backend.base import BaseRunner
@@ -390,7 +391,10 @@ def _reference_runner(path: Path, name: str) -> Any:
 
         def activate_impl(self) -> None:
             self.model = onnx.load(str(path))
-            self.evaluator = ReferenceEvaluator(self.model)
+            try:
+                self.evaluator = ReferenceEvaluator(self.model)
+            except NotImplementedError as error:  # its words are of its own sources
+                raise refusal or error from None
 
         def deactivate_impl(self) -> None:
             del self.evaluator, self.model

@@ -37,15 +37,24 @@ def write_calls(path: Path) -> None:
             write(graph, path)
 
 
+_UNKNOWN = (
+    r"(?P<domain>\S+?):(?P<op>\w+)\(-?\d+\) is not a registered function/op",
+    r"No Op registered for (?P<op>\w+) with domain_version",
+    r"Could not find an implementation for (?P<op>\w+_TRT)\(",
+)
+"""What ONNX Runtime says of an operator that it does not know, such as TensorRT's plugins in ONNX's own domain."""
+
+
 def advice(words: str) -> str:
     """What to do where an exporter or ONNX Runtime says that it does not know an operator; empty for other words."""
     found = re.search(r"No ONNX function found for <OpOverload\(op='(?!aten|prims)(\w+)\.(\w+)'", words)
     if found is not None:
         name = f"{found[1]}::{found[2]}"
         return f"{name} has no translation to ONNX. bridge.register_plugin(..., replaces={name!r}) gives it one."
-    found = re.search(r"(\S+?):(\w+)\(-?\d+\) is not a registered function/op", words)
+    found = next(filter(None, (re.search(form, words) for form in _UNKNOWN)), None)
     if found is not None:
-        pair = (found[1], found[2])
+        domain = found.groupdict().get("domain", "")
+        pair = ("" if domain == "ai.onnx" else domain, found["op"])
         return f"bridge.register_plugin(..., replaces={pair!r}) says what it computes, and which plugin does it."
     return ""
 

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from .ir import PLUGIN_DOMAIN, Node, calls, function_key, is_plugin_call, is_reference, scopes
@@ -252,22 +253,28 @@ def replacing_rule(plugin: Plugin, domain: str, op: str) -> Callable[[gs.Node, B
 def call_plugins(graph: gs.Graph) -> list[str]:
     """Turns nodes that a plugin replaces, and that nothing else could run, into calls of it; returns their operators.
 
-    That is what a custom operator of torch is exported as, or what an ONNX file has of a domain of its own. Raises
-    PluginMisfit where an operator is not as its plugin was registered.
+    That is what a custom operator of torch is exported as, or what an ONNX file has that is not ONNX's. A plugin of
+    TensorRT's own is known by its name in any domain: EfficientNMS_TRT ends many a detector. Raises PluginMisfit where
+    an operator is not as its plugin was registered.
     """
-    from .framework import Builder
+    from .framework import Builder, Declined
     from .ir import Names
 
     own = {function_key(function) for function in graph.functions}
     changed: dict[str, None] = {}
     for scope in scopes(graph):
         for node in scope.nodes:
-            plugin = REPLACED.get((node.domain or "", node.op)) if node.domain else None
+            known = onnx.defs.has(node.op)
+            plugin = None if known and not node.domain else REPLACED.get((node.domain or "", node.op))
+            plugin = plugin or (None if known else PLUGINS.get(plugin_of(node)))
             if plugin is None or calls(node) in own:
                 continue
-            changed[f"{node.domain}::{node.op}"] = None
+            changed[f"{node.domain}::{node.op}" if node.domain else node.op] = None
             values = _attributes(plugin, _given(node, plugin))
-            body = _body(Builder(Names(), scope.opset, node.op), plugin, node.inputs, values)
+            try:
+                body = _body(Builder(Names(), scope.opset, node.op), plugin, node.inputs, values)
+            except Declined as error:
+                raise PluginMisfit(f"the reference body of plugin {plugin.name!r} has no form here: {error}") from error
             node.op, node.domain = plugin.name, _settle(body, graph.functions)
             node.attrs = {**values, "plugin_version": plugin.version, "plugin_namespace": plugin.namespace}
             for output, found in zip(node.outputs, body.outputs, strict=False):

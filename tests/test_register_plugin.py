@@ -156,6 +156,45 @@ def test_an_operator_of_an_onnx_file_that_nothing_knows_is_answered_with_what_to
     assert result.status == "failed" and "replaces=('their.lib', 'Norms')" in result.error
 
 
+@needs_rtx
+def test_an_operator_of_an_onnx_file_without_a_domain_becomes_a_plugin(tmp_path: Path) -> None:
+    path = custom_file(tmp_path / "source.onnx")
+    model = onnx.load(path)
+    model.graph.node[1].domain = ""
+    onnx.save(model, path)
+    unknown = converted(path, None, tmp_path / "out")
+    assert unknown.status == "failed" and "replaces=('', 'Norms')" in unknown.error
+    bridge.register_plugin(row_norms_plugin.RowNorms, reference=meaning, replaces=("", "Norms"))
+    result = converted(path, None, tmp_path / "out")
+    assert result.status == "built", result.error
+    assert [node.op_type for node in onnx.load(result.onnx).graph.node] == ["Relu", "RowNorms", "Neg"]
+
+
+@pytest.mark.parametrize("domain", ["", "TRT", "trt.plugins"])
+@pytest.mark.parametrize("target", ["tensorrt-8.5", RTX])
+def test_a_plugin_of_tensorrts_own_in_an_onnx_file_is_known(tmp_path: Path, domain: str, target: str) -> None:
+    """Detectors are exported with it at their end, and ONNX Runtime has a schema of it in ONNX's own domain."""
+    text = """<ir_version: 9, opset_import: ["" : 17]> g (float[1, 20, 4] boxes, float[1, 20, 3] scores) => (
+        int32[1, 1] count, float[1, 10, 4] found, float[1, 10] best, int32[1, 10] classes) {
+        above = Sigmoid (scores)
+        count, found, best, classes = EfficientNMS_TRT <max_output_boxes = 10, iou_threshold = 0.5,
+            score_threshold = 0.25, background_class = -1, box_coding = 0, score_activation = 0,
+            plugin_version = "1"> (boxes, above) }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.node[1].domain = domain
+    if domain:
+        model.opset_import.add(domain=domain, version=1)
+    onnx.save(model, tmp_path / "source.onnx")
+    corners = np.sort(np.random.default_rng(0).random((1, 20, 2, 2), np.float32), 2).reshape(1, 20, 4)
+    scores = np.random.default_rng(1).standard_normal((1, 20, 3)).astype(np.float32)
+    inputs = {"boxes": corners, "scores": scores}
+    result = converted(tmp_path / "source.onnx", inputs, tmp_path / "out", target=target)
+    assert result.status == ("built" if target == RTX and RTX_INSTALLED else "rewritten"), result.error
+    assert len(result.comparisons) == 4 and all(item.agreed for item in result.comparisons)
+    called = {node.op_type for node in onnx.load(result.onnx).graph.node}
+    assert ("EfficientNMS_TRT" in called) == (target != RTX)
+
+
 def test_a_pattern_of_the_users_own_becomes_the_plugin(tmp_path: Path) -> None:
     def norms_of_neg(node: Any, g: Any) -> Any:
         """The norm of what was negated is that of the thing itself."""

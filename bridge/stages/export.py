@@ -176,16 +176,18 @@ def from_file(state: State, path: Path, inputs: Any) -> Outputs:
 def _run_mended(state: State, graph: Any, refusal: RunError) -> Outputs:
     """Outputs of a file that ONNX Runtime refuses for its version, names or order, which the passes put right.
 
-    Operators that a registered plugin replaces are run by its reference body.
+    Operators that a registered plugin replaces are run by its reference body, and so are TensorRT's own plugins.
     """
-    from passes import Log, ModelError, write
-    from passes.clean import sanitise
+    from passes import Log, ModelError, all_rules, write
+    from passes.clean import infer_types, sanitise
     from passes.plugins import PluginMisfit, call_plugins
 
     partial = state.workspace.partial / EXPORTED
     replaced: list[str] = []
     try:
         sanitise(graph, state.settings.target, Log())
+        all_rules()  # with their modules come the plugins that TensorRT brings along
+        infer_types(graph)
         replaced = call_plugins(graph)
         files = write(graph, partial, beside=state.workspace.folder)
         outputs = state.run_onnx(partial, "exported")
