@@ -176,6 +176,9 @@ class _Reader:
             [tensors[name] if name else gs.Variable("") for name in proto.output],
             domain="" if proto.domain == "ai.onnx" else proto.domain,
         )
+        sparse = next((item.sparse_tensor for item in proto.attribute if item.name == "sparse_value"), None)
+        if sparse is not None and proto.op_type == "Constant" and not node.domain:
+            node.attrs = {"value": Constant("", _dense(sparse))}
         node.metadata = {item.key: item.value for item in proto.metadata_props}
         notes = _rest(proto, "op_type", "name", "domain", "input", "output", "attribute", "metadata_props")
         if notes.ListFields():
@@ -261,7 +264,7 @@ def _text(raw: bytes) -> str | bytes:
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> np.ndarray[Any, Any]:
-    """A sparse initializer in full: TensorRT's parsers know no other."""
+    """A sparse initializer or constant in full: TensorRT's parsers know no other."""
     dense = np.zeros(tuple(sparse.dims), numpy_dtype(sparse.values.data_type))
     values, places = onnx.numpy_helper.to_array(sparse.values), onnx.numpy_helper.to_array(sparse.indices)
     if places.ndim == 1:

@@ -319,6 +319,22 @@ def test_sparse_initializers_become_dense_ones_of_their_type(layout: str, dtype:
     np.testing.assert_array_equal(found, [[0, 7, 0], [0, 0, 8]])
 
 
+def test_a_sparse_constant_becomes_a_dense_one() -> None:
+    values = numpy_helper.from_array(np.array([1, 2], np.float32), "w")
+    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.array([1, 5]), "places"), [3, 2])
+    graph = helper.make_graph(
+        [helper.make_node("Constant", [], ["w"], sparse_value=sparse), helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "sparse",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 2])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    read_back = copy(model)
+    assert [item.name for item in read_back.graph.node[0].attribute] == ["value"]
+    x = np.random.default_rng(0).random((2, 3), np.float32)
+    assert np.array_equal(run_onnx(read_back, {"x": x})["y"], run_onnx(model, {"x": x})["y"])
+
+
 def test_sequences_and_optionals_keep_their_types() -> None:
     model = onnx.parser.parse_model(
         """
