@@ -84,6 +84,14 @@ def _of_example(listed: Sequence[Mapping[str, Any]], shapes: Mapping[str, Sequen
 
 def pinned_shapes(graph: gs.Graph, sets: Sequence[Profiles]) -> dict[str, list[int | str]]:
     """The inputs' shapes under the profiles: numbers where they are static, names of their own where not."""
+def give_axes(graph: gs.Graph, sets: Sequence[Profiles]) -> list[str]:
+    """Gives inputs of which the model says no shape as many axes as their profiles have; returns their names."""
+    found = [tensor for tensor in graph.inputs if tensor.shape is None]
+    for tensor in found:
+        tensor.shape = [f"{tensor.name}_{axis}" for axis in range(len(sets[0][tensor.name].opt))]
+    return [tensor.name for tensor in found]
+
+
     ranges: dict[str, list[tuple[int, int, int]]] = {}
     shapes: dict[str, list[int | str]] = {}
     whole = hull(sets)

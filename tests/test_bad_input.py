@@ -218,6 +218,18 @@ def test_an_output_that_is_an_input_is_named_with_the_way_out(tmp_path: Path) ->
         bridge.convert(tmp_path / "m.onnx", np.zeros((2, 16), np.float32), workdir=tmp_path / "out")
 
 
+def test_an_input_of_no_known_rank_has_the_axes_of_its_profile(tmp_path: Path) -> None:
+    """As TensorFlow's placeholders of an unknown shape are written."""
+    model = of_nodes([oh.make_node("Relu", ["x"], ["y"])], shape=None)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UsageError, match=r"input 'x'.*--shapes"):
+        bridge.convert(path, workdir=tmp_path / "out", target=RTX)
+    result = bridge.convert(path, workdir=tmp_path / "out", target=RTX, profiles=BATCH)
+    assert result.ok, result.error
+    assert len(result.comparisons) == 3 and any("how many axes the input 'x' has" in note for note in result.notes)
+
+
 @pytest.mark.parametrize("change", ["names", "order", "version"])
 def test_names_given_twice_nodes_out_of_order_and_a_version_too_new_are_put_right_and_said(
     tmp_path: Path, change: str

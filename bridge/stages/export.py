@@ -163,8 +163,11 @@ def from_file(state: State, path: Path, inputs: Any) -> Outputs:
     state.result.notes.extend(notes)
     state.cases, state.read = make_cases(example, state.profiles), file_reader(graph)
     state.result.exported_onnx = path
+    shapeless = onnx_source.give_axes(graph, state.profiles)
     with state.clock("run"):
         try:
+            if shapeless:
+                raise RunError(f"it does not say how many axes the input {shapeless[0]!r} has")
             outputs = state.run_onnx(path, "exported")
         except RunError as error:
             outputs = _run_mended(state, graph, error)
