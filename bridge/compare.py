@@ -5,10 +5,11 @@ A stage is anything that Polygraphy has a runner for: the torch module, an ONNX 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -379,7 +380,7 @@ def onnx_runner(path: Path, name: str) -> Any:
 
 
 def _reference_runner(path: Path, name: str, refusal: Exception | None = None) -> Any:
-    """A Polygraphy runner of onnx's evaluator; of what it lacks too, ONNX Runtime's ``refusal`` tells."""
+    """A Polygraphy runner of onnx's evaluator; of what that cannot run either, ONNX Runtime's ``refusal`` tells too."""
     import onnx
     from onnx.reference import ReferenceEvaluator
     from polygraphy.backend.base import BaseRunner
@@ -391,13 +392,20 @@ def _reference_runner(path: Path, name: str, refusal: Exception | None = None) -
 
         def activate_impl(self) -> None:
             self.model = onnx.load(str(path))
-            try:
+            with self.telling():
                 self.evaluator = ReferenceEvaluator(self.model)
-            except NotImplementedError as error:  # its words are of its own sources
-                raise refusal or error from None
 
         def deactivate_impl(self) -> None:
             del self.evaluator, self.model
+
+        @contextlib.contextmanager
+        def telling(self) -> Iterator[None]:
+            try:
+                yield
+            except Exception as error:  # its kernels are Python, and raise whatever NumPy does
+                words = [] if refusal is None else [first_lines(refusal)]
+                words.append(f"onnx's evaluator: {type(error).__name__}: {first_lines(error)}")
+                raise RunError(f"the {name} model does not run: {'; '.join(words)}") from error
 
         def get_input_metadata_impl(self) -> Any:
             metadata = TensorMetadata()
@@ -408,7 +416,8 @@ def _reference_runner(path: Path, name: str, refusal: Exception | None = None) -
             return metadata
 
         def infer_impl(self, feed_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:
-            values = self.evaluator.run(None, {key: _as_numpy(value) for key, value in feed_dict.items()})
+            with self.telling():
+                values = self.evaluator.run(None, {key: _as_numpy(value) for key, value in feed_dict.items()})
             self.inference_time = 0.0
             return OrderedDict(zip((output.name for output in self.model.graph.output), values, strict=True))
 

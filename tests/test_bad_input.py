@@ -272,6 +272,16 @@ def test_an_output_of_a_type_that_tensorrt_has_not_ends_in_words(tmp_path: Path)
     assert "y" in error or "Cast" in error, error
 
 
+def test_a_model_from_before_onnx_runtimes_time_is_told_with_what_makes_it_newer(tmp_path: Path) -> None:
+    """onnx's evaluator, which is asked next, refuses it in words of its own: they are no traceback."""
+    model = of_nodes([oh.make_node("Dropout", ["x"], ["y"], is_test=1)])
+    model.opset_import[0].version = 6
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    error, result = failure(path)
+    assert result.stage == "export" and "opset 6" in error and "version_converter" in error, error
+
+
 def test_a_sequence_as_an_input_is_refused(tmp_path: Path) -> None:
     kind = oh.make_sequence_type_proto(oh.make_tensor_type_proto(FLOAT, (2, 3)))
     graph = oh.make_graph(

@@ -199,8 +199,8 @@ def _run_mended(state: State, graph: Any, refusal: RunError) -> Outputs:
     except RunError as error:
         if replaced:
             raise error from None
-        advice = custom_ops.advice(str(refusal))
-        raise RunError(f"{refusal}. {advice}" if advice else str(refusal)) from None
+        advice = _too_old(graph) or custom_ops.advice(str(refusal))
+        raise RunError(f"{str(refusal).rstrip('.')}. {advice}" if advice else str(refusal)) from None
     state.workspace.publish(*files)
     if replaced:
         state.result.notes.append(f"what the file has of {', '.join(replaced)} is run by its plugin's reference body")
@@ -208,6 +208,16 @@ def _run_mended(state: State, graph: Any, refusal: RunError) -> Outputs:
         state.result.notes.append(f"the file's version, names and order of nodes were put right first, since {refusal}")
     state.result.exported_onnx = state.workspace.path(EXPORTED)
     return outputs
+
+
+def _too_old(graph: Any) -> str:
+    """What to do where the model is of an opset from before ONNX Runtime's time; empty where it is not."""
+    if graph.opset is None or graph.opset >= 7:
+        return ""
+    return (
+        f"It is of opset {graph.opset}, and ONNX Runtime has operators from opset 7 on: "
+        "onnx.version_converter.convert_version(model, 13) makes a newer model of it."
+    )
 
 
 def _floats(array: Array) -> bool:
