@@ -50,6 +50,8 @@ def prepare(
                 f"output {tensor.name!r}: is an input too, and an engine's tensors are one or the other. Take it out "
                 "of the model's outputs, or let an Identity give it another name."
             )
+    for tensor in graph.outputs:
+        _check_output(tensor)
     listed = known_profiles(given, input_names(graph))
     example = given_inputs(graph, inputs)
     shapes: dict[str, Sequence[int]] = {name: array.shape for name, array in example.items()}
@@ -82,8 +84,6 @@ def _of_example(listed: Sequence[Mapping[str, Any]], shapes: Mapping[str, Sequen
     return listed[0] if listed else {}
 
 
-def pinned_shapes(graph: gs.Graph, sets: Sequence[Profiles]) -> dict[str, list[int | str]]:
-    """The inputs' shapes under the profiles: numbers where they are static, names of their own where not."""
 def give_axes(graph: gs.Graph, sets: Sequence[Profiles]) -> list[str]:
     """Gives inputs of which the model says no shape as many axes as their profiles have; returns their names."""
     found = [tensor for tensor in graph.inputs if tensor.shape is None]
@@ -92,6 +92,8 @@ def give_axes(graph: gs.Graph, sets: Sequence[Profiles]) -> list[str]:
     return [tensor.name for tensor in found]
 
 
+def pinned_shapes(graph: gs.Graph, sets: Sequence[Profiles]) -> dict[str, list[int | str]]:
+    """The inputs' shapes under the profiles: numbers where they are static, names of their own where not."""
     ranges: dict[str, list[tuple[int, int, int]]] = {}
     shapes: dict[str, list[int | str]] = {}
     whole = hull(sets)
@@ -145,7 +147,25 @@ def _as_array(value: Any) -> Array:
 def _check_type(tensor: gs.Variable) -> None:
     kind = np.dtype(tensor.dtype).name if tensor.type == "tensor_type" and tensor.dtype is not None else tensor.type
     if kind not in DTYPES:
+        kind = "text" if kind == "object" else kind
         raise UsageError(f"input {tensor.name!r}: is {kind}, which TensorRT has not; it takes {', '.join(DTYPES)}.")
+
+
+def _check_output(tensor: gs.Tensor) -> None:
+    """Raises UsageError where the output is no tensor, which a classifier's probabilities often are not."""
+    kind = getattr(tensor, "type", "tensor_type")
+    if kind == "tensor_type":
+        return
+    made = tensor.inputs[0].op if tensor.inputs else "an input"
+    way = (
+        "Convert the model with options={'zipmap': False} (skl2onnx) or zipmap=False (onnxmltools)"
+        if made == "ZipMap"
+        else "Take it out of the model's outputs, or make a tensor of it (ConcatFromSequence, OptionalGetElement)"
+    )
+    raise UsageError(
+        f"output {tensor.name!r}: is a {kind.removesuffix('_type')} that {made} makes, and TensorRT has tensors alone. "
+        f"{way}."
+    )
 
 
 def _check(tensor: gs.Variable, array: Array) -> None:

@@ -282,6 +282,19 @@ def test_a_model_from_before_onnx_runtimes_time_is_told_with_what_makes_it_newer
     assert result.stage == "export" and "opset 6" in error and "version_converter" in error, error
 
 
+def test_probabilities_that_are_no_tensor_are_told_with_the_option_that_makes_them_one(tmp_path: Path) -> None:
+    """As scikit-learn's classifiers are converted by default."""
+    node = oh.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2])
+    kind = oh.make_sequence_type_proto(oh.make_map_type_proto(TensorProto.INT64, oh.make_tensor_type_proto(FLOAT, ())))
+    model = of_nodes([node])
+    model.graph.output[0].CopyFrom(oh.make_value_info("y", kind))
+    model.opset_import.add(domain="ai.onnx.ml", version=1)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UsageError, match=r"output 'y': is a sequence that ZipMap makes.*'zipmap': False"):
+        bridge.convert(path, workdir=tmp_path / "out", target=RTX)
+
+
 def test_a_sequence_as_an_input_is_refused(tmp_path: Path) -> None:
     kind = oh.make_sequence_type_proto(oh.make_tensor_type_proto(FLOAT, (2, 3)))
     graph = oh.make_graph(
