@@ -203,6 +203,12 @@ def _static_profiles(graph: gs.Graph) -> dict[str, Profile]:
     return make_profiles(None, static)
 
 
+def known_refusals(graph: gs.Graph, target: Target) -> list[str]:
+    """The operators in the graph that the target's parser is known to refuse, without asking it."""
+    refused = {item.node for item in _by_table(graph, target)}
+    return sorted({node.op for node, _, _ in everywhere(graph) if node.name in refused})
+
+
 def _by_table(graph: gs.Graph, target: Target) -> list[Found]:
     from passes.ir import calls, function_key
 

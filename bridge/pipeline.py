@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .asking import known_refusals
 from .build_settings import BuildSettings
 from .cache import open_cache
 from .clock import Clock
@@ -253,6 +254,10 @@ class Conversion:
             task_check(state, None)
             if not target.installed:
                 self.result.notes.append(f"{target} is not installed here: rewritten for it, not built")
+                refused = known_refusals(graph, target)
+                if refused:
+                    told = f"its parser is known to refuse {', '.join(refused)}; bridge explain says where and why"
+                    self.result.notes.append(told)
             self.result.status = "rewritten"
             keep_golden(state)
             return

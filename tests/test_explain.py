@@ -321,3 +321,11 @@ def test_the_library_is_listed_whole_and_by_target(capsys: pytest.CaptureFixture
 def test_a_plugin_that_cannot_be_created_is_not_advised_to_be_registered() -> None:
     [found] = advise(resolve("tensorrt-8.5"), "EfficientNMS_TRT", "bridge.plugins.2", outputs=4)
     assert found.kind == "restriction" and "build.log" in found.text and "register" not in found.text, found
+
+
+def test_what_a_target_that_is_not_installed_is_known_to_refuse_is_a_note_of_the_conversion(tmp_path: Path) -> None:
+    path = saved(lambda g, x: [g.op.Relu(x), g.op.Unique(x)], tmp_path, x=[4])
+    result = bridge.convert(path, workdir=tmp_path / "out", target="tensorrt-8.5", build=False)
+    assert result.status == "rewritten", result.error
+    told = any("known to refuse Unique;" in note for note in result.notes)
+    assert told or resolve("tensorrt-8.5").installed, result.notes
