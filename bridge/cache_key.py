@@ -74,7 +74,7 @@ def engine_key(
 _OTHERS = frozenset(
     (
         *("target", "profiles", "builder", "calibration", "calibration_algorithm"),  # in the key in another form
-        *("input_names", "output_names", "opset"),  # seen in the model
+        *("input_names", "output_names", "opset", "constants"),  # seen in the model
         *("tolerance", "task_check", "build", "build_timeout", "seed", "int_range", "prove", "cache"),
         *("layers", "latency", "golden"),
     )

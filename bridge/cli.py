@@ -53,6 +53,7 @@ _SHAPES = (
     "the shapes of an input, such as x=1x3x224x224:8x3x224x224:16x3x224x224; "
     "one shape alone makes it static; repeat for more inputs, and for the same input to make more optimization profiles"
 )
+_CONSTANT = "an input of an ONNX file that is a constant of the engine, such as use_cache_branch=true; repeat for more"
 _CACHE = "the folder of engines that were built before (default: $BRIDGE_CACHE_DIR, or one of the user's)"
 _EXPLAIN = """\
 MODEL is an .onnx file or package.module:function, as for `bridge convert`, or a manifest with --only NAME.
@@ -184,6 +185,7 @@ def _describe_convert(parser: argparse.ArgumentParser) -> None:
     )
     add("--no-build", dest="build", action="store_false", default=None, help="stop at the model for the parser")
     add("--builder", type=_setting, action="append", metavar="NAME=VALUE", help=_BUILDER)
+    add("--constant", dest="constants", type=_setting, action="append", metavar="INPUT=VALUE", help=_CONSTANT)
     add("--seed", type=int, help="of the inputs that are made up")
     add("--plugins", action="append", metavar="PACKAGE.MODULE:FUNCTION", help=_PLUGINS)
     add("--prove", action="store_true", default=None, help="run each match of the passes before and after, by itself")
@@ -203,6 +205,7 @@ def _describe_explain(parser: argparse.ArgumentParser) -> None:
     add("--target", help=_TARGET)
     add("--shapes", dest="profiles", type=_shapes, action="append", metavar="INPUT=MIN:OPT:MAX", help=_SHAPES)
     add("--inputs", metavar="PACKAGE.MODULE:FUNCTION", help="a function that returns example inputs")
+    add("--constant", dest="constants", type=_setting, action="append", metavar="INPUT=VALUE", help=_CONSTANT)
     add("--only", metavar="NAME", help="of a manifest, the model to explain")
     add("--plugins", action="append", metavar="PACKAGE.MODULE:FUNCTION", help=_PLUGINS)
     add("--build-timeout", type=float, metavar="SECONDS", help="for each question to the parser or builder")
@@ -269,11 +272,11 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 
     given = {key: getattr(arguments, key, None) for key in Options.model_fields}
     given["profiles"] = _profiles(given["profiles"] or [])
-    for key in ("tolerance", "builder"):
+    for key in ("tolerance", "builder", "constants"):
         pairs = given[key] or []
         twice = sorted({name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1})
         if twice:
-            raise UsageError(f"--{key} was given twice for {' and '.join(map(repr, twice))}")
+            raise UsageError(f"--{key.removesuffix('s')} was given twice for {' and '.join(map(repr, twice))}")
         given[key] = dict(pairs) or None
     tolerance = given["tolerance"]
     if tolerance and "" in tolerance:
@@ -343,7 +346,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     from .worker import load_model
 
     spec = specs[0]
-    keys = ("target", "profiles", "input_names", "output_names", "build", "build_timeout")
+    keys = ("target", "profiles", "input_names", "output_names", "constants", "build", "build_timeout")
     options = {key: getattr(spec, key) for key in keys if getattr(spec, key) is not None}
     with contextlib.redirect_stdout(sys.stderr):  # what an exporter prints is no part of the answer
         source, inputs = load_model(spec)

@@ -104,6 +104,7 @@ def explain(
     profiles: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    constants: Mapping[str, Any] | None = None,
     opset: int | None = None,
     build: bool = True,
     build_timeout: float | None = None,
@@ -117,7 +118,7 @@ def explain(
     """
     from passes import ModelError, PassError, read, rewrite, write
 
-    from .onnx_source import pinned_shapes
+    from .onnx_source import make_constant, pinned_shapes
     from .plugins.loading import needed_plugins
     from .settings import source_path
 
@@ -132,6 +133,7 @@ def explain(
                 graph = read(file)
             else:
                 graph = read(path)
+                make_constant(graph, constants or {})
                 known, notes = _profiles_of(graph, inputs, profiles)
             log = rewrite(graph, wanted, pinned_shapes(graph, [known]))
         except ModelError as error:

@@ -34,6 +34,57 @@ def input_names(graph: gs.Graph) -> list[str]:
     return [tensor.name for tensor in graph.inputs]
 
 
+def make_constant(graph: gs.Graph, constants: Mapping[str, Any]) -> None:
+    """Makes constants of inputs, which the model has no longer. Raises UsageError where a value does not fit one."""
+    known = {tensor.name: tensor for tensor in graph.inputs}
+    for name, value in constants.items():
+        if name not in known:
+            raise UsageError(f"constants: {name!r}: no such input; the model has {', '.join(known)}.")
+        tensor = known[name]
+        _check_type(tensor)
+        _check_end(tensor, graph)
+        array = _of_type(tensor, _as_array(value))
+        graph.inputs = [item for item in graph.inputs if item is not tensor]
+        tensor.to_constant(array)
+
+
+def deciding(graph: gs.Graph) -> list[str]:
+    """The inputs of one element that alone decide which branch of an If runs."""
+    found: dict[str, None] = {}
+    for node in graph.nodes:
+        if node.op == "If":
+            origins = _origins(node.inputs[0], graph)
+            if all(tensor.shape is not None and list(tensor.shape) in ([], [1]) for tensor in origins):
+                found.update((tensor.name, None) for tensor in origins)
+    return list(found)
+
+
+def _origins(tensor: gs.Tensor, graph: gs.Graph) -> list[gs.Variable]:
+    """The graph's inputs that a tensor is computed from."""
+    seen, left = {id(tensor): tensor}, [tensor]
+    while left:
+        made = left.pop().inputs
+        fresh = [item for node in made for item in node.inputs if id(item) not in seen]
+        seen.update((id(item), item) for item in fresh)
+        left.extend(fresh)
+    return [item for item in graph.inputs if id(item) in seen]
+
+
+def _of_type(tensor: gs.Variable, array: Array) -> Array:
+    """The value in the input's type, and one number in its shape."""
+    wanted = np.dtype(tensor.dtype)
+    if array.dtype.kind not in "biuf":
+        raise UsageError(f"constants: {tensor.name!r}: is a number, a boolean, or nested lists of such.")
+    typed = array.astype(wanted)
+    if wanted.kind in "biu" and not np.array_equal(typed, array):
+        raise UsageError(f"constants: {tensor.name!r}: {array.tolist()} is no {wanted}, which the model takes.")
+    sizes = tensor.shape or ()
+    if typed.ndim == 0 and all(isinstance(size, int) and size >= 0 for size in sizes):
+        typed = np.full(sizes, typed)
+    _check(tensor, typed)
+    return typed
+
+
 def prepare(
     graph: gs.Graph, inputs: Any, given: Any, *, seed: int, int_range: tuple[int, int]
 ) -> tuple[dict[str, Array], list[dict[str, Profile]], list[str]]:
@@ -45,11 +96,7 @@ def prepare(
     """
     for tensor in graph.inputs:
         _check_type(tensor)
-        if any(tensor is item for item in graph.outputs):
-            raise UsageError(
-                f"output {tensor.name!r}: is an input too, and an engine's tensors are one or the other. Take it out "
-                "of the model's outputs, or let an Identity give it another name."
-            )
+        _check_end(tensor, graph)
     for tensor in graph.outputs:
         _check_output(tensor)
     listed = known_profiles(given, input_names(graph))
@@ -149,6 +196,14 @@ def _check_type(tensor: gs.Variable) -> None:
     if kind not in DTYPES:
         kind = "text" if kind == "object" else kind
         raise UsageError(f"input {tensor.name!r}: is {kind}, which TensorRT has not; it takes {', '.join(DTYPES)}.")
+
+
+def _check_end(tensor: gs.Variable, graph: gs.Graph) -> None:
+    if any(tensor is item for item in graph.outputs):
+        raise UsageError(
+            f"output {tensor.name!r}: is an input too, and an engine's tensors are one or the other. Take it out "
+            "of the model's outputs, or let an Identity give it another name."
+        )
 
 
 def _check_output(tensor: gs.Tensor) -> None:

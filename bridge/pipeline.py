@@ -44,6 +44,7 @@ def convert(
     profiles: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    constants: Mapping[str, Any] | None = None,
     tolerance: Tolerances = None,
     task_check: Callable[[Run], str] | None = None,
     build: bool = True,
@@ -76,6 +77,8 @@ def convert(
         profiles: ``{input: (min shape, opt shape, max shape)}``; an axis is dynamic where they differ. Inputs without
             a profile are static at the example's shape. A list of such mappings makes an engine with several
             optimization profiles, of which each has its own best kernels; the example has to lie within one of them.
+        constants: ``{input: value}`` of an ONNX file: the engine has no such inputs, and of an ``If`` that they decide
+            the one branch, as with ``{"use_cache_branch": True}``. A number that is given to a module is one already.
         precision: what is computed in what, the same on every target: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``fp8``,
             ``int4``, two of them (``int8+fp16``), a ``bridge.Precision``, or the path of a precision file, which says
             it by node, operator and torch module. A list of them converts to each, in ``workdir/<precision>``, and
@@ -140,6 +143,7 @@ def convert(
         layers,
         latency,
         golden,
+        constants,
     )
     path = source_path(source)
     folder = Path(workdir) if workdir is not None else Path(tempfile.mkdtemp(prefix="bridge-"))
@@ -147,6 +151,8 @@ def convert(
         check_kept(path, folder)
         if input_names is not None or output_names is not None:
             raise UsageError("input_names, output_names: an ONNX file has names of its own; leave them out.")
+    elif constants:
+        raise UsageError("constants: are of an ONNX file's inputs; give a module its numbers as numbers, in inputs.")
     elif hasattr(source, "named_modules"):
         settings.builder.check_modules([name for name, _ in source.named_modules()])
     result = ConversionResult(

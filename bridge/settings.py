@@ -51,6 +51,8 @@ class Settings:
     latency: bool = False
     golden: bool = False
     """Whether inputs and outputs are kept as evidence."""
+    constants: Mapping[str, Any] | None = None
+    """Values of an ONNX file's inputs that the engine is not to have."""
 
     @property
     def algorithm(self) -> str:

@@ -173,6 +173,8 @@ class Options(Checked):
     """The ranges of the inputs' shapes; a list for an engine with several optimization profiles."""
     input_names: list[str] | None = None
     output_names: list[str] | None = None
+    constants: dict[str, Any] | None = None
+    """Values of an ONNX file's inputs, which the engine then does not have."""
     tolerance: (
         Annotated[
             Annotated[ToleranceSpec, Tag("for all")] | Annotated[dict[str, ToleranceSpec], Tag("per output")],

@@ -40,7 +40,7 @@ from .sensitivity import Suspects, measured_steps
 
 SCHEMA = 1
 FILE, REPORT, FOLDER = "precision.yaml", "bisection.json", "bisection"
-ENTRIES = ("name", "input_names", "output_names", "profiles", "opset", "seed", "int_range", "builder")
+ENTRIES = ("name", "input_names", "output_names", "constants", "profiles", "opset", "seed", "int_range", "builder")
 """Options of ``convert`` that decide what the model is, or how it is built."""
 OTHERS = ("build_timeout", "compute_capabilities", "calibration", "calibration_algorithm", "cache")
 

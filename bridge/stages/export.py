@@ -155,12 +155,19 @@ def from_file(state: State, path: Path, inputs: Any) -> Outputs:
     with state.clock("export"):
         try:
             graph = read(path)
+            if constants := state.settings.constants:
+                onnx_source.make_constant(graph, constants)
+                path = _written(state, graph)
+                state.result.notes.append(f"constants, as asked, and no inputs any more: {', '.join(constants)}")
         except ModelError as error:
             raise ExportError(str(error)) from error
         example, state.profiles, notes = onnx_source.prepare(
             graph, inputs, state.settings.profiles, seed=state.settings.seed, int_range=state.settings.int_range
         )
     state.result.notes.extend(notes)
+    for name in onnx_source.deciding(graph):
+        told = f"the input {name!r} decides which branch of an If runs; where it is always the same, constants="
+        state.result.notes.append(f"{told}{{{name!r}: …}} (--constant {name}=…) leaves the other branch out")
     state.cases, state.read = make_cases(example, state.profiles), file_reader(graph)
     state.result.exported_onnx = path
     shapeless = onnx_source.give_axes(graph, state.profiles)
@@ -174,6 +181,13 @@ def from_file(state: State, path: Path, inputs: Any) -> Outputs:
     state.remember_source(outputs)
     state.result.half = _half(state.result.exported_onnx)
     return outputs
+
+
+def _written(state: State, graph: Any) -> Path:
+    from passes import write
+
+    state.workspace.publish(*write(graph, state.workspace.partial / EXPORTED, beside=state.workspace.folder))
+    return state.workspace.path(EXPORTED)
 
 
 def _run_mended(state: State, graph: Any, refusal: RunError) -> Outputs:
