@@ -220,6 +220,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     monkeypatch.setattr(engine, "check_gpu", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: gpu.stream)
     monkeypatch.delattr(torch._C, "_cuda_getCurrentRawStream", raising=False)  # of builds for CUDA
+    monkeypatch.delattr(torch._C, "_cuda_isCurrentStreamCapturing", raising=False)  # likewise
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
