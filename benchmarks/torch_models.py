@@ -74,8 +74,8 @@ def convert_one(name: str, case: Any, target: str, dynamic: bool, folder: Path) 
 def beyond_tolerance(module: Any, inputs: Any, result: Any) -> list[str]:
     """The outputs in which the rewritten model, in ONNX Runtime, and the torch module itself do not agree."""
     from bridge.compare import compare_arrays, onnx_runner, run_stage
-    from bridge.export import make_source
     from bridge.tensors import to_numpy
+    from bridge.torch_source import make_source
 
     source = make_source(module, inputs, None, None)
     feeds = {key: to_numpy(tensor) for key, tensor in source.call.tensors.items()}
@@ -115,6 +115,9 @@ def run(name: str, case: Any, options: argparse.Namespace, root: Path) -> dict[s
             beyond=json.loads((folder / "beyond").read_text()) if (folder / "beyond").is_file() else [],
             rewrites={item["name"]: item["count"] for item in result["rewrites"]},
         )
+        if row["status"] != "failed" and not (folder / "beyond").is_file():
+            why = "converted, and not compared with torch"
+            row.update(status="failed", stage="crash", error=why + "\n" + (folder / "log").read_text()[-2000:])
     elif (folder / "usage").is_file():
         row.update(status="failed", stage="usage", error=(folder / "usage").read_text())
     else:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import changes, compiled, latency, leak, modules, timing, ways
+from benchmarks import changes, compiled, latency, leak, modules, timing, torch_models, ways
 from benchmarks.latency_table import table
 from benchmarks.models import CASES, MODELS, Case, Model
 from benchmarks.workers import Pool
@@ -22,6 +22,7 @@ from bridge.errors import RunError
 
 from . import fake_gpu, sample_work
 from .fake_gpu import fake_gpu as fake_gpu_fixture  # noqa: F401 (a fixture)
+from .support import RTX, RTX_INSTALLED
 
 
 def test_quantiles_lie_between_the_nearest_values() -> None:
@@ -211,6 +212,24 @@ def test_the_checks_of_a_gpu_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
             "graph": graph
         }, row
         assert not row["notes"]
+
+
+@pytest.mark.skipif(not RTX_INSTALLED, reason="tensorrt_rtx is not installed")
+def test_a_model_of_the_collection_is_compared_with_torch_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = SimpleNamespace(target=RTX, dynamic=False, keep=True)
+    case = (lambda: nn.Linear(4, 2), (torch.randn(3, 4),), None)
+    row = torch_models.run("fine", case, options, tmp_path)
+    assert (row["status"], row["beyond"], row["error"]) == ("built", [], None)
+
+    def fails(*_: Any) -> list[str]:
+        raise ImportError("no such name")
+
+    monkeypatch.setattr(torch_models, "beyond_tolerance", fails)
+    row = torch_models.run("unknown", case, options, tmp_path)
+    assert (row["status"], row["stage"]) == ("failed", "crash")
+    assert "not compared with torch" in row["error"]
 
 
 def test_where_torch_draws_random_numbers_only_shapes_are_compared() -> None:
