@@ -19,7 +19,7 @@ from unittest import mock
 
 from . import custom_ops
 from .errors import ExportError
-from .exporter_words import branches_taken, one_line, scripted_parts
+from .exporter_words import BY_VALUES, branches_taken, one_line, scripted_parts
 from .inputs import Case, Profile, resized
 from .scopes import write_scopes
 from .tensors import to_torch
@@ -79,7 +79,7 @@ def export(
                 if again is None:
                     notes = [f"exported as the operators that ran in the module, since torch.export does not: {reason}"]
                     reason = None
-                elif again != reason:
+                elif again != reason and not (BY_VALUES in again and BY_VALUES in reason):
                     reason = f"{reason}; as the operators that ran in it: {again}"
             elif any(profile.dynamic_axes for profile in profiles.values()):
                 with _reading_the_code():

@@ -28,6 +28,12 @@ ADVICE = (
 )
 
 
+BY_VALUES = (
+    "the code decides by values of a tensor: a branch on it, a loop over what nonzero() found or over tolist(), int() "
+    "of it for a size; compute with tensors (torch.where, torch.cond, a mask)"
+)
+
+
 def one_line(error: BaseException, inputs: Sequence[str] = ()) -> str:
     """The innermost cause of an exporter's error, in one line, with ``inputs`` for the names of the wrapper's."""
     while error.__cause__ is not None:
@@ -37,6 +43,8 @@ def one_line(error: BaseException, inputs: Sequence[str] = ()) -> str:
         place = _PLACE.search(match["what"])
         what = f"axis {place['axis']} of {inputs[int(place['input'])]!r}" if place and inputs else match["what"]
         return f"{what} was declared dynamic and has become the constant {match['size']} in the module's code{ADVICE}"
+    if type(error).__name__ == "GuardOnDataDependentSymNode":
+        return f"{code_line(error)}{BY_VALUES}"
     lines = [line.strip() for line in text.splitlines() if line.strip() and set(line.strip()) - set("=-#*")]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:400]
 
@@ -45,6 +53,18 @@ def user_line(error: BaseException) -> str:
     """`` (file:line)`` of the innermost frame that is neither Python's, a library's nor ours; empty without one."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
     return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+
+
+def code_line(error: BaseException) -> str:
+    """``file:line: `` of the innermost frame that is neither Python's, torch's nor ours; empty without one."""
+    import torch
+
+    def is_torchs(file: str) -> bool:
+        libraries = file.startswith(tuple(map(sysconfig.get_path, ("purelib", "platlib"))))
+        return file.startswith(str(Path(torch.__file__).parent)) or not (libraries or _is_users(file))
+
+    frames = [item for item in traceback.extract_tb(error.__traceback__) if not is_torchs(item.filename)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
 
 
 def _is_users(file: str) -> bool:

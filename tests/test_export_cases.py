@@ -152,6 +152,25 @@ def test_a_branch_that_was_traced_one_way_is_told_with_its_line(tmp_path: Path) 
     )
 
 
+class Routed(nn.Module):
+    """Of the rows that an expert takes there may be any number, as in most models of the kind."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = torch.zeros_like(x)
+        for row in (x[:, 0] > 0).nonzero():  # the line of the loop
+            result[row] = x[row] * 2
+        return result
+
+
+def test_a_loop_over_what_values_choose_is_told_in_plain_words_with_its_line(tmp_path: Path) -> None:
+    result = convert(Routed(), (torch.randn(3, 4),), workdir=tmp_path, build=False)
+    lines = Path(__file__).read_text().splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if text.endswith("# the line of the loop"))
+    error = result.error or ""
+    assert f"dynamo: {__file__}:{line}: the code decides by values of a tensor: a branch on it, a loop" in error, error
+    assert "data-dependent" not in error and error.count("decides by values") == 1, error
+
+
 class Reads(nn.Module):
     """Makes tensors of what Python reads from one, which torch.export cannot follow."""
 
