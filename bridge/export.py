@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
 
 from . import custom_ops
+from .assumed import Assumed
 from .errors import ExportError
 from .exporter_words import BY_VALUES, branches_taken, one_line, scripted_parts
 from .inputs import Case, Profile, resized
@@ -64,9 +65,10 @@ def export(
     every exporter's reason where none does.
     """
 
-    def why_not(run: _Run) -> str | None:
+    def why_not(run: _Run, at: Case = example) -> str | None:
         _remove(path)
-        reason = _export_with(run, source, profiles, example, path, opset)
+        source.assumed = None
+        reason = _export_with(run, source, profiles, at, path, opset)
         return reason or _lost_axes(path, profiles) or accept(path, exporter)
 
     reasons: list[str] = []
@@ -83,7 +85,12 @@ def export(
                     reason = f"{reason}; as the operators that ran in it: {again}"
             elif any(profile.dynamic_axes for profile in profiles.values()):
                 with _reading_the_code():
-                    reason = why_not(_by_dynamo) and reason
+                    again = why_not(_by_dynamo)
+                if again is not None and source.general is not None:
+                    at = source.general
+                    again = why_not(_by_dynamo, at)
+                    notes = [] if again else [f"exported at the {at.name} shapes, since at the example's: {reason}"]
+                reason = again and reason
         if reason is None:
             files = (path.name + ".data", path.name) if path.with_name(path.name + ".data").exists() else (path.name,)
             if exporter == "torchscript":
@@ -246,13 +253,30 @@ def _write_by_dynamo(source: Source, model: Any, given: dict[str, Any], path: Pa
         "dynamo": True,
         "verbose": False,
     }
-    program = torch.onnx.export(model, **given, **options)
+    with _keeping_what_is_assumed(source):
+        program = torch.onnx.export(model, **given, **options)
     assert program is not None
     _free_names(program.model.graph)
     initializers = program.model.graph.initializers.values()
     weights = sum(item.const_value.nbytes for item in initializers if item.const_value is not None)
     program.save(str(path), external_data=weights > INLINE_LIMIT)
     custom_ops.write_calls(path)
+
+
+@contextlib.contextmanager
+def _keeping_what_is_assumed(source: Source) -> Iterator[None]:
+    """Within it, the source learns what torch.export takes for granted, which torch.onnx loses as it goes on."""
+    import torch
+
+    export = torch.export.export
+
+    def observed(*args: Any, **options: Any) -> Any:
+        program = export(*args, **options)
+        source.assumed = Assumed.of(program, tuple(source.call.tensors))
+        return program
+
+    with mock.patch.object(torch.export, "export", observed):
+        yield
 
 
 def _free_names(graph: Any) -> None:

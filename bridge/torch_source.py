@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ExportError, RunError, UsageError
 from .exporter_words import user_line
-from .inputs import Array, Call, Profile, check_names
+from .inputs import Array, Call, Case, Profile, check_names
 from .tensors import named_leaves, to_numpy, to_torch
 
 if TYPE_CHECKING:
     import torch
 
+    from .assumed import Assumed
     from .runtime.calling import Calling
     from .runtime.flattener import Flattener
 
@@ -40,6 +41,15 @@ class Source:
 
     traced: list[str] = field(default_factory=list)
     """What should be known of the last trace by the older exporter."""
+
+    assumed: Assumed | None = None
+    """What the last export by dynamo took for granted of dynamic sizes."""
+
+    elsewhere: list[Case] = field(default_factory=list)
+    """Further shapes that an exported model has to hold at: where an export took for granted what is not so there."""
+
+    general: Case | None = None
+    """The case where the last export by dynamo had taken the most for granted that is not so: one to export at."""
 
     def __post_init__(self) -> None:
         self.device = next(iter(self.call.tensors.values())).device

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import custom_ops
+from ..assumed import shapes_of
 from ..calibration import file_reader, torch_reader
 from ..compare import compare_stages, disagreement
 from ..errors import ExportError, RunError
@@ -42,6 +43,7 @@ def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Expor
         outputs: list[Outputs] = []
 
         def accept(path: Path, exporter: Exporter) -> str | None:
+            _look_elsewhere(state, made)
             try:
                 with state.clock("run"), state.caching.foreseeing(path):
                     outputs.append(state.run_onnx(path, "exported"))
@@ -50,7 +52,8 @@ def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Expor
             result.half = _half(path)
             comparisons = state.compare(("torch", "exported"), reference, outputs[-1], result.own_precision)
             if all(item.agreed for item in comparisons):
-                return _made_constant(state, made, path) if exporter == "torchscript" else None
+                constant = _made_constant(state, made, path) if exporter == "torchscript" else None
+                return constant or _wrong_elsewhere(state, made, path)
             with state.clock("run"):
                 again = made.run(state.cases[0].feeds)
             random = any(
@@ -105,6 +108,46 @@ def _made_constant(state: State, made: Source, path: Path) -> str | None:
         )
     made.traced.append("was compared at the example's values alone: the module takes no others that were tried")
     return None
+
+
+def _look_elsewhere(state: State, made: Source) -> None:
+    """Adds the shapes, and finds the case, where what the last export took for granted of sizes is not so."""
+    if made.assumed is None:
+        return
+    found = made.assumed.elsewhere(state.cases, state.profiles)
+    known = {case.name for case in made.elsewhere}
+    made.elsewhere.extend(case for case in found if case.name not in known)
+    broken = {len(made.assumed.broken(shapes_of(case))): case for case in (*made.elsewhere, *state.cases[1:])}
+    if most := max(broken, default=0):
+        made.general = broken[most]
+
+
+def _wrong_elsewhere(state: State, made: Source, path: Path) -> str | None:
+    """What is wrong at allowed shapes where an export took for granted what is not so; None of those that the module
+    does not take."""
+    precision = state.result.own_precision
+    for case in made.elsewhere:
+        with state.clock("run"):
+            try:
+                expected = made.run(case.feeds)
+            except ExportError:
+                continue
+            try:
+                found = state.run_onnx(path, "exported", [case.feeds])
+            except RunError as error:
+                return f"at {case.name}, {error}{_assumption(made, case)}"
+        comparisons = compare_stages(
+            ("torch", "exported"), [case.name], [expected], found, state.settings.tolerance, precision
+        )
+        if not all(item.agreed for item in comparisons):
+            return f"{disagreement(comparisons)}{_assumption(made, case)}"
+    return None
+
+
+def _assumption(made: Source, case: Case) -> str:
+    broken = made.assumed.broken(shapes_of(case)) if made.assumed is not None else set()
+    sizes = f": torch.export took for granted that {min(broken, key=len)}" if broken else ""
+    return f"{sizes}; the code decides by sizes, and the exported model has the way that the example took alone"
 
 
 def _half(path: Path) -> str:

@@ -1,0 +1,119 @@
+"""What an export took for granted of dynamic sizes, and allowed shapes where that does not hold.
+
+torch.export follows one run. Where the code asks something of a size, as by ``if height % 8``, the answer of that run
+is in the program, which is the module's only where the same answers are given; torch keeps these as guards, and nothing
+asks them of an ONNX model. Example, min and max may well give the same answers, and a shape between them another.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import CodeType
+from typing import TYPE_CHECKING, Any
+
+from .inputs import Case, Profile, resized
+
+if TYPE_CHECKING:
+    import torch
+
+Shapes = Mapping[str, Sequence[int]]
+
+STEPS = 256
+"""Shapes from min to max that the guards are asked about."""
+
+MOST = 4
+"""Shapes beyond the example, min and max that are tried."""
+
+
+@dataclass(frozen=True)
+class Assumed:
+    guards: dict[str, CodeType]
+    """By what they say."""
+
+    symbols: dict[str, tuple[str, int]]
+    """The input and axis whose size each symbol stands for."""
+
+    @classmethod
+    def of(cls, program: torch.export.ExportedProgram, inputs: Sequence[str]) -> Assumed:
+        """What it says of the sizes of its ``inputs``."""
+        from torch.utils._sympy.printers import PythonPrinter
+
+        taken = set(program.graph_signature.user_inputs)
+        values = [node.meta.get("val") for node in program.graph.find_nodes(op="placeholder") if node.name in taken]
+        sizes = [
+            (name, axis, size)
+            for name, value in zip(inputs, values, strict=True)
+            for axis, size in enumerate(getattr(value, "shape", ()))
+            if not isinstance(size, int)
+        ]
+        symbols = {str(size): (name, axis) for name, axis, size in sizes}
+        if not sizes:
+            return cls({}, {})
+        found = sizes[0][2].node.shape_env
+        deferred = (item for items in found.deferred_runtime_asserts.values() for item in items)
+        guards = {}
+
+        def named(word: re.Match[str]) -> str:
+            return "{}.shape[{}]".format(*symbols[word[0]]) if word[0] in symbols else word[0]
+
+        for guard in (*found.guards, *deferred):
+            if {str(symbol) for symbol in guard.expr.free_symbols} <= set(symbols):
+                code = PythonPrinter().doprint(guard.expr)
+                guards[re.sub(r"\w+", named, code)] = compile(code, "<guard>", "eval")
+        return cls(guards, symbols)
+
+    def broken(self, shapes: Shapes) -> set[str]:
+        """What does not hold there, in words."""
+        from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
+
+        known = {**SYMPY_INTERP, "math": math}
+        known.update((symbol, shapes[name][axis]) for symbol, (name, axis) in self.symbols.items())
+        return {words for words, code in self.guards.items() if not _holds(code, known)}
+
+    def elsewhere(self, cases: Sequence[Case], sets: Sequence[Mapping[str, Profile]]) -> list[Case]:
+        """Allowed shapes, the smallest first, where something does not hold that holds in all ``cases``."""
+        seen = set().union(*(self.broken(shapes_of(case)) for case in cases))
+        found: list[Case] = []
+        for profiles in sets if self.guards else ():
+            for shapes in _between(profiles):
+                broken = self.broken(shapes) - seen
+                if broken and len(found) < MOST:
+                    seen |= broken
+                    feeds = {name: resized(array, shapes[name]) for name, array in cases[0].feeds.items()}
+                    found.append(Case(in_words(shapes, profiles), feeds))
+        return found
+
+
+def shapes_of(case: Case) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in case.feeds.items()}
+
+
+def in_words(shapes: Shapes, profiles: Mapping[str, Profile]) -> str:
+    return ", ".join(f"{name} {list(shapes[name])}" for name, item in profiles.items() if item.dynamic_axes)
+
+
+def _holds(code: CodeType, known: dict[str, Any]) -> bool:
+    try:
+        return bool(eval(code, known))  # torch's own words, of sizes alone
+    except ZeroDivisionError:
+        return False
+    except (NameError, TypeError, ValueError):
+        return True  # of a torch that says it in other words
+
+
+def _between(profiles: Mapping[str, Profile]) -> Iterator[Shapes]:
+    """All axes grow together from min to max, as sizes that belong together do; of a single dynamic input, some also
+    shrink while others grow."""
+    ends = {name: list(zip(item.min, item.max, strict=True)) for name, item in profiles.items()}
+    steps = min(max((high - low for sizes in ends.values() for low, high in sizes), default=0), STEPS)
+    alone = sum(bool(item.dynamic_axes) for item in profiles.values()) == 1
+    for opposite in (False, True) if alone else (False,):
+        for step in range(1, steps):
+            parts = (step, steps - step if opposite else step)  # of axes with an even, an odd number
+            yield {
+                name: [low + round((high - low) * parts[axis % 2] / steps) for axis, (low, high) in enumerate(sizes)]
+                for name, sizes in ends.items()
+            }

@@ -1,0 +1,85 @@
+"""Sizes between min and max where the module's code goes another way than at the example, at min and at max."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .support import convert, run_onnx
+from .test_export import Calls, failure, rewritten
+
+EVEN = {"x": ((2, 2), (2, 8), (2, 16))}
+
+
+def of_odd_sizes(x: Any) -> Any:
+    return x * 3 if x.shape[1] % 2 else x * 2
+
+
+def of_one_size(x: Any) -> Any:
+    return x * 3 if x.shape[1] == 7 else x * 2
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "assumed"),
+    [(of_odd_sizes, "x [2, 3]", "(x.shape[1] % 2) == 0"), (of_one_size, "x [2, 7]", "x.shape[1] != 7")],
+)
+def test_a_size_that_the_code_treats_otherwise_is_found_and_what_was_assumed_named(
+    tmp_path: Path, function: Any, shape: str, assumed: str
+) -> None:
+    dynamo, torchscript = failure(Calls(function), (torch.randn(2, 8),), tmp_path, profiles=EVEN).splitlines()[1:]
+    for reason in (dynamo, torchscript):
+        assert f"differ: output 'output' at the {shape} shapes" in reason, reason
+    assert f"torch.export took for granted that {assumed}" in dynamo, dynamo
+
+
+def refuses_odd_sizes(x: Any) -> Any:
+    if x.shape[1] % 2:
+        raise ValueError("an even number, please")
+    return x.reshape(2, -1, 2).sum(2)
+
+
+def test_sizes_that_the_module_does_not_take_are_no_failure(tmp_path: Path) -> None:
+    result = rewritten(Calls(refuses_odd_sizes), (torch.randn(2, 8),), tmp_path, profiles=EVEN)
+    assert result.exporter == "dynamo"
+    assert {item.inputs for item in result.comparisons} == {"example", "min", "max"}
+
+
+class Windows(nn.Module):
+    """Pads to whole windows where they are not, as image models do."""
+
+    def forward(self, x: Any) -> Any:
+        _, _, height, width = x.shape
+        below, beside = -height % 4, -width % 4
+        if below or beside:
+            x = functional.pad(x, (0, beside, 0, below))
+        return functional.avg_pool2d(x, 4).repeat_interleave(4, 2)[:, :, :height]
+
+
+@pytest.mark.parametrize("most", [32, 31])
+def test_a_model_is_exported_at_a_shape_that_takes_the_general_way(tmp_path: Path, most: int) -> None:
+    """Whether or not the max shows that the way of the example, min and max is not the only one."""
+    profiles = {"x": ((1, 2, 8, 8), (1, 2, 16, 16), (1, 2, most, most))}
+    result = rewritten(Windows(), (torch.randn(1, 2, 16, 16),), tmp_path, profiles=profiles)
+    assert result.exporter == "dynamo" and any("since at the example's" in note for note in result.notes), result.notes
+    for height, width in ((9, 9), (12, 16), (13, 8), (8, 15)):
+        x = torch.randn(1, 2, height, width)
+        [found] = run_onnx(result.onnx, {"x": x.numpy()}).values()
+        torch.testing.assert_close(torch.from_numpy(found), Windows()(x))
+
+
+def test_sizes_that_belong_together_are_tried_together(tmp_path: Path) -> None:
+    """Alone, either would be a shape that no caller gives, and torch broadcasts."""
+
+    def weighted(x: Any, mask: Any) -> Any:
+        return (x * mask[:, :, None]).reshape(x.shape[0] * x.shape[1], -1).sum(0)
+
+    profiles = {"x": ((1, 1, 4), (2, 5, 4), (4, 9, 4)), "mask": ((1, 1), (2, 5), (4, 9))}
+    result = convert(
+        Calls(weighted), (torch.randn(2, 5, 4), torch.ones(2, 5)), workdir=tmp_path, build=False, profiles=profiles
+    )
+    assert (result.status, result.exporter) == ("rewritten", "dynamo"), result.error
