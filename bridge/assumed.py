@@ -7,6 +7,7 @@ asks them of an ONNX model. Example, min and max may well give the same answers,
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ class Assumed:
     """By what they say."""
 
     symbols: dict[str, tuple[str, int]]
-    """The input and axis whose size each symbol stands for."""
+    """The first input and axis whose size each symbol stands for; that others are as long is a guard too."""
 
     @classmethod
     def of(cls, program: torch.export.ExportedProgram, inputs: Sequence[str]) -> Assumed:
@@ -44,32 +45,41 @@ class Assumed:
         taken = set(program.graph_signature.user_inputs)
         values = [node.meta.get("val") for node in program.graph.find_nodes(op="placeholder") if node.name in taken]
         sizes = [
-            (name, axis, size)
+            (name, axis, size.node)
             for name, value in zip(inputs, values, strict=True)
             for axis, size in enumerate(getattr(value, "shape", ()))
             if not isinstance(size, int)
         ]
-        symbols = {str(size): (name, axis) for name, axis, size in sizes}
         if not sizes:
             return cls({}, {})
-        found = sizes[0][2].node.shape_env
-        deferred = (item for items in found.deferred_runtime_asserts.values() for item in items)
-        guards = {}
+        symbols: dict[str, tuple[str, int]] = {}
+        for name, axis, node in sizes:
+            if node.expr.is_symbol:
+                symbols.setdefault(str(node.expr), (name, axis))
+
+        def known(expr: Any) -> bool:
+            return {str(symbol) for symbol in expr.free_symbols} <= set(symbols)
 
         def named(word: re.Match[str]) -> str:
             return "{}.shape[{}]".format(*symbols[word[0]]) if word[0] in symbols else word[0]
 
-        for guard in (*found.guards, *deferred):
-            if {str(symbol) for symbol in guard.expr.free_symbols} <= set(symbols):
-                code = PythonPrinter().doprint(guard.expr)
-                guards[re.sub(r"\w+", named, code)] = compile(code, "<guard>", "eval")
-        return cls(guards, symbols)
+        printed, env = PythonPrinter().doprint, sizes[0][2].shape_env
+        deferred = itertools.chain.from_iterable(env.deferred_runtime_asserts.values())
+        asked = [printed(guard.expr) for guard in (*env.guards, *deferred) if known(guard.expr)]
+        guards = {re.sub(r"\w+", named, code): code for code in asked}
+        for name, axis, node in sizes:
+            if symbols.get(str(node.expr)) != (name, axis) and known(node.expr):
+                code = printed(node.expr)
+                guards[f"{name}.shape[{axis}] == " + re.sub(r"\w+", named, code)] = (
+                    f"shapes[{name!r}][{axis}] == {code}"
+                )
+        return cls({words: compile(code, "<guard>", "eval") for words, code in guards.items()}, symbols)
 
     def broken(self, shapes: Shapes) -> set[str]:
         """What does not hold there, in words."""
         from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
-        known = {**SYMPY_INTERP, "math": math}
+        known = {**SYMPY_INTERP, "math": math, "shapes": shapes}
         known.update((symbol, shapes[name][axis]) for symbol, (name, axis) in self.symbols.items())
         return {words for words, code in self.guards.items() if not _holds(code, known)}
 

@@ -72,6 +72,26 @@ def test_a_model_is_exported_at_a_shape_that_takes_the_general_way(tmp_path: Pat
         torch.testing.assert_close(torch.from_numpy(found), Windows()(x))
 
 
+def resized_where_needed(x: Any, y: Any) -> Any:
+    return x + (y if x.shape == y.shape else functional.interpolate(y, x.shape[2:]))
+
+
+def test_sizes_that_the_example_alone_has_in_common_are_told_apart(tmp_path: Path) -> None:
+    profiles = {"x": ((1, 2, 8), (1, 2, 16), (1, 2, 32)), "y": ((1, 2, 4), (1, 2, 16), (1, 2, 16))}
+    given = (torch.randn(1, 2, 16), torch.randn(1, 2, 16))
+    result = rewritten(Calls(resized_where_needed), given, tmp_path, profiles=profiles)
+    assert any("since at the example's" in note for note in result.notes), result.notes
+
+
+def of_squares(x: Any) -> Any:
+    return x * 2 if x.shape[0] == x.shape[1] else x * 3
+
+
+def test_an_image_that_is_not_square_is_tried_where_the_code_asks(tmp_path: Path) -> None:
+    error = failure(Calls(of_squares), (torch.randn(8, 8),), tmp_path, profiles={"x": ((4, 4), (8, 8), (16, 16))})
+    assert "took for granted that x.shape[1] == x.shape[0]" in error, error
+
+
 def test_sizes_that_belong_together_are_tried_together(tmp_path: Path) -> None:
     """Alone, either would be a shape that no caller gives, and torch broadcasts."""
 
