@@ -65,32 +65,49 @@ def export(
     every exporter's reason where none does.
     """
 
-    def why_not(run: _Run, at: Case = example) -> str | None:
+    def why_not(
+        run: _Run, at: Case = example, within: contextlib.AbstractContextManager[Any] | None = None
+    ) -> str | None:
         _remove(path)
         source.assumed = None
-        reason = _export_with(run, source, profiles, at, path, opset)
+        with within or contextlib.nullcontext():
+            reason = _export_with(run, source, profiles, at, path, opset)
         return reason or _lost_axes(path, profiles) or accept(path, exporter)
 
+    def another_way(reason: str) -> tuple[str | None, list[str]]:
+        """Why torch.export does not do in any other way either, or what to note of the one that does."""
+        if path.exists():
+            if not any(profile.dynamic_axes for profile in profiles.values()):
+                return reason, []
+            again = why_not(_by_dynamo, within=_reading_the_code())
+            if again is None or source.general is None:
+                return again and reason, []
+            at = source.general
+            again = why_not(_by_dynamo, at)
+            return again and reason, [f"exported at the {at.name} shapes, since at the example's: {reason}"]
+        if BY_VALUES in reason:
+            from .translations.places import NOTE, of_every_place
+
+            source.by_values = source.every_place = True
+            again = why_not(_by_dynamo, within=of_every_place())
+            if again is None:
+                return None, [NOTE, *source.traced]
+            source.every_place = False
+            if path.exists():
+                return f"{reason}; with every place that nonzero() may find: {again}", []
+        again = why_not(_by_record)
+        if again is None:
+            return None, [f"exported as the operators that ran in the module, since torch.export does not: {reason}"]
+        if again == reason or (BY_VALUES in again and BY_VALUES in reason):
+            return reason, []
+        return f"{reason}; as the operators that ran in it: {again}", []
+
     reasons: list[str] = []
-    notes: list[str] = []
     for exporter in exporters:
+        notes: list[str] = []
         reason = why_not(_by_dynamo if exporter == "dynamo" else _by_torchscript)
         if reason is not None and exporter == "dynamo" and source.program is None:
-            if not path.exists():
-                again = why_not(_by_record)
-                if again is None:
-                    notes = [f"exported as the operators that ran in the module, since torch.export does not: {reason}"]
-                    reason = None
-                elif again != reason and not (BY_VALUES in again and BY_VALUES in reason):
-                    reason = f"{reason}; as the operators that ran in it: {again}"
-            elif any(profile.dynamic_axes for profile in profiles.values()):
-                with _reading_the_code():
-                    again = why_not(_by_dynamo)
-                if again is not None and source.general is not None:
-                    at = source.general
-                    again = why_not(_by_dynamo, at)
-                    notes = [] if again else [f"exported at the {at.name} shapes, since at the example's: {reason}"]
-                reason = again and reason
+            reason, notes = another_way(reason)
         if reason is None:
             files = (path.name + ".data", path.name) if path.with_name(path.name + ".data").exists() else (path.name,)
             if exporter == "torchscript":

@@ -40,7 +40,13 @@ class Source:
     """Whether the module takes derivatives of what it is given, for which torch has to keep track of them."""
 
     traced: list[str] = field(default_factory=list)
-    """What should be known of the last trace by the older exporter."""
+    """What should be known of the last trace by the older exporter, or of one with every place."""
+
+    by_values: bool = False
+    """Whether the module's code is known to decide by values of tensors."""
+
+    every_place: bool = False
+    """Whether an export is tried that takes for granted what nonzero() finds."""
 
     assumed: Assumed | None = None
     """What the last export by dynamo took for granted of dynamic sizes."""

@@ -322,6 +322,13 @@ family(
     ),
 )
 family(
+    "squeezes",
+    (3, 1, 4),
+    of_one=lambda x: x.squeeze(1) + 1,
+    of_more=lambda x: x.squeeze(-1) + 1,
+    of_both=lambda x: x.squeeze((1, 2)) + 1,
+)
+family(
     "transforms",
     (3, 32),
     mask=lambda x: torch.fft.irfft(torch.fft.rfft(x) * torch.exp(1j * torch.arange(17.0)), n=32),

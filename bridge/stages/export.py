@@ -13,7 +13,16 @@ from ..assumed import shapes_of
 from ..calibration import file_reader, torch_reader
 from ..compare import compare_stages, disagreement
 from ..errors import ExportError, RunError
-from ..inputs import Array, Case, hull, make_cases, read_profiles, with_numbers_that_fit, with_other_values
+from ..inputs import (
+    Array,
+    Case,
+    hull,
+    make_cases,
+    read_profiles,
+    with_numbers_that_fit,
+    with_one_row,
+    with_other_values,
+)
 from ..tensors import to_numpy
 from ..workspace import EXPORTED
 from .state import Outputs, State
@@ -52,8 +61,9 @@ def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Expor
             result.half = _half(path)
             comparisons = state.compare(("torch", "exported"), reference, outputs[-1], result.own_precision)
             if all(item.agreed for item in comparisons):
-                constant = _made_constant(state, made, path) if exporter == "torchscript" else None
-                return constant or _wrong_elsewhere(state, made, path)
+                decided = exporter == "torchscript" or made.every_place
+                differs = _at_other_values(state, made, path) if decided else None
+                return differs or _wrong_elsewhere(state, made, path)
             with state.clock("run"):
                 again = made.run(state.cases[0].feeds)
             random = any(
@@ -85,29 +95,44 @@ def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Expor
     return outputs[-1]
 
 
-def _made_constant(state: State, made: Source, path: Path) -> str | None:
-    """What is wrong where the older exporter has made constants of what the module's Python reads from the example."""
-    example = state.cases[0]
+_CONSTANT = (
+    "what Python reads from a tensor (by float(), tolist(), numpy() or a branch) has become a constant; compute with "
+    "tensors"
+)
+_FEWER = "something is done where nonzero() finds nothing, or of how many places it finds; compute with a mask"
+
+
+def _at_other_values(state: State, made: Source, path: Path) -> str | None:
+    """What is wrong where an exporter has made constants of what the module's Python reads from the example."""
+    example, taken = state.cases[0], None
     for other in with_other_values(example):
-        with state.clock("run"):
-            try:
-                expected = made.run(other.feeds)
-            except ExportError:
-                continue  # it does not take these
-            try:
-                found = state.run_onnx(path, "exported", [other.feeds])
-            except RunError as error:
-                return f"at other values of the inputs, {error}"
-        stages, precision = ("torch", "exported"), state.result.own_precision
-        comparisons = compare_stages(stages, [example.name], [expected], found, state.settings.tolerance, precision)
-        if all(item.agreed for item in comparisons):
-            return None
-        return (
-            f"at other values of the inputs, {disagreement(comparisons)}: what Python reads from a tensor (by float(), "
-            "tolist(), numpy() or a branch) has become a constant; compute with tensors"
-        )
-    made.traced.append("was compared at the example's values alone: the module takes no others that were tried")
-    return None
+        taken, wrong = _at(state, made, path, other)
+        if wrong is not None:
+            return wrong
+        if taken:
+            break
+    if not taken:
+        made.traced.append("was compared at the example's values alone: the module takes no others that were tried")
+    return _at(state, made, path, with_one_row(example))[1] if made.by_values else None
+
+
+def _at(state: State, made: Source, path: Path, other: Case) -> tuple[bool, str | None]:
+    """Whether the module takes other values of the example's inputs, and what is wrong there."""
+    with state.clock("run"):
+        try:
+            expected = made.run(other.feeds)
+        except ExportError:
+            return False, None
+        try:
+            found = state.run_onnx(path, "exported", [other.feeds])
+        except RunError as error:
+            return True, f"at other values of the inputs, {error}"
+    stages, precision = ("torch", "exported"), state.result.own_precision
+    comparisons = compare_stages(stages, [other.name], [expected], found, state.settings.tolerance, precision)
+    if all(item.agreed for item in comparisons):
+        return True, None
+    why = _FEWER if made.every_place else _CONSTANT
+    return True, f"at other values of the inputs, {disagreement(comparisons)}: {why}"
 
 
 def _look_elsewhere(state: State, made: Source) -> None:

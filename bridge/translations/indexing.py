@@ -160,6 +160,14 @@ def at_least_3d(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [torch.ops.aten.atleast_3d(item) for item in tensors]
 
 
+@decomposes("squeeze.dim")
+def squeeze(self: Tensor, dim: int) -> Tensor:
+    """torch.onnx writes a Squeeze of an axis that is longer than 1 too."""
+    if self.dim() == 0 or self.shape[dim] == 1:
+        return NotImplemented  # type: ignore[no-any-return]
+    return torch.ops.prims.view_of(self)  # type: ignore[no-any-return]
+
+
 @translates("prims::view_of")
 def view_of(a):  # type: ignore[no-untyped-def]
     """What ``squeeze`` of axes that are longer than 1 leaves."""
