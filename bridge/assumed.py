@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,9 +93,29 @@ class Assumed:
                 broken = self.broken(shapes) - seen
                 if broken and len(found) < MOST:
                     seen |= broken
-                    feeds = {name: resized(array, shapes[name]) for name, array in cases[0].feeds.items()}
-                    found.append(Case(in_words(shapes, profiles), feeds))
+                    found.append(_case_of(shapes, cases[0], profiles))
         return found
+
+
+def most_general(seen: Sequence[Assumed], example: Case, sets: Sequence[Mapping[str, Profile]]) -> Case | None:
+    """The allowed shapes where most does not hold of what exports took for granted, and some of the last one's; among
+    these not the small ones, which have ways of their own. None where all of the last one's holds everywhere."""
+    best: tuple[int, int] = (0, 0)
+    found: Case | None = None
+    for profiles in sets:
+        dynamic = [(name, axis) for name, item in profiles.items() for axis in item.dynamic_axes]
+        for shapes in (*_between(profiles), *_scattered(profiles), {name: item.max for name, item in profiles.items()}):
+            if not seen[-1].broken(shapes):
+                continue
+            score = sum(len(item.broken(shapes)) for item in seen), min(shapes[name][axis] for name, axis in dynamic)
+            if score > best:
+                best, found = score, _case_of(shapes, example, profiles)
+    return found
+
+
+def _case_of(shapes: Shapes, example: Case, profiles: Mapping[str, Profile]) -> Case:
+    feeds = {name: resized(array, shapes[name]) for name, array in example.feeds.items()}
+    return Case(in_words(shapes, profiles), feeds)
 
 
 def shapes_of(case: Case) -> dict[str, tuple[int, ...]]:
@@ -119,11 +140,21 @@ def _between(profiles: Mapping[str, Profile]) -> Iterator[Shapes]:
     shrink while others grow."""
     ends = {name: list(zip(item.min, item.max, strict=True)) for name, item in profiles.items()}
     steps = min(max((high - low for sizes in ends.values() for low, high in sizes), default=0), STEPS)
-    alone = sum(bool(item.dynamic_axes) for item in profiles.values()) == 1
-    for opposite in (False, True) if alone else (False,):
+    for opposite in (False, True) if _alone(profiles) else (False,):
         for step in range(1, steps):
             parts = (step, steps - step if opposite else step)  # of axes with an even, an odd number
             yield {
                 name: [low + round((high - low) * parts[axis % 2] / steps) for axis, (low, high) in enumerate(sizes)]
                 for name, sizes in ends.items()
             }
+
+
+def _scattered(profiles: Mapping[str, Profile]) -> Iterator[Shapes]:
+    """Of a single dynamic input, each axis by itself."""
+    draw = random.Random(0).randint
+    for _ in range(STEPS // 2 if _alone(profiles) else 0):
+        yield {name: [draw(*ends) for ends in zip(item.min, item.max, strict=True)] for name, item in profiles.items()}
+
+
+def _alone(profiles: Mapping[str, Profile]) -> bool:
+    return sum(bool(item.dynamic_axes) for item in profiles.values()) == 1

@@ -36,6 +36,9 @@ EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
 
 _Run = Callable[[Source, tuple[Any, ...], Mapping[str, Profile], Path, "int | None"], None]
 
+MORE_SHAPES = 3
+"""At so many others dynamo exports at most, where its model does not hold at all that are allowed."""
+
 INLINE_LIMIT = 64 << 20
 """A model with more weights than this (bytes) keeps them in a data file beside it."""
 
@@ -79,12 +82,14 @@ def export(
         if path.exists():
             if not any(profile.dynamic_axes for profile in profiles.values()):
                 return reason, []
-            again = why_not(_by_dynamo, within=_reading_the_code())
-            if again is None or source.general is None:
-                return again and reason, []
-            at = source.general
-            again = why_not(_by_dynamo, at)
-            return again and reason, [f"exported at the {at.name} shapes, since at the example's: {reason}"]
+            again, notes = why_not(_by_dynamo, within=_reading_the_code()), []
+            for _ in range(MORE_SHAPES):
+                if again is None or source.general is None:
+                    break
+                at = source.general
+                again = why_not(_by_dynamo, at, _reading_the_code(or_running=True))
+                notes = [f"exported at the {at.name} shapes, since at the example's: {reason}"]
+            return (reason, []) if again else (None, notes)
         if BY_VALUES in reason:
             from .translations.places import NOTE, of_every_place
 
@@ -120,15 +125,17 @@ def export(
     raise ExportError("\n".join(["torch.onnx does not export the module.", *reasons, *advice]))
 
 
-def _reading_the_code() -> contextlib.AbstractContextManager[Any]:
+def _reading_the_code(or_running: bool = False) -> contextlib.AbstractContextManager[Any]:
     """Within it, torch.export reads the module's Python rather than run it, which follows ``int(size * 1.5)``.
 
     torch.onnx does so of itself where running it fails, and not where a size has silently become a constant.
+    ``or_running``: where reading it fails.
     """
     from torch.onnx._internal.exporter import _capture_strategies
 
-    strict = (_capture_strategies.TorchExportStrictStrategy,)
-    return mock.patch.object(_capture_strategies, "CAPTURE_STRATEGIES", strict)
+    running = (_capture_strategies.TorchExportNonStrictStrategy,) if or_running else ()
+    ways = (_capture_strategies.TorchExportStrictStrategy, *running)
+    return mock.patch.object(_capture_strategies, "CAPTURE_STRATEGIES", ways)
 
 
 def _remove(path: Path) -> None:

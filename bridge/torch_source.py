@@ -54,8 +54,11 @@ class Source:
     elsewhere: list[Case] = field(default_factory=list)
     """Further shapes that an exported model has to hold at: where an export took for granted what is not so there."""
 
+    seen: list[Assumed] = field(default_factory=list)
+    """What was taken for granted by each export by dynamo whose model was looked at."""
+
     general: Case | None = None
-    """The case where the last export by dynamo had taken the most for granted that is not so: one to export at."""
+    """Where most of that is not so, and some of the last one's: shapes to export at."""
 
     def __post_init__(self) -> None:
         self.device = next(iter(self.call.tensors.values())).device

@@ -103,3 +103,18 @@ def test_sizes_that_belong_together_are_tried_together(tmp_path: Path) -> None:
         Calls(weighted), (torch.randn(2, 5, 4), torch.ones(2, 5)), workdir=tmp_path, build=False, profiles=profiles
     )
     assert (result.status, result.exporter) == ("rewritten", "dynamo"), result.error
+
+
+def sizes_of_patches(x: Any) -> Any:
+    """As heads that are given the number of patches: ``int()`` makes a constant of it where the code is run."""
+    height, width = (size // 4 for size in x.shape[2:])
+    places = torch.arange(16.0).reshape(1, 1, 4, 4)
+    if height * width != 16:
+        places = functional.interpolate(places, (height, width), mode="bilinear")
+    return functional.interpolate(functional.avg_pool2d(x, 4) + places, (int(height * 4), int(width * 4)))
+
+
+def test_a_shape_to_export_at_is_read_where_running_it_makes_constants(tmp_path: Path) -> None:
+    profiles = {"x": ((1, 2, 8, 8), (1, 2, 16, 16), (1, 2, 40, 40))}
+    result = rewritten(Calls(sizes_of_patches), (torch.randn(1, 2, 16, 16),), tmp_path, profiles=profiles)
+    assert result.exporter == "dynamo", result.notes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import custom_ops
-from ..assumed import shapes_of
+from ..assumed import most_general, shapes_of
 from ..calibration import file_reader, torch_reader
 from ..compare import compare_stages, disagreement
 from ..errors import ExportError, RunError
@@ -57,7 +57,7 @@ def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Expor
                 with state.clock("run"), state.caching.foreseeing(path):
                     outputs.append(state.run_onnx(path, "exported"))
             except RunError as error:
-                return str(error)
+                return f"{error}{_of_allowed_sizes(state, made)}"
             result.half = _half(path)
             comparisons = state.compare(("torch", "exported"), reference, outputs[-1], result.own_precision)
             if all(item.agreed for item in comparisons):
@@ -69,12 +69,14 @@ def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Expor
             random = any(
                 not np.array_equal(again[key], reference[0][key], equal_nan=_floats(again[key])) for key in again
             )
-            return disagreement(comparisons) + (
-                "; the module itself gives other outputs when it is run again: it draws random numbers or keeps "
-                "state, and cannot be compared"
-                if random
-                else ""
-            )
+            if random:
+                why = (
+                    "; the module itself gives other outputs when it is run again: it draws random numbers or keeps "
+                    "state, and cannot be compared"
+                )
+            else:
+                why = _of_allowed_sizes(state, made)
+            return f"{disagreement(comparisons)}{why}"
 
         with state.clock("export"):
             done = export.export(
@@ -136,15 +138,14 @@ def _at(state: State, made: Source, path: Path, other: Case) -> tuple[bool, str 
 
 
 def _look_elsewhere(state: State, made: Source) -> None:
-    """Adds the shapes, and finds the case, where what the last export took for granted of sizes is not so."""
+    """Adds the shapes where what the last export took for granted of sizes is not so; finds some to export at."""
     if made.assumed is None:
         return
     found = made.assumed.elsewhere(state.cases, state.profiles)
     known = {case.name for case in made.elsewhere}
     made.elsewhere.extend(case for case in found if case.name not in known)
-    broken = {len(made.assumed.broken(shapes_of(case))): case for case in (*made.elsewhere, *state.cases[1:])}
-    if most := max(broken, default=0):
-        made.general = broken[most]
+    made.seen.append(made.assumed)
+    made.general = most_general(made.seen, state.cases[0], state.profiles)
 
 
 def _wrong_elsewhere(state: State, made: Source, path: Path) -> str | None:
@@ -167,6 +168,14 @@ def _wrong_elsewhere(state: State, made: Source, path: Path) -> str | None:
         if not all(item.agreed for item in comparisons):
             return f"{disagreement(comparisons)}{_assumption(made, case)}"
     return None
+
+
+def _of_allowed_sizes(state: State, made: Source) -> str:
+    """What the export took for granted that is not so at the min or max shapes; empty where there is nothing."""
+    if made.assumed is None:
+        return ""
+    wrong = (case for case in state.cases[1:] if made.assumed.broken(shapes_of(case)))
+    return next((_assumption(made, case) for case in wrong), "")
 
 
 def _assumption(made: Source, case: Case) -> str:
