@@ -235,7 +235,10 @@ def run_stage(name: str, make_runner: Callable[[], Any], feeds: Sequence[Feeds])
 def _numbers(stage: str, output: str, value: Any) -> Array:
     if isinstance(value, (list, tuple, dict)) or (isinstance(value, np.ndarray) and value.dtype.kind in "OUS"):
         kind = "text" if isinstance(value, np.ndarray) else f"a {type(value).__name__} of tensors"
-        raise RunError(f"output {output!r} of the {stage} model is {kind}: TensorRT has tensors of numbers alone.")
+        raise RunError(
+            f"output {output!r} of the {stage} model is {kind}: TensorRT has tensors of numbers alone. Take it out "
+            "of the model's outputs; of a classifier, labels are numbers where it was trained with such."
+        )
     return _as_numpy(value)
 
 

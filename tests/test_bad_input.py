@@ -295,6 +295,17 @@ def test_probabilities_that_are_no_tensor_are_told_with_the_option_that_makes_th
         bridge.convert(path, workdir=tmp_path / "out", target=RTX)
 
 
+def test_labels_that_are_text_are_told_with_the_way_out(tmp_path: Path) -> None:
+    weights = {"coefficients": [1.0, 2.0, 3.0] * 2, "intercepts": [0.0, 1.0], "classlabels_strings": ["cat", "dog"]}
+    model = of_nodes([oh.make_node("LinearClassifier", ["x"], ["y", "z"], domain="ai.onnx.ml", **weights)])
+    model.graph.output[0].CopyFrom(oh.make_tensor_value_info("y", TensorProto.STRING, None))
+    model.opset_import.add(domain="ai.onnx.ml", version=1)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    error, _ = failure(path)
+    assert "'y'" in error and "is text" in error and "Take it out of the model's outputs" in error, error
+
+
 def test_a_sequence_as_an_input_is_refused(tmp_path: Path) -> None:
     kind = oh.make_sequence_type_proto(oh.make_tensor_type_proto(FLOAT, (2, 3)))
     graph = oh.make_graph(

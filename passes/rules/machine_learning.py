@@ -1,12 +1,11 @@
-"""Operators of ai.onnx.ml on numbers: trees, linear models, scalers, encoders. scikit-learn and XGBoost export to them.
+"""Operators of ai.onnx.ml on numbers: linear models, scalers, encoders. scikit-learn and LightGBM export to them.
 
-A forest is followed from its roots down, all trees of all rows at once, as many steps as its deepest tree has.
+``trees`` has those of trees, ``support_vectors`` those of support vectors. Where ONNX says little of scores and labels,
+they are what ONNX Runtime computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -112,6 +111,17 @@ def _mapping(node: gs.Node, g: Builder) -> tuple[Array, Array, Any]:
     return found["keys"], values, default
 
 
+@rule("OneHotEncoder", domain=ML)
+def one_hot_encoder_as_comparisons(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT knows no OneHotEncoder; of numbers, each category is compared."""
+    x, categories = node.inputs[0], node.attrs.get("cats_int64s")
+    if not categories:
+        g.decline("its categories are strings")
+    check_intermediate(g, [*g.shape(x), len(categories)], "every number beside every category")
+    whole = g.cast(x, np.int64)  # towards 0, as ONNX Runtime has it
+    return g.cast(g.op.Equal(g.unsqueeze(whole, [len(g.shape(x))]), g.constant(np.asarray(categories))), np.float32)
+
+
 @rule("LinearRegressor", domain=ML)
 def linear_regressor_as_gemm(node: gs.Node, g: Builder) -> Replacement:
     """TensorRT knows no LinearRegressor; it is a product with the coefficients."""
@@ -121,238 +131,133 @@ def linear_regressor_as_gemm(node: gs.Node, g: Builder) -> Replacement:
     y = g.op.MatMul(x, g.constant(np.ascontiguousarray(weights)))
     if node.attrs.get("intercepts"):
         y = g.op.Add(y, g.constant(np.asarray(node.attrs["intercepts"], np.float32)))
-    return _transformed(g, y, str(node.attrs.get("post_transform", "NONE")))
+    return transformed(g, y, transform_of(node), targets)
 
 
-def _transformed(g: Builder, y: gs.Tensor, how: str) -> gs.Tensor:
-    if how == "NONE":
+@rule("LinearClassifier", domain=ML)
+def linear_classifier_as_gemm(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT knows no LinearClassifier; it is a product with the coefficients, and the label of the largest score."""
+    attrs = node.attrs
+    names, how = class_names(node), transform_of(node)
+    bias = np.asarray(attrs.get("intercepts") or [], np.float32)
+    if len(names) < 2 or len(bias) not in ({1, 2} if len(names) == 2 else {len(names)}):
+        g.decline(f"it has {len(names)} classes and {len(bias)} intercepts, by which ONNX Runtime counts the scores")
+    weights = np.asarray(attrs["coefficients"], np.float32).reshape(len(bias), -1).T
+    product = g.op.MatMul(rows(g, node.inputs[0]), g.constant(np.ascontiguousarray(weights)))
+    scores = g.op.Add(product, g.constant(bias))
+    if len(bias) == 1:
+        place = g.squeeze(g.cast(g.op.Greater(scores, g.constant(0, np.float32)), np.int64), [1])
+        return [label(node, g, place, names), of_one_score(g, scores, how, opposite=False)]
+    place = g.op.ArgMax(scores, axis=1, keepdims=0)
+    return [label(node, g, place, names), transformed(g, scores, how, len(bias))]
+
+
+# --- scores and labels -------------------------------------------------------------------------------------------
+
+
+def rows(g: Builder, x: gs.Tensor) -> gs.Tensor:
+    """The input as float32 [rows, features]; that of one axis is one row."""
+    x = g.cast(x, np.float32)
+    rank = len(g.shape(x))
+    if rank not in (1, 2):
+        g.decline(f"its input has the shape {g.shape(x)}, and not rows of features")
+    return g.unsqueeze(x, [0]) if rank == 1 else x
+
+
+def class_names(node: gs.Node) -> list[int] | list[str]:
+    for name in ("classlabels_strings", "classlabels_ints", "classlabels_int64s"):
+        if node.attrs.get(name):
+            return list(node.attrs[name])
+    return []
+
+
+def label(node: gs.Node, g: Builder, place: gs.Tensor, names: list[int] | list[str]) -> gs.Tensor | None:
+    """The names of the classes at the places [rows]; None where nothing reads them."""
+    first = node.outputs[0]
+    if not g.used(first):
+        return None
+    if any(isinstance(name, str) for name in names):
+        g.decline(
+            f"its labels, {first.name!r}, are strings, of which TensorRT has no tensors: train it with integers as "
+            "labels, or drop that output, and look up the name of the largest score after the engine"
+        )
+    named: gs.Tensor = g.op.Gather(g.constant(np.asarray(names, np.int64)), place)
+    return named
+
+
+def transform_of(node: gs.Node) -> str:
+    return str(node.attrs.get("post_transform", "NONE"))
+
+
+def transformed(g: Builder, y: gs.Tensor, how: str, count: int) -> gs.Tensor:
+    """``y`` [rows, count] after the post_transform; of a single score, ONNX Runtime knows no other than PROBIT."""
+    if how == "NONE" or (count == 1 and how != "PROBIT"):
         return y
     result: gs.Tensor
     if how == "LOGISTIC":
         result = g.op.Sigmoid(y)
     elif how == "SOFTMAX":
         result = g.op.Softmax(y, axis=len(g.shape(y)) - 1)
+    elif how == "SOFTMAX_ZERO":
+        result = _softmax_of_all_but_zeros(g, y)
     else:
-        g.decline(f"post_transform {how}")
+        result = _probit(g, y)
     return result
 
 
-# --- trees -------------------------------------------------------------------------------------------------------
+def of_one_score(g: Builder, score: gs.Tensor, how: str, opposite: bool) -> gs.Tensor:
+    """Two classes of the score [rows, 1] of the second: the first has its opposite, or what is left to 1.
 
-COMPARE = {
-    "BRANCH_LEQ": "LessOrEqual",
-    "BRANCH_LT": "Less",
-    "BRANCH_GTE": "GreaterOrEqual",
-    "BRANCH_GT": "Greater",
-    "BRANCH_EQ": "Equal",
-    "BRANCH_NEQ": "Equal",
-}
-MODES = ["BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ", "BRANCH_MEMBER"]
-
-
-@dataclass
-class Forest:
-    """Trees as a list of nodes; a leaf goes on to itself."""
-
-    roots: list[int] = field(default_factory=list)
-    feature: list[int] = field(default_factory=list)
-    mode: list[str] = field(default_factory=list)
-    limit: list[float] = field(default_factory=list)
-    true: list[int] = field(default_factory=list)
-    false: list[int] = field(default_factory=list)
-    missing: list[bool] = field(default_factory=list)
-    """Whether NaN goes the way of true."""
-    weights: list[dict[int, float]] = field(default_factory=list)
-    """Of leaves, what they add by target."""
-
-    def add(self, feature: int = 0, mode: str = "LEAF", limit: float = 0.0, missing: bool = False) -> int:
-        place = len(self.mode)
-        self.feature.append(feature)
-        self.mode.append(mode)
-        self.limit.append(limit)
-        self.true.append(place)
-        self.false.append(place)
-        self.missing.append(missing)
-        self.weights.append({})
-        return place
-
-    def depth(self) -> int:
-        deepest, level = 0, set(self.roots)
-        while level := {
-            child for place in level for child in (self.true[place], self.false[place]) if child not in (place,)
-        }:
-            deepest += 1
-            if deepest > len(self.mode):
-                raise ValueError("the trees run in circles")
-        return deepest
+    ONNX Runtime knows no other post_transform of them than LOGISTIC; before 1.31, not that everywhere.
+    """
+    if how == "PROBIT":
+        g.decline("of two classes that share one score, ONNX Runtime computes the PROBIT of one alone")
+    mirrored = opposite or how == "LOGISTIC"
+    one = g.constant(np.asarray(1, g.dtype(score)))
+    both: gs.Tensor = g.op.Concat(g.op.Neg(score) if mirrored else g.op.Sub(one, score), score, axis=1)
+    return transformed(g, both, how, 2) if how == "LOGISTIC" else both
 
 
-def _answer(g: Builder, mode: str, value: gs.Tensor, limit: gs.Tensor) -> gs.Tensor:
-    """Whether the value goes the way of true."""
-    result: gs.Tensor
-    if mode in ("BRANCH_LEQ", "BRANCH_GTE") and g.opset < 12:
-        strict = g.node("Less" if mode == "BRANCH_LEQ" else "Greater", [value, limit], {})
-        result = g.op.Or(strict, g.op.Equal(value, limit))
-        return result
-    result = g.node(COMPARE[mode], [value, limit], {})
-    return g.op.Not(result) if mode == "BRANCH_NEQ" else result
+def _softmax_of_all_but_zeros(g: Builder, y: gs.Tensor) -> gs.Tensor:
+    axis, kind = [len(g.shape(y)) - 1], g.dtype(y)
+    largest = g.reduce("ReduceMax", y, axis, keepdims=True)
+    grown = g.op.Exp(g.op.Sub(y, largest))
+    counts = g.op.Greater(g.op.Abs(y), g.constant(np.asarray(1e-7, kind)))
+    total = g.reduce("ReduceSum", g.op.Where(counts, grown, g.constant(np.asarray(0, kind))), axis, keepdims=True)
+    quotient: gs.Tensor = g.op.Div(g.op.Where(counts, grown, g.op.Mul(y, g.op.Exp(g.op.Neg(largest)))), total)
+    return quotient
 
 
-def _followed(g: Builder, x: gs.Tensor, forest: Forest) -> gs.Tensor:
-    """[rows, trees]: the leaf that each row of ``x`` [rows, features] comes to in each tree."""
-    rows = g.op.Shape(x)
-    count = g.slice(rows, [0], [1], [0], [1])
-    start = g.constant(np.asarray([forest.roots], np.int64))
-    place = g.op.Expand(start, g.op.Concat(count, g.constant([len(forest.roots)]), axis=0))
-    columns = {
-        "feature": np.asarray(forest.feature, np.int64),
-        "limit": np.asarray(forest.limit, np.float64).astype(g.dtype(x)),
-        "true": np.asarray(forest.true, np.int64),
-        "false": np.asarray(forest.false, np.int64),
-    }
-    modes = sorted({mode for mode in forest.mode if mode != "LEAF"})
-    for _ in range(forest.depth()):
-        at = {name: g.op.Gather(g.constant(values), place) for name, values in columns.items()}
-        value = g.op.GatherElements(x, at["feature"], axis=1)
-        passed: gs.Tensor | None = None
-        for mode in modes:
-            here = _answer(g, mode, value, at["limit"])
-            if len(modes) > 1:
-                of_mode = g.constant(np.array([item == mode for item in forest.mode]))
-                here = g.op.And(here, g.op.Gather(of_mode, place))
-            passed = here if passed is None else g.op.Or(passed, here)
-        assert passed is not None
-        if any(forest.missing):
-            goes = g.op.Gather(g.constant(np.asarray(forest.missing)), place)
-            passed = g.op.Or(passed, g.op.And(g.op.IsNaN(value), goes))
-        place = g.op.Where(passed, at["true"], at["false"])
-    return place
+def _probit(g: Builder, y: gs.Tensor) -> gs.Tensor:
+    """The inverse of the normal distribution by Winitzki's inverse of erf, with the constants of ONNX Runtime."""
+    kind = g.dtype(y)
 
+    def number(value: float) -> gs.Tensor:
+        return g.constant(np.asarray(value, kind))
 
-def _scored(
-    g: Builder, x: gs.Tensor, forest: Forest, targets: int, aggregate: str, base: Sequence[float], transform: str
-) -> gs.Tensor:
-    """[rows, targets]: what the leaves give together."""
-    if len(g.shape(x)) != 2:
-        g.decline(f"its input has the shape {g.shape(x)}, and not rows of features")
-    kind = g.dtype(x)
-    table = np.zeros([len(forest.mode), targets], np.float64)
-    for place, weights in enumerate(forest.weights):
-        for target, weight in weights.items():
-            table[place, target] += weight
-    found = g.op.Gather(g.constant(table.astype(kind)), _followed(g, x, forest))
-    op = {"SUM": "ReduceSum", "AVERAGE": "ReduceMean", "MIN": "ReduceMin", "MAX": "ReduceMax"}[aggregate]
-    y = g.reduce(op, found, [1])
-    if len(base):
-        y = g.op.Add(y, g.constant(np.asarray(base, np.float64).astype(kind)))
-    return _transformed(g, y, transform)
-
-
-@rule("TreeEnsembleRegressor", domain=ML)
-def tree_regressor_in_steps(node: gs.Node, g: Builder) -> Replacement:
-    """TensorRT knows no trees; all of them are followed at once, a step at a time."""
-    forest, keys = _forest_by_ids(node, g)
-    for tree, place, target, weight in zip(
-        *(node.attrs[f"target_{name}"] for name in ("treeids", "nodeids", "ids", "weights")), strict=True
-    ):
-        leaf = forest.weights[keys[tree, place]]
-        leaf[target] = leaf.get(target, 0.0) + weight
-    x = node.inputs[0]
-    x = x if g.dtype(x).kind == "f" else g.cast(x, np.float32)
-    return g.cast(
-        _scored(
-            g,
-            x,
-            forest,
-            int(node.attrs.get("n_targets", 1)),
-            str(node.attrs.get("aggregate_function", "SUM")),
-            node.attrs.get("base_values") or [],
-            str(node.attrs.get("post_transform", "NONE")),
-        ),
-        np.float32,
-    )
-
-
-def _forest_by_ids(node: gs.Node, g: Builder) -> tuple[Forest, dict[tuple[int, int], int]]:
-    attrs = node.attrs
-    names = ("treeids", "nodeids", "featureids", "values", "modes", "truenodeids", "falsenodeids")
-    if any(f"nodes_{name}" not in attrs for name in names):
-        g.decline("its thresholds are tensors")
-    rows = list(zip(*(attrs[f"nodes_{name}"] for name in names), strict=True))
-    missing = attrs.get("nodes_missing_value_tracks_true") or [0] * len(rows)
-    forest, keys = Forest(), {}
-    for (tree, place, feature, limit, mode, *_), goes in zip(rows, missing, strict=True):
-        keys[tree, place] = forest.add(feature, mode, limit, bool(goes) and mode != "LEAF")
-    for tree, place, _, _, mode, true, false in rows:
-        if mode != "LEAF":
-            forest.true[keys[tree, place]], forest.false[keys[tree, place]] = keys[tree, true], keys[tree, false]
-    children = {*forest.true, *forest.false}
-    first = {tree: keys[tree, place] for tree, place, *_ in reversed(rows)}
-    leaves = {place for place, mode in enumerate(forest.mode) if mode == "LEAF"}
-    forest.roots = [place for place in first.values() if place not in children or place in leaves][::-1]
-    if len(forest.roots) != len(first):
-        g.decline("the first node of a tree is not its root")
-    return forest, keys
-
-
-@rule("TreeEnsemble", domain=ML)
-def tree_ensemble_in_steps(node: gs.Node, g: Builder) -> Replacement:
-    """TensorRT knows no trees; all of them are followed at once, a step at a time."""
-    attrs = node.attrs
-    forest = Forest()
-    modes = np.asarray(attrs["nodes_modes"].values).tolist()
-    limits = np.asarray(attrs["nodes_splits"].values).astype(np.float64).tolist()
-    missing = attrs.get("nodes_missing_value_tracks_true") or [0] * len(modes)
-    inner = [
-        forest.add(feature, MODES[mode], limit, bool(goes))
-        for feature, mode, limit, goes in zip(attrs["nodes_featureids"], modes, limits, missing, strict=True)
-    ]
-    leaves = [forest.add() for _ in attrs["leaf_targetids"]]
-    weights = np.asarray(attrs["leaf_weights"].values).astype(np.float64).tolist()
-    for place, target, weight in zip(leaves, attrs["leaf_targetids"], weights, strict=True):
-        forest.weights[place][target] = weight
-    for side in ("true", "false"):
-        ways = getattr(forest, side)
-        for place, child, leaf in zip(inner, attrs[f"nodes_{side}nodeids"], attrs[f"nodes_{side}leafs"], strict=True):
-            ways[place] = leaves[child] if leaf else inner[child]
-    forest.roots = [inner[place] for place in attrs["tree_roots"]]
-    _split_members(forest, attrs, inner)
-    aggregate = ("AVERAGE", "SUM", "MIN", "MAX")[int(attrs.get("aggregate_function", 1))]
-    transform = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")[int(attrs.get("post_transform", 0))]
-    return _scored(g, node.inputs[0], forest, int(attrs.get("n_targets", 1)), aggregate, [], transform)
-
-
-def _split_members(forest: Forest, attrs: dict[str, Any], inner: list[int]) -> None:
-    """A question whether a value is one of several becomes a question for each of them."""
-    if not isinstance(attrs.get("membership_values"), gs.Constant):
-        return
-    sets: list[list[float]] = [[]]
-    for value in np.asarray(attrs["membership_values"].values).astype(np.float64).tolist():
-        if np.isnan(value):
-            sets.append([])
-        else:
-            sets[-1].append(value)
-    asking = [place for place in inner if forest.mode[place] == "BRANCH_MEMBER"]
-    for place, members in zip(asking, sets, strict=False):
-        forest.mode[place], forest.limit[place] = "BRANCH_EQ", members[0]
-        no, last = forest.false[place], place
-        for value in members[1:]:
-            another = forest.add(forest.feature[place], "BRANCH_EQ", value)
-            forest.true[another], forest.false[last] = forest.true[place], another
-            forest.false[another] = no
-            last = another
+    x = g.op.Sub(g.op.Mul(y, number(2)), number(1))
+    log = g.op.Log(g.op.Mul(g.op.Sub(number(1), x), g.op.Add(number(1), x)))
+    half = g.op.Add(number(2 / (3.14159 * 0.147)), g.op.Mul(log, number(0.5)))
+    root = g.op.Sqrt(g.op.Sub(g.op.Mul(half, half), g.op.Mul(log, number(1 / 0.147))))
+    size = g.op.Mul(number(2**0.5), g.op.Sqrt(g.op.Sub(root, half)))
+    result: gs.Tensor = g.op.Where(g.op.Less(x, number(0)), g.op.Neg(size), size)
+    return result
 
 
 # --- examples ----------------------------------------------------------------------------------------------------
 
 
-def _ml(
-    op: str, shape: list[Any], out: list[Any], kind: str = "float32", result: Any = np.float32, **attrs: Any
+def ml_example(
+    op: str, shape: list[Any], out: list[Any], kind: str = "float32", labels: bool = False, **attrs: Any
 ) -> gs.Graph:
-    def build(g: Builder, x: gs.Tensor) -> gs.Tensor:
-        y = gs.Variable("y", np.dtype(result), out)
-        g.made.append(Node(op, op, attrs, [x], [y], domain=ML))
-        return y
+    """A model of one operator; with ``labels``, one that gives them before its scores of the shape ``out``."""
+
+    def build(g: Builder, x: gs.Tensor) -> list[gs.Tensor]:
+        results = [gs.Variable("y", np.dtype(np.float32), out)]
+        if labels:
+            results.insert(0, gs.Variable("label", np.dtype(np.int64), [*out[:1]]))
+        g.made.append(Node(op, op, attrs, [x], results, domain=ML))
+        return results
 
     graph = example({"x": (kind, shape)}, build, opset=18)
     graph.import_domains = [onnx_ml(5 if op == "TreeEnsemble" else 3)]
@@ -367,35 +272,40 @@ def onnx_ml(version: int) -> Any:
 
 @binarizer_as_comparison.example
 def above_a_threshold() -> gs.Graph:
-    return _ml("Binarizer", ["n", 4], ["n", 4], threshold=0.5)
+    return ml_example("Binarizer", ["n", 4], ["n", 4], threshold=0.5)
 
 
 @scaler_as_arithmetic.example
 def centred_and_scaled() -> gs.Graph:
-    return _ml("Scaler", ["n", 3], ["n", 3], offset=[1.0, 2.0, 3.0], scale=[0.5, 2.0, 1.0])
+    return ml_example("Scaler", ["n", 3], ["n", 3], offset=[1.0, 2.0, 3.0], scale=[0.5, 2.0, 1.0])
 
 
 @normalizer_as_quotient.example
 def rows_of_length_one() -> gs.Graph:
-    return _ml("Normalizer", ["n", 3], ["n", 3], norm="L2")
+    return ml_example("Normalizer", ["n", 3], ["n", 3], norm="L2")
 
 
 @imputer_as_choice.example
 def missing_numbers() -> gs.Graph:
-    return _ml("Imputer", ["n", 2], ["n", 2], imputed_value_floats=[0.5, 7.0], replaced_value_float=float("nan"))
+    return ml_example("Imputer", ["n", 2], ["n", 2], imputed_value_floats=[0.5, 7.0], replaced_value_float=float("nan"))
 
 
 @label_encoder_as_comparisons.example
 def classes_as_numbers() -> gs.Graph:
-    return _ml(
+    return ml_example(
         "LabelEncoder", ["n"], ["n"], "int64", keys_int64s=[2, 0, 7], values_floats=[0.5, 1.5, 9.0], default_float=-1.0
     )
+
+
+@one_hot_encoder_as_comparisons.example
+def categories_side_by_side() -> gs.Graph:
+    return ml_example("OneHotEncoder", ["n", 2], ["n", 2, 3], "int64", cats_int64s=[0, 4, -1], zeros=1)
 
 
 @linear_regressor_as_gemm.example
 def two_targets() -> gs.Graph:
     weights = [0.5, 1.0, -2.0, 1.5, 0.25, 3.0]
-    return _ml("LinearRegressor", ["n", 3], ["n", 2], coefficients=weights, intercepts=[1.0, -1.0], targets=2)
+    return ml_example("LinearRegressor", ["n", 3], ["n", 2], coefficients=weights, intercepts=[1.0, -1.0], targets=2)
 
 
 @feature_extractor_as_gather.example
@@ -408,48 +318,45 @@ def chosen_columns() -> gs.Graph:
     return example({"x": ("float32", ["n", 4])}, build, opset=18)
 
 
-@tree_regressor_in_steps.example
-def two_small_trees() -> gs.Graph:
-    return _ml(
-        "TreeEnsembleRegressor",
+@linear_classifier_as_gemm.example
+def three_classes() -> gs.Graph:
+    weights = [0.5, 1.0, -2.0, 1.5, 0.25, 3.0]
+    return ml_example(
+        "LinearClassifier",
+        ["n", 2],
         ["n", 3],
-        ["n", 1],
-        n_targets=1,
-        nodes_treeids=[0, 0, 0, 0, 0, 1, 1, 1],
-        nodes_nodeids=[0, 1, 2, 3, 4, 0, 1, 2],
-        nodes_featureids=[0, 2, 0, 0, 0, 1, 0, 0],
-        nodes_values=[0.1, -0.5, 0.0, 0.0, 0.0, 0.3, 0.0, 0.0],
-        nodes_modes=["BRANCH_LEQ", "BRANCH_LEQ", "LEAF", "LEAF", "LEAF", "BRANCH_LEQ", "LEAF", "LEAF"],
-        nodes_truenodeids=[1, 3, 0, 0, 0, 1, 0, 0],
-        nodes_falsenodeids=[2, 4, 0, 0, 0, 2, 0, 0],
-        target_treeids=[0, 0, 0, 1, 1],
-        target_nodeids=[2, 3, 4, 1, 2],
-        target_ids=[0, 0, 0, 0, 0],
-        target_weights=[1.0, 2.5, -3.0, 0.5, 4.0],
-        base_values=[0.25],
+        labels=True,
+        coefficients=weights,
+        intercepts=[1.0, -1.0, 0.5],
+        classlabels_ints=[4, 7, 1],
+        post_transform="SOFTMAX",
     )
 
 
-@tree_ensemble_in_steps.example
-def a_tree_of_two_questions() -> gs.Graph:
-    def tensor(values: list[float], kind: Any) -> gs.Constant:
-        return gs.Constant("t", np.asarray(values, kind))
-
-    return _ml(
-        "TreeEnsemble",
+@linear_classifier_as_gemm.example
+def two_classes_of_one_score() -> gs.Graph:
+    return ml_example(
+        "LinearClassifier",
         ["n", 2],
         ["n", 2],
-        n_targets=2,
-        aggregate_function=1,
-        membership_values=tensor([1.2, 3.7, 8.0, np.nan], np.float32),
-        nodes_featureids=[0, 1],
-        nodes_modes=tensor([0, 6], np.uint8),
-        nodes_splits=tensor([0.3, 0.0], np.float32),
-        nodes_truenodeids=[1, 0],
-        nodes_trueleafs=[0, 1],
-        nodes_falsenodeids=[2, 1],
-        nodes_falseleafs=[1, 1],
-        tree_roots=[0],
-        leaf_targetids=[0, 1, 0],
-        leaf_weights=tensor([5.5, 2.5, -1.0], np.float32),
+        labels=True,
+        coefficients=[0.5, -2.0],
+        intercepts=[0.25],
+        classlabels_ints=[-1, 1],
     )
+
+
+@linear_classifier_as_gemm.example
+def scores_alone_of_classes_with_names() -> gs.Graph:
+    graph = ml_example(
+        "LinearClassifier",
+        ["n", 2],
+        ["n", 2],
+        labels=True,
+        coefficients=[0.5, -2.0, 1.0, 0.0],
+        intercepts=[0.25, -0.25],
+        classlabels_strings=["cat", "dog"],
+        post_transform="SOFTMAX_ZERO",
+    )
+    del graph.outputs[0]
+    return graph
