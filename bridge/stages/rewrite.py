@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..advice import RESTRICTIONS
 from ..build_plan import quantises
 from ..compare import disagreement
@@ -66,9 +68,31 @@ def check_rewritten(state: State, exported: Outputs, known: Outputs | None) -> N
     if state.settings.precision.plain:
         state.hold_to_source("rewritten", state.rewritten)
     if not all(item.agreed for item in comparisons):
-        raise RewriteError(
-            f"the passes changed what the model computes: {disagreement(comparisons)}\n{_culprit(state)}"
-        )
+        found = disagreement(comparisons)
+        if cause := _beyond_int32(state, exported):
+            raise RewriteError(f"{cause}\n{found}")
+        raise RewriteError(f"the passes changed what the model computes: {found}\n{_culprit(state)}")
+
+
+def _beyond_int32(state: State, exported: Outputs) -> str:
+    """What int32 cannot hold of the inputs and outputs, where the target has no int64; empty where all is well."""
+    target, limits = state.settings.target, np.iinfo(np.int32)
+    if "int64" in target.types:
+        return ""
+    for kind, runs in (("input", state.feeds), ("output", exported)):
+        for run in runs:
+            for name, array in run.items():
+                if array.dtype != np.int64:
+                    continue
+                beyond = np.argwhere((array < limits.min) | (array > limits.max))
+                if len(beyond):
+                    place = tuple(beyond[0].tolist())
+                    where = f" at {list(place)}" if place else ""
+                    return (
+                        f"{target} has no int64, and {kind} {name!r} has {array[place]}{where}, which int32 does not "
+                        "hold. Make the numbers smaller, or convert for TensorRT 10 or newer, or RTX, which have int64."
+                    )
+    return ""
 
 
 def _hints(log: Log, graph: gs.Graph, target: Target) -> dict[str, str]:
