@@ -12,11 +12,14 @@ from ..compare import disagreement
 from ..errors import RewriteError, RunError
 from ..onnx_source import pinned_shapes
 from ..plugins.loading import needed_plugins
+from ..proof import RANDOM
 from ..result import Decline, Rewrite
 from ..workspace import REWRITTEN
 from .state import Outputs, State
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx_graphsurgeon as gs
 
     from passes import Log
@@ -69,9 +72,34 @@ def check_rewritten(state: State, exported: Outputs, known: Outputs | None) -> N
         state.hold_to_source("rewritten", state.rewritten)
     if not all(item.agreed for item in comparisons):
         found = disagreement(comparisons)
-        if cause := _beyond_int32(state, exported):
+        if cause := _chance(path) or _beyond_int32(state, exported):
             raise RewriteError(f"{cause}\n{found}")
         raise RewriteError(f"the passes changed what the model computes: {found}\n{_culprit(state)}")
+
+
+def _chance(path: Path) -> str:
+    """Which nodes draw random numbers, and what to do about it; empty where none does."""
+    from passes import read
+    from passes.ir import scopes
+    from passes.provenance import describe
+
+    drawing = [describe(node) for scope in scopes(read(path)) for node in scope.nodes if _draws(node)]
+    if not drawing:
+        return ""
+    more = f" and {len(drawing) - 3} more" if len(drawing) > 3 else ""
+    return (
+        f"the model draws random numbers, at {', '.join(drawing[:3])}{more}: it gives other outputs each time, and "
+        "cannot be compared. Export it in eval mode (model.eval()), or give it the numbers as an input."
+    )
+
+
+def _draws(node: gs.Node) -> bool:
+    """Whether it gives other numbers each time: with a seed, ONNX Runtime gives the same."""
+    if node.domain or "seed" in node.attrs or node.op != "Dropout":
+        return not node.domain and "seed" not in node.attrs and node.op in RANDOM
+    training = node.inputs[2] if len(node.inputs) > 2 else None
+    values = getattr(training, "values", None)
+    return training is not None and not training.is_empty() and (values is None or bool(np.asarray(values).any()))
 
 
 def _beyond_int32(state: State, exported: Outputs) -> str:
