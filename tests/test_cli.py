@@ -289,3 +289,8 @@ def test_one_model_of_a_manifest_can_be_converted_alone(zoo: Path) -> None:
     refused = run_cli("convert", "m.yaml", "-o", "out", "--only", "c", cwd=zoo)
     assert refused.returncode == 2
     assert "no model is called 'c'; there are a, b" in refused.stderr
+
+
+def test_python_m_bridge_is_the_console_script() -> None:
+    done = subprocess.run([sys.executable, "-m", "bridge", "passes"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "svm_classifier_as_kernels" in done.stdout, done.stderr
