@@ -215,19 +215,33 @@ def load_model(spec: ModelSpec) -> tuple[Any, Any]:
     """The source and the inputs that ``bridge.convert`` takes; makes the model's plugins known first."""
     for function in spec.plugins or ():
         call(function)
-    source, inputs = _load_source(spec.source)
+    source, inputs = _load_source(spec.source, spec.inputs is not None)
     if spec.inputs is not None:
         inputs = call(spec.inputs) if isinstance(spec.inputs, str) else _load_arrays(spec.inputs)
     return source, inputs
 
 
-def _load_source(source: str) -> tuple[Any, Any]:
+def _load_source(source: str, has_inputs: bool) -> tuple[Any, Any]:
+    """The module or path, and its inputs; ``has_inputs`` where others than the source's are given."""
     if source.endswith(".onnx"):
         return Path(source), None
-    made = call(source)
+    found = find_function(source)
+    made = found if _is_module(found) else call(source)
+    if _is_module(made):
+        if has_inputs:
+            return made, None
+        raise UsageError(
+            f"{source} is a module without inputs: name a function that returns (module, inputs), or give the model "
+            "`inputs` in a manifest"
+        )
     if not isinstance(made, tuple) or len(made) != 2:
         raise UsageError(f"{source} must return (module, inputs) or (path of an .onnx file, inputs), not {made!r:.80}")
     return made
+
+
+def _is_module(value: Any) -> bool:
+    torch = sys.modules.get("torch")  # not imported for its sake: who has a module has torch
+    return torch is not None and isinstance(value, torch.nn.Module)
 
 
 def _load_arrays(files: dict[str, str]) -> dict[str, Any]:

@@ -123,6 +123,16 @@ def test_a_source_that_cannot_be_loaded_is_named_with_the_cause(source: str, usa
     assert isinstance(result.exception, UsageError) == usage
 
 
+def test_a_module_is_a_source_where_its_inputs_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    Path("nets.py").write_text("import torch\nnet = torch.nn.ReLU()\nx = lambda: (torch.ones(2, 3),)\n")
+    for source in ("nets:net", "nets:torch.nn.ReLU"):
+        with pytest.raises(UsageError, match=f"{source} is a module without inputs: name a function that returns"):
+            worker.load_model(ModelSpec(name="net", source=source))
+        module, inputs = worker.load_model(ModelSpec(name="net", source=source, inputs="nets:x"))
+        assert type(module).__name__ == "ReLU" and inputs[0].shape == (2, 3)
+
+
 def test_a_model_that_hangs_is_stopped_at_its_timeout() -> None:
     results = run("hangs", "good", overrides={"timeout": 1.0})
     assert str(results["hangs"].error).startswith("stopped after its timeout of 1 s, in 'build'")
