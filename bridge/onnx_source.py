@@ -110,7 +110,12 @@ def prepare(
     for tensor in graph.inputs:
         check_static_axes(tensor, hull(profiles)[tensor.name])
     missing = [tensor for tensor in graph.inputs if tensor.name not in example]
-    notes = []
+    notes = [
+        f"input {tensor.name!r} has the shape {list(tensor.shape)}: of no elements, nothing is proved."
+        f"{_meant_dynamic(tensor.shape)}"
+        for tensor in graph.inputs
+        if 0 in (tensor.shape or ())
+    ]
     if missing:
         example.update(_generated(missing, shapes, seed, int_range))
         names = ", ".join(tensor.name for tensor in missing)
@@ -231,7 +236,10 @@ def _check(tensor: gs.Variable, array: Array) -> None:
         len(expected) != array.ndim
         or any(isinstance(want, int) and 0 <= want != size for want, size in zip(expected, array.shape, strict=False))
     ):
-        raise UsageError(f"input {tensor.name!r}: has the shape {list(array.shape)}; the model takes {list(expected)}.")
+        raise UsageError(
+            f"input {tensor.name!r}: has the shape {list(array.shape)}; the model takes {list(expected)}."
+            f"{_meant_dynamic(expected)}"
+        )
 
 
 def check_static_axes(tensor: gs.Variable, profile: Profile) -> None:
@@ -240,8 +248,18 @@ def check_static_axes(tensor: gs.Variable, profile: Profile) -> None:
         if isinstance(size, int) and size >= 0 and not profile.min[axis] == profile.max[axis] == size:
             raise UsageError(
                 f"profiles: {tensor.name!r}, axis {axis}: the model has the constant {size} there, "
-                f"and the profile asks for {profile.min[axis]} to {profile.max[axis]}."
+                f"and the profile asks for {profile.min[axis]} to {profile.max[axis]}.{_meant_dynamic([size])}"
             )
+
+
+def _meant_dynamic(shape: Sequence[Any]) -> str:
+    """What to do about axes of 0, where there are any."""
+    if 0 not in shape:
+        return ""
+    return (
+        " 0 is what old exporters wrote for a dynamic axis, and ONNX Runtime takes it for a size: name the axis "
+        "(model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = 'n'), and give a profile."
+    )
 
 
 def _shape(tensor: gs.Variable, profile: Any) -> Sequence[int]:

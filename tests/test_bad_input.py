@@ -306,6 +306,16 @@ def test_labels_that_are_text_are_told_with_the_way_out(tmp_path: Path) -> None:
     assert "'y'" in error and "is text" in error and "Take it out of the model's outputs" in error, error
 
 
+def test_an_axis_of_0_that_was_meant_dynamic_is_told_with_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(of_nodes([oh.make_node("Relu", ["x"], ["y"])], shape=(0, 3)).SerializeToString())
+    for given in ({"profiles": {"x": ((1, 3), (2, 3), (4, 3))}}, {"inputs": {"x": np.ones((2, 3), np.float32)}}):
+        with pytest.raises(UsageError, match=r"'x'.*dynamic axis.*dim_param = 'n'.*give a profile"):
+            convert(path, workdir=tmp_path / "out", **given)
+    notes = convert(path, workdir=tmp_path / "out", build=False).notes
+    assert any("of no elements, nothing is proved" in note for note in notes), notes
+
+
 def test_a_sequence_as_an_input_is_refused(tmp_path: Path) -> None:
     kind = oh.make_sequence_type_proto(oh.make_tensor_type_proto(FLOAT, (2, 3)))
     graph = oh.make_graph(
