@@ -189,6 +189,9 @@ def _warn_of_converters() -> None:
 def _precision(options: dict[str, Any], fp16_mode: bool, int8_mode: bool) -> Any:
     """What ``convert`` calls the modes; where several are on, all of them."""
     modes = {"int8": int8_mode, "fp16": fp16_mode, "bf16": options.pop("bf16_mode", False)}
+    for name, on in modes.items():
+        if isinstance(on, str):  # of which any but the empty one would mean yes
+            raise UsageError(f"{name}_mode: is the word {on!r}; give True or False.")
     asked = "+".join(name for name, on in modes.items() if on)
     precision = options.pop("precision", None)
     if isinstance(precision, (list, tuple)):

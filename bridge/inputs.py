@@ -161,6 +161,8 @@ def _check_tensor(name: str, tensor: torch.Tensor | Array) -> None:
 
 def check_names(what: str, names: Sequence[str], own: Sequence[str]) -> None:
     """Raises UsageError where ``names`` are not one for each tensor that is called ``own``, all different."""
+    if odd := [name for name in names if not isinstance(name, str)]:
+        raise UsageError(f"{what}: {odd[0]!r} is no word; give a list of names.")
     if len(names) != len(own) or len(set(names)) != len(names) or not all(names):
         kind = what.removesuffix("_names")
         raise UsageError(

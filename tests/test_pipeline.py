@@ -243,6 +243,18 @@ def test_outputs_that_are_nan_throughout_are_said_to_prove_nothing(tmp_path: Pat
     assert "NaN" not in " ".join(found.notes)
 
 
+def test_outputs_of_no_elements_are_said_to_prove_nothing(tmp_path: Path) -> None:
+    found = convert(nn.Linear(4, 3), (torch.ones(0, 4),), tmp_path, build=False)
+    assert "output 'output' has no elements, which proves nothing: give other inputs" in found.notes
+
+
+def test_an_opset_that_the_exporter_does_not_write_is_said(tmp_path: Path) -> None:
+    found = convert(nn.Linear(4, 3), (torch.ones(1, 4),), tmp_path, build=False, opset=99)
+    assert any(note.startswith("opset 99 was asked of the exporter, which wrote ") for note in found.notes), found.notes
+    found = convert(nn.Linear(4, 3), (torch.ones(1, 4),), tmp_path, build=False, opset=18)
+    assert not any("was asked of the exporter" in note for note in found.notes)
+
+
 def test_without_the_build_it_is_rewritten(tmp_path: Path) -> None:
     result = convert(nn.Linear(3, 2), (X,), tmp_path, build=False)
     assert (result.status, result.engine) == ("rewritten", None) and "build" not in result.seconds

@@ -264,6 +264,8 @@ def test_an_unknown_keyword_is_named_with_the_nearest() -> None:
         ({"max_shapes": 4}, "max_shapes: a int; give shapes"),
         ({"input_names": "x"}, "input_names: is the word 'x'; give a list"),
         ({"output_names": "y"}, "output_names: is the word 'y'; give a list"),
+        ({"input_names": [1]}, "input_names: 1 is no word; give a list"),
+        ({"fp16_mode": "false"}, "fp16_mode: is the word 'false'; give True or False"),
         ({"onnx_opset": "17"}, "opset: '17' is no whole number"),
     ],
 )

@@ -89,6 +89,8 @@ def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Expor
                 accept=accept,
             )
             state.workspace.publish(*done.files)
+    if settings.opset is not None and (written := _opset(state.workspace.path(EXPORTED))) != settings.opset:
+        result.notes.append(f"opset {settings.opset} was asked of the exporter, which wrote {written}")
     result.exporter = done.exporter
     result.notes.extend(done.notes)
     result.calling, notes = made.calling()
@@ -190,6 +192,13 @@ def _half(path: Path) -> str:
     from ..rounded import half_type
 
     return half_type(onnx.load(str(path), load_external_data=False).graph)
+
+
+def _opset(path: Path) -> int:
+    import onnx
+
+    imports = onnx.load(str(path), load_external_data=False).opset_import
+    return int(max(item.version for item in imports if item.domain in ("", "ai.onnx")))
 
 
 def _references(state: State, made: Source) -> list[dict[str, Array]]:

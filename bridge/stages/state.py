@@ -70,6 +70,8 @@ class State:
             if name and name not in first:
                 raise UsageError(f"tolerance: {name!r} is no output; the outputs are {', '.join(first)}.")
         for name, array in first.items():
+            if not any(found[name].size for found in outputs):
+                self.result.notes.append(f"output {name!r} has no elements, which proves nothing: give other inputs")
             if array.dtype.kind == "f" and array.size and all(np.isnan(found[name]).all() for found in outputs):
                 self.result.notes.append(f"output {name!r} is NaN throughout, which proves nothing: give other inputs")
 
