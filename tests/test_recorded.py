@@ -119,6 +119,7 @@ POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "adaptive": lambda x: F.adaptive_avg_pool2d(x, (3, 4)),
     "adaptive_in_three": lambda x: F.adaptive_avg_pool3d(x[:, None], (3, 2, 5)),
     "max": lambda x: F.max_pool2d(x, 3, 2, 1),
+    "max_in_three": lambda x: F.max_pool3d(x[:, None], (2, 3, 2), 1),
     "replicated": lambda x: F.pad(x, (1, 2, 3, 0), mode="replicate"),
     "replicated_in_one_axis": lambda x: F.pad(x.flatten(2), (2, 1), mode="replicate"),
     "replicated_in_three": lambda x: F.pad(x[:, None], (1, 2, 3, 0, 2, 1), mode="replicate"),

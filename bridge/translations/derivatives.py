@@ -100,6 +100,23 @@ def avg_pool(
     return _each_axis(grad_output, self.shape[-rank:], along)
 
 
+@decomposes("max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward")
+def max_pool(
+    grad_output: Tensor,
+    self: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    indices: Tensor,
+) -> Tensor:
+    """Each window's goes to where its largest element was."""
+    rank = max(len(kernel_size), 2)
+    found = torch.zeros_like(self).flatten(-rank)
+    return found.scatter_add(-1, indices.flatten(-rank), grad_output.flatten(-rank)).reshape(self.shape)
+
+
 @decomposes("_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward")
 def adaptive_avg_pool(grad_output: Tensor, self: Tensor) -> Tensor:
     rank = 3 if grad_output.dim() == 5 else 2
