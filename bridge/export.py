@@ -20,7 +20,7 @@ from unittest import mock
 from . import custom_ops
 from .assumed import Assumed
 from .errors import ExportError
-from .exporter_words import BY_VALUES, branches_taken, one_line, scripted_parts
+from .exporter_words import BY_SIZES, BY_VALUES, branches_taken, one_line, scripted_parts
 from .inputs import Case, Profile, resized
 from .scopes import write_scopes
 from .tensors import to_torch
@@ -84,7 +84,7 @@ def export(
                 return reason, []
             again, notes = why_not(_by_dynamo, within=_reading_the_code()), []
             for _ in range(MORE_SHAPES):
-                if again is None or source.general is None:
+                if again is None or BY_SIZES not in again or source.general is None:
                     break
                 at = source.general
                 again = why_not(_by_dynamo, at, _reading_the_code(or_running=True))

@@ -28,6 +28,8 @@ ADVICE = (
 )
 
 
+BY_SIZES = "the code decides by sizes, and the exported model has the way that the example took alone"
+
 BY_VALUES = (
     "the code decides by values of a tensor: a branch on it, a loop over what nonzero() found or over tolist(), int() "
     "of it for a size; compute with tensors (torch.where, torch.cond, a mask)"

@@ -13,6 +13,7 @@ from ..assumed import most_general, shapes_of
 from ..calibration import file_reader, torch_reader
 from ..compare import compare_stages, disagreement
 from ..errors import ExportError, RunError
+from ..exporter_words import BY_SIZES
 from ..inputs import (
     Array,
     Case,
@@ -57,7 +58,7 @@ def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Expor
                 with state.clock("run"), state.caching.foreseeing(path):
                     outputs.append(state.run_onnx(path, "exported"))
             except RunError as error:
-                return f"{error}{_of_allowed_sizes(state, made)}"
+                return f"{error}{_of_sizes(made, state.cases)}"
             result.half = _half(path)
             comparisons = state.compare(("torch", "exported"), reference, outputs[-1], result.own_precision)
             if all(item.agreed for item in comparisons):
@@ -75,7 +76,8 @@ def from_torch(state: State, source: Any, inputs: Any, exporters: Sequence[Expor
                     "state, and cannot be compared"
                 )
             else:
-                why = _of_allowed_sizes(state, made)
+                wrong = {item.inputs for item in comparisons if not item.agreed}
+                why = _of_sizes(made, [case for case in state.cases if case.name in wrong])
             return f"{disagreement(comparisons)}{why}"
 
         with state.clock("export"):
@@ -172,18 +174,18 @@ def _wrong_elsewhere(state: State, made: Source, path: Path) -> str | None:
     return None
 
 
-def _of_allowed_sizes(state: State, made: Source) -> str:
-    """What the export took for granted that is not so at the min or max shapes; empty where there is nothing."""
-    if made.assumed is None:
-        return ""
-    wrong = (case for case in state.cases[1:] if made.assumed.broken(shapes_of(case)))
-    return next((_assumption(made, case) for case in wrong), "")
+def _of_sizes(made: Source, cases: Sequence[Case]) -> str:
+    """What the export took for granted that is not so in one of the cases; empty where there is nothing."""
+    assumed = made.assumed
+    wrong = [case for case in cases if assumed is not None and assumed.broken(shapes_of(case))]
+    return _assumption(made, wrong[0]) if wrong else ""
 
 
 def _assumption(made: Source, case: Case) -> str:
+    """The plainest; that a size is not 1, torch takes for granted of most."""
     broken = made.assumed.broken(shapes_of(case)) if made.assumed is not None else set()
-    sizes = f": torch.export took for granted that {min(broken, key=len)}" if broken else ""
-    return f"{sizes}; the code decides by sizes, and the exported model has the way that the example took alone"
+    plain = min(broken, key=lambda guard: (guard.endswith("!= 1"), len(guard)), default=None)
+    return (f": torch.export took for granted that {plain}" if plain else "") + f"; {BY_SIZES}"
 
 
 def _half(path: Path) -> str:
