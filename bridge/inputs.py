@@ -355,5 +355,19 @@ def with_one_row(case: Case) -> Case:
     return Case(case.name, {name: alike(array) for name, array in case.feeds.items()})
 
 
+def with_padding(case: Case) -> Case | None:
+    """``case`` with the end of each mask of ones alone masked; None where it has no such mask."""
+
+    def is_mask(array: Array) -> bool:
+        return array.dtype.kind in "iub" and array.ndim > 0 and array.shape[-1] > 1 and bool((array == 1).all())
+
+    def padded(array: Array) -> Array:
+        keep = np.arange(array.shape[-1]) < array.shape[-1] - 1
+        return np.where(keep, array, array.dtype.type(0))
+
+    feeds = {name: padded(array) if is_mask(array) else array for name, array in case.feeds.items()}
+    return Case(case.name, feeds) if any(is_mask(array) for array in case.feeds.values()) else None
+
+
 def _same_shapes(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
     return all(a[name].shape == b[name].shape for name in a)

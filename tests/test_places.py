@@ -95,3 +95,19 @@ class Sizes(nn.Module):
 def test_a_number_that_is_not_none_is_no_guess(tmp_path: Path) -> None:
     result = convert(Sizes(), (torch.tensor([1.0, -1, -2, -3, 4]),), workdir=tmp_path, build=False, target=RTX)
     assert result.status == "failed" and "decides by values" in (result.error or ""), result.error
+
+
+class Padded(nn.Module):
+    """As many transformers ask whether there is padding at all."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if (mask == 0).any():
+            x = x.masked_fill(mask[..., None] == 0, 0)
+        return x.cumsum(1)
+
+
+def test_a_mask_that_the_example_has_no_use_for_is_tried(tmp_path: Path) -> None:
+    inputs = (torch.randn(2, 5, 3), torch.ones(2, 5, dtype=torch.int64))
+    result = convert(Padded(), inputs, workdir=tmp_path, build=False, target=RTX)
+    assert result.status == "failed", result.notes
+    assert "torchscript: at other values of the inputs, exported and torch differ" in (result.error or ""), result.error

@@ -23,6 +23,7 @@ from ..inputs import (
     with_numbers_that_fit,
     with_one_row,
     with_other_values,
+    with_padding,
 )
 from ..tensors import to_numpy
 from ..workspace import EXPORTED
@@ -119,7 +120,10 @@ def _at_other_values(state: State, made: Source, path: Path) -> str | None:
             break
     if not taken:
         made.traced.append("was compared at the example's values alone: the module takes no others that were tried")
-    return _at(state, made, path, with_one_row(example))[1] if made.by_values else None
+    if not made.by_values:
+        return None
+    others = [other for other in (with_one_row(example), with_padding(example)) if other is not None]
+    return next((wrong for other in others if (wrong := _at(state, made, path, other)[1]) is not None), None)
 
 
 def _at(state: State, made: Source, path: Path, other: Case) -> tuple[bool, str | None]:

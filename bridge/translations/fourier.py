@@ -40,9 +40,12 @@ def onnx_irfft(bins, axis: int, normalization: int, size):  # type: ignore[no-un
     place = op.Range(0, op.Squeeze(op.Shape(bins, start=axis, end=axis + 1)), 1)
     alone = op.Or(op.Equal(place, 0), op.Equal(op.Mul(place, 2), size))
     stands_for = op.Reshape(op.Where(alone, 1.0, 2.0), [-1] + [1] * (axes - axis))
-    bins = op.Unsqueeze(op.Mul(bins, op.CastLike(stands_for, bins)), [0])  # DFT takes the first axis for a batch
-    whole = op.DFT(bins, size, axis=axis + 1, inverse=1)
-    x = op.Squeeze(op.Gather(whole, 0, axis=-1), [0])
+    bins = op.Mul(bins, op.CastLike(stands_for, bins))
+    if axis:
+        x = op.Gather(op.DFT(bins, size, axis=axis, inverse=1), 0, axis=-1)
+    else:  # which DFT takes for the batch
+        x = op.Gather(op.DFT(op.Unsqueeze(bins, [0]), size, axis=1, inverse=1), 0, axis=-1)
+        x = op.Squeeze(x, [0])
     if normalization == _BY_SIZE:  # as DFT's inverse is
         return x
     factor = op.CastLike(size, x)
