@@ -107,7 +107,8 @@ def most_general(seen: Sequence[Assumed], example: Case, sets: Sequence[Mapping[
         for shapes in (*_between(profiles), *_scattered(profiles), {name: item.max for name, item in profiles.items()}):
             if not seen[-1].broken(shapes):
                 continue
-            score = sum(len(item.broken(shapes)) for item in seen), min(shapes[name][axis] for name, axis in dynamic)
+            smallest = min((shapes[name][axis] for name, axis in dynamic), default=0)
+            score = sum(len(item.broken(shapes)) for item in seen), smallest
             if score > best:
                 best, found = score, _case_of(shapes, example, profiles)
     return found

@@ -347,9 +347,11 @@ def with_one_row(case: Case) -> Case:
     random = np.random.default_rng(0)
 
     def alike(array: Array) -> Array:
+        if not array.size:
+            return array
         whole = array.dtype.kind in "iub"
-        row = array.reshape(-1)[:1] if whole or array.ndim < 2 else array.reshape(-1, array.shape[-1])[:1]
-        rows = np.broadcast_to(row.reshape(-1), array.shape) if array.size else array
+        row = array.reshape(-1)[:1] if whole or array.ndim < 2 else array.reshape(-1, array.shape[-1])[0]
+        rows = np.broadcast_to(row, array.shape)
         return np.array(rows if whole else (rows * random.uniform(1, 1.001, array.shape)).astype(array.dtype))
 
     return Case(case.name, {name: alike(array) for name, array in case.feeds.items()})

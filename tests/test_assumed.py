@@ -37,6 +37,12 @@ def test_a_size_that_the_code_treats_otherwise_is_found_and_what_was_assumed_nam
     assert f"torch.export took for granted that {assumed}" in dynamo, dynamo
 
 
+def test_profiles_that_are_static_each_are_shapes_to_export_at(tmp_path: Path) -> None:
+    profiles = [{"x": ((2, size),) * 3} for size in (8, 7)]
+    error = failure(Calls(of_one_size), (torch.randn(2, 8),), tmp_path, profiles=profiles)
+    assert "torch.export took for granted that x.shape[1] != 7" in error, error
+
+
 def refuses_odd_sizes(x: Any) -> Any:
     if x.shape[1] % 2:
         raise ValueError("an even number, please")
