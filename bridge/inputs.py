@@ -350,7 +350,7 @@ def with_one_row(case: Case) -> Case:
         if not array.size:
             return array
         whole = array.dtype.kind in "iub"
-        row = array.reshape(-1)[:1] if whole or array.ndim < 2 else array.reshape(-1, array.shape[-1])[0]
+        row = array.reshape(-1)[0] if whole or array.ndim < 2 else array.reshape(-1, array.shape[-1])[0]
         rows = np.broadcast_to(row, array.shape)
         return np.array(rows if whole else (rows * random.uniform(1, 1.001, array.shape)).astype(array.dtype))
 

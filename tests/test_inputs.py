@@ -11,7 +11,20 @@ import pytest
 import torch
 
 from bridge.errors import UsageError
-from bridge.inputs import DTYPES, Profile, hull, make_cases, make_profiles, read_profiles, resized, take_apart
+from bridge.inputs import (
+    DTYPES,
+    Case,
+    Profile,
+    hull,
+    make_cases,
+    make_profiles,
+    read_profiles,
+    resized,
+    take_apart,
+    with_one_row,
+    with_other_values,
+    with_padding,
+)
 from bridge.tensors import to_numpy, to_torch
 
 
@@ -222,3 +235,24 @@ def test_a_scalar_stays_one() -> None:
         {"x": np.ones((2, 2)), "i": scalar}, [{"x": Profile((1, 2), (2, 2), (3, 2)), "i": Profile((), (), ())}]
     )
     assert [each.feeds["i"].shape for each in case] == [()] * 3
+
+
+def test_other_values_are_of_the_same_types_and_shapes() -> None:
+    feeds = {
+        "rows": np.arange(6, dtype=np.float32).reshape(2, 3) + 1,
+        "nothing": np.zeros((2, 0), np.float32),
+        "number": np.array(3, np.float32),
+        "whole": np.arange(4),
+        "half": np.ones((2, 2), ml_dtypes.bfloat16),
+        "mask": np.ones((2, 3), bool),
+    }
+    case = Case("example", feeds)
+    padded = with_padding(case)
+    assert padded is not None and padded.feeds["mask"].tolist() == [[True, True, False]] * 2
+    assert with_padding(Case("example", {"rows": feeds["rows"]})) is None
+    alike = with_one_row(case)
+    np.testing.assert_allclose(alike.feeds["rows"], [[1, 2, 3]] * 2, rtol=1e-3)
+    assert alike.feeds["whole"].tolist() == [0] * 4
+    for other in (alike, padded, *with_other_values(case)):
+        for name, array in other.feeds.items():
+            assert (array.dtype, array.shape) == (feeds[name].dtype, feeds[name].shape), name
