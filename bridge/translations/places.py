@@ -66,7 +66,11 @@ class _EveryPlace(TorchFunctionMode):
         if name == "tolist":
             return places.tolist()
         result = func(*args, **kwargs)
-        if name in _VIEWS or (name == "__getitem__" and _takes_all(args[1])) or (name == "select" and args[1]):
+        if (
+            name in _VIEWS
+            or (name == "__getitem__" and _takes_all(args[1]))
+            or (name == "select" and _not_of_rows(args))
+        ):
             with _disable_current_modes():
                 self.all[result] = func(places, *args[1:], **kwargs)
         return result
@@ -92,6 +96,11 @@ def _takes_all(index: Any) -> bool:
     """Whether it takes all rows."""
     first = index[0] if isinstance(index, tuple) and index else index
     return isinstance(first, slice) and first == slice(None)
+
+
+def _not_of_rows(args: tuple[Any, ...]) -> bool:
+    """Whether ``select(tensor, axis, …)`` is along another axis than the first."""
+    return len(args) > 1 and args[1] % args[0].dim() != 0
 
 
 def _of_some(evaluate: Callable[..., Any]) -> Callable[..., Any]:
