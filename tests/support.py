@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,3 +126,17 @@ def parse(path: Path, values: Mapping[str, np.ndarray] | None = None) -> list[st
     if dynamic:
         config.add_optimization_profile(profile)
     return [] if builder.build_serialized_network(network, config) is not None else (messages or ["no engine"])
+
+
+def has_ended(pid: int, seconds: float = 10) -> bool:
+    """Whether the process is gone in time, or only waits for init to see its end, as one does whose parent is gone."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
