@@ -120,10 +120,11 @@ def explain(
 
     from .onnx_source import make_constant, pinned_shapes
     from .plugins.loading import needed_plugins
-    from .settings import source_path
+    from .settings import check_constants, source_path
 
     wanted = target if isinstance(target, Target) else resolve(target)
     path = source_path(source)
+    check_constants(path, constants)
     with tempfile.TemporaryDirectory(prefix="bridge-explain-") as place:
         folder = Path(place)
         try:

@@ -16,7 +16,7 @@ from .errors import BridgeError, BuildError, BuildTimeout, RewriteError, RunErro
 from .onnx_source import INT_RANGE
 from .precision import Precision
 from .result import ConversionResult
-from .settings import Run, Settings, check_kept, read_capabilities, source_path
+from .settings import Run, Settings, check_constants, check_kept, read_capabilities, source_path
 from .stages.engine import build_engine, run_engine, task_check, time_engine
 from .stages.export import from_file, from_torch
 from .stages.golden import keep_golden
@@ -146,13 +146,12 @@ def convert(
         constants,
     )
     path = source_path(source)
+    check_constants(path, constants)
     folder = Path(workdir) if workdir is not None else Path(tempfile.mkdtemp(prefix="bridge-"))
     if path is not None:
         check_kept(path, folder)
         if input_names is not None or output_names is not None:
             raise UsageError("input_names, output_names: an ONNX file has names of its own; leave them out.")
-    elif constants:
-        raise UsageError("constants: are of an ONNX file's inputs; give a module its numbers as numbers, in inputs.")
     elif hasattr(source, "named_modules"):
         settings.builder.check_modules([name for name, _ in source.named_modules()])
     result = ConversionResult(

@@ -102,6 +102,12 @@ def source_path(source: Any) -> Path | None:
     )
 
 
+def check_constants(path: Path | None, constants: Mapping[str, Any] | None) -> None:
+    """Raises UsageError where there are constants for a source that is no ONNX file."""
+    if constants and path is None:
+        raise UsageError("constants: are of an ONNX file's inputs; give a module its numbers as numbers, in inputs.")
+
+
 def check_kept(path: Path, folder: Path) -> None:
     """Raises UsageError where a conversion into ``folder`` would overwrite the ONNX file or its data."""
     overwritten = [folder.resolve() / name for name in OUTPUT_FILES]

@@ -98,3 +98,5 @@ def test_a_constant_that_does_not_fit_is_named(path: Path, tmp_path: Path, const
 def test_constants_of_a_module_are_its_numbers(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="constants: are of an ONNX file's inputs"):
         bridge.convert(torch.nn.Linear(2, 2), (torch.randn(1, 2),), constants={"x": 1}, workdir=tmp_path, target=RTX)
+    with pytest.raises(UsageError, match="constants: are of an ONNX file's inputs"):
+        bridge.explain(torch.nn.Linear(2, 2), (torch.randn(1, 2),), constants={"x": 1}, target=RTX)

@@ -27,7 +27,7 @@ from ..inputs import hull
 from ..pipeline import convert
 from ..precision import FLOATS, Precision, Rule
 from ..result import ConversionResult
-from ..settings import Settings, check_kept, read_capabilities, source_path
+from ..settings import Settings, check_constants, check_kept, read_capabilities, source_path
 from ..stages.export import from_file, from_torch
 from ..stages.precision import COMPARED, calibration_of, measured_model, ranges_of, scales_of
 from ..stages.rewrite import check_rewritten, rewrite
@@ -194,6 +194,7 @@ def bisect(
         raise UsageError(f"bisect: builds={builds}: the first tells whether the tolerance holds; allow at least 2.")
     settings = _settings(asked, target, tolerance, options)
     path = source_path(source)
+    check_constants(path, options.get("constants"))
     folder = Path(workdir) if workdir is not None else Path(tempfile.mkdtemp(prefix="bridge-"))
     workspace = Workspace(folder / FOLDER)
     if path is not None:

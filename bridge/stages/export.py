@@ -111,19 +111,21 @@ _FEWER = "something is done where nonzero() finds nothing, or of how many places
 
 def _at_other_values(state: State, made: Source, path: Path) -> str | None:
     """What is wrong where an exporter has made constants of what the module's Python reads from the example."""
-    example, taken = state.cases[0], None
+    example, compared = state.cases[0], False
     for other in with_other_values(example):
-        taken, wrong = _at(state, made, path, other)
+        compared, wrong = _at(state, made, path, other)
         if wrong is not None:
             return wrong
-        if taken:
+        if compared:
             break
-    if not taken:
+    for more in (with_one_row(example), with_padding(example)) if made.by_values else ():
+        taken, wrong = _at(state, made, path, more) if more is not None else (False, None)
+        if wrong is not None:
+            return wrong
+        compared = compared or taken
+    if not compared:
         made.traced.append("was compared at the example's values alone: the module takes no others that were tried")
-    if not made.by_values:
-        return None
-    others = [other for other in (with_one_row(example), with_padding(example)) if other is not None]
-    return next((wrong for other in others if (wrong := _at(state, made, path, other)[1]) is not None), None)
+    return None
 
 
 def _at(state: State, made: Source, path: Path, other: Case) -> tuple[bool, str | None]:
