@@ -1,9 +1,10 @@
 """ONNX's own node tests: how many the target builds after the passes, with the outputs that ONNX expects.
 
-    python -m benchmarks.node_tests [--only PATTERN …] [--plain] [--jobs 2] [--json OUT]
+    python -m benchmarks.node_tests [--target tensorrt] [--only PATTERN …] [--plain] [--jobs 2] [--json OUT]
 
 A test counts where its rewritten model gives the expected outputs in ONNX Runtime (or, where ONNX Runtime lacks an
-operator, in ONNX's reference evaluator), and TensorRT-RTX builds an engine from it. A test that does not build as it
+operator, in ONNX's reference evaluator), and TensorRT builds an engine from it, which gives them too where a GPU can
+run it: TensorRT-RTX's are built and not run. A test that does not build as it
 is, is tried again with its parameters (PARAMETERS, else all integers) as constants, as a model in practice has them;
 the table says how many needed that. Inputs that sizes depend on have the test's values in the profile. Tests
 whose inputs TensorRT's types cannot hold are left out. ``--plain`` builds with no pass.
@@ -22,6 +23,7 @@ import time
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -42,6 +44,19 @@ FLOAT_NOISE = 1e-5
 
 PARAMETERS = {"Dropout": (1, 2), "OneHot": (1, 2), "Resize": (1, 2, 3), "Upsample": (1,)}
 """By operator: which inputs say what is to be done, where that is not just all integers."""
+
+
+DONE = ("built", "ran")
+"""The stages of those that count."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How each test is tried: for which target, by its parser alone, and whether its engines are run."""
+
+    target: str = "tensorrt-rtx"
+    plain: bool = False
+    run: bool = False
 
 
 def held(model: onnx.ModelProto) -> bool:
@@ -74,39 +89,46 @@ def with_constants(model: onnx.ModelProto, inputs: list[Any]) -> tuple[onnx.Mode
     return made, left
 
 
-def attempt(model: onnx.ModelProto, inputs: list[Any], expected: list[Any], rtol: float, plain: bool) -> dict[str, Any]:
-    """What becomes of one model: ``stage`` is the last one that it passed, or ``built``."""
+def attempt(
+    model: onnx.ModelProto, inputs: list[Any], expected: list[Any], rtol: float, how: Options
+) -> dict[str, Any]:
+    """What becomes of one model: ``stage`` is the one that it failed in, or ``built``, or ``ran``."""
     from bridge.target import resolve
     from passes import read, rewrite, write
-    from tests.support import parse
+    from tests.support import build, fitted, run_engine
 
+    target = resolve(how.target)
     row: dict[str, Any] = {}
+    named = {info.name: np.asarray(array) for info, array in zip(model.graph.input, inputs, strict=True)}
     with tempfile.TemporaryDirectory() as folder:
         source, result = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
         onnx.save(model, str(source))
-        if plain:
+        if how.plain:
             result = source
         else:
             graph = read(source)
-            log = rewrite(graph, resolve("tensorrt-rtx"))
+            log = rewrite(graph, target)
             write(graph, result)
             row["rules"] = {name: len(nodes) for name, nodes in log.nodes.items()}
             row["declined"] = sorted({f"{rule}: {why}" for (rule, _), (_, why) in log.declined.items()})
-            wrong = differs(onnx.load(str(result)), inputs, expected, rtol)
+            made = onnx.load(str(result))
+            wrong = differs(made, evaluate(made, fitted(made, named)), expected, rtol)
             if wrong:
                 return {**row, "stage": "outputs", "error": wrong}
-        named = dict(zip((info.name for info in model.graph.input), inputs, strict=True))
-        refused = parse(result, named)
-    return {**row, "stage": "build", "error": "; ".join(refused)} if refused else {**row, "stage": "built"}
+        made = onnx.load(str(result))
+        feeds = fitted(made, named)
+        plan, refused = build(result, target, feeds)
+        if plan is None:
+            return {**row, "stage": "build", "error": "; ".join(refused)}
+        if not how.run:
+            return {**row, "stage": "built"}
+        found = run_engine(plan, target, feeds, Path(folder))
+    wrong = differs(made, [found[info.name] for info in made.graph.output], expected, rtol)
+    return {**row, "stage": "engine", "error": wrong} if wrong else {**row, "stage": "ran"}
 
 
-def differs(model: onnx.ModelProto, inputs: list[Any], expected: list[Any], rtol: float) -> str:
+def differs(model: onnx.ModelProto, found: list[Any], expected: list[Any], rtol: float) -> str:
     """How the model's outputs differ from those expected, or nothing."""
-    feeds = {}
-    for info, array in zip(model.graph.input, inputs, strict=True):
-        kind = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
-        feeds[info.name] = np.asarray(array).astype(kind)
-    found = evaluate(model, feeds)
     for info, wanted, got in zip(model.graph.output, expected, found, strict=True):
         if not isinstance(got, np.ndarray) or not isinstance(wanted, (np.ndarray, np.generic)):
             return f"{info.name}: no tensor"
@@ -143,18 +165,18 @@ def as_array(value: Any) -> Any:
     return onnx.numpy_helper.to_array(value) if isinstance(value, TensorProto) else value
 
 
-def test_one(case: Any, plain: bool) -> dict[str, Any]:
+def test_one(case: Any, how: Options) -> dict[str, Any]:
     inputs, expected = (list(map(as_array, values)) for values in case.data_sets[0])
     row: dict[str, Any] = {}
     for variant, given in (("as it is", (case.model, inputs)), ("constants", with_constants(case.model, inputs))):
         if given is None:
             break
         try:
-            now = attempt(*given, expected, case.rtol, plain)
+            now = attempt(*given, expected, case.rtol, how)
         except Exception as error:  # noqa: BLE001 - whatever a pass, a runtime or the evaluator raises is the result
             now = {"stage": "rewrite", "error": f"{type(error).__name__}: {error}"}
         row = {**now, "variant": variant, "first": row} if row else {**now, "variant": variant}
-        if now["stage"] == "built":
+        if now["stage"] in DONE:
             break
     return row
 
@@ -166,28 +188,28 @@ def collect() -> dict[str, Any]:
     return {case.name: case for case in collect_testcases(None) if held(case.model)}
 
 
-def serve(connection: Connection, plain: bool) -> None:
+def serve(connection: Connection, how: Options) -> None:
     """In the child: a row for each name that comes in."""
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
     cases = collect()
     while name := connection.recv():
-        connection.send(test_one(cases[name], plain))
+        connection.send(test_one(cases[name], how))
 
 
 class Worker:
     """A child process that tests one model after another, and is replaced when a native library takes it down."""
 
-    def __init__(self, plain: bool) -> None:
-        self.plain = plain
+    def __init__(self, how: Options) -> None:
+        self.how = how
         self.process: BaseProcess | None = None
 
     def run(self, name: str) -> dict[str, Any]:
         context = multiprocessing.get_context("spawn")
         if self.process is None:
             self.connection, other = context.Pipe()
-            self.process = context.Process(target=serve, args=(other, self.plain), daemon=True)
+            self.process = context.Process(target=serve, args=(other, self.how), daemon=True)
             self.process.start()
             other.close()
         self.connection.send(name)
@@ -207,28 +229,33 @@ class Worker:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
-        if row["stage"] != "built":
+        if row["stage"] not in DONE:
             words = " ".join((row.get("error") or "").split())
             print(f"{row['stage']:8} {row['name']:60} {','.join(row['operators'])}: {words[:160]}")
     stages = Counter(row["stage"] for row in rows)
-    constants = sum(row["stage"] == "built" and row["variant"] == "constants" for row in rows)
-    print(f"\n{stages['built']} of {len(rows)} built, {constants} of them with integer inputs as constants")
-    print("not: " + ", ".join(f"{stage} {count}" for stage, count in stages.most_common() if stage != "built"))
+    constants = sum(row["stage"] in DONE and row["variant"] == "constants" for row in rows)
+    done = ", ".join(f"{stages[stage]} of {len(rows)} {stage}" for stage in DONE if stages[stage]) or "none built"
+    print(f"\n{done}, {constants} of them with integer inputs as constants")
+    print("not: " + ", ".join(f"{stage} {count}" for stage, count in stages.most_common() if stage not in DONE))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", choices=("tensorrt-rtx", "tensorrt"), default="tensorrt-rtx")
     parser.add_argument("--only", nargs="*", help="names, or patterns of them")
     parser.add_argument("--plain", action="store_true", help="no pass: what the parser does by itself")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, help="write the rows here")
     options = parser.parse_args()
+    from bridge.target import gpu_compute_capabilities, resolve
 
+    target = resolve(options.target)
+    how = Options(options.target, options.plain, options.target == "tensorrt" and bool(gpu_compute_capabilities()))
     cases = collect()
     names = [name for name in cases if any(fnmatch.fnmatch(name, item) for item in options.only or ["*"])]
     workers: Queue[Worker] = Queue()
     for _ in range(options.jobs):
-        workers.put(Worker(options.plain))
+        workers.put(Worker(how))
 
     def run(name: str) -> dict[str, Any]:
         worker = workers.get()
@@ -240,8 +267,8 @@ def main() -> None:
 
     with ThreadPoolExecutor(options.jobs) as pool:
         rows = list(pool.map(run, names))
-    packages = ("onnx", "onnxruntime", "tensorrt-rtx-cu13")
-    print(f"{platform.machine()}, {os.cpu_count()} cores; " + ", ".join(f"{p} {version(p)}" for p in packages))
+    packages = ", ".join(f"{package} {version(package)}" for package in ("onnx", "onnxruntime"))
+    print(f"{platform.machine()}, {os.cpu_count()} cores; {packages}, {target}")
     print_table(rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))

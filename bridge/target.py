@@ -343,8 +343,7 @@ def ask_parser(trt: Any, logger: Any) -> frozenset[str]:
     """The operators that the parser of TensorRT's module ``trt`` has an importer for."""
     import onnx
 
-    flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH) if _explicit_batch(trt) else 0
-    parser = trt.OnnxParser(trt.Builder(logger).create_network(flags), logger)
+    parser = trt.OnnxParser(trt.Builder(logger).create_network(network_flags(trt)), logger)
     names = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}
     return frozenset(filter(parser.supports_operator, names))
 
@@ -358,9 +357,11 @@ def _ask_registry(trt: Any, logger: Any) -> frozenset[tuple[str, str]]:
     return frozenset((creator.name, creator.plugin_version) for creator in creators)
 
 
-def _explicit_batch(trt: Any) -> bool:
-    """Whether networks of explicit batch are asked for by a flag, as before TensorRT 10."""
-    return _version(trt.__version__) < (10,) and hasattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH")
+def network_flags(trt: Any) -> int:
+    """What ``create_network`` of TensorRT's module ``trt`` is given for a network of explicit batch, as all are since
+    TensorRT 10."""
+    explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
+    return 1 << int(explicit) if explicit is not None and _version(trt.__version__) < (10,) else 0
 
 
 def _version(text: str) -> tuple[int, ...]:

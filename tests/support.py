@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import time
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import onnxruntime as ort
 
 if TYPE_CHECKING:
     from bridge import ConversionResult
+    from bridge.target import Target
 
 RTX_INSTALLED = importlib.util.find_spec("tensorrt_rtx") is not None
 RTX = "tensorrt-rtx" if RTX_INSTALLED else "tensorrt-rtx-1.7"
@@ -64,13 +66,12 @@ def fitted(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np
     return {name: array.astype(onnx.helper.tensor_dtype_to_np_dtype(declared[name])) for name, array in feeds.items()}
 
 
-def load_needed_plugins(path: Path, trt: Any) -> None:
+def load_needed_plugins(path: Path, target: Target) -> None:
     """Loads what the model's nodes need beyond what TensorRT brings along."""
     from bridge.plugins.loading import load_plugins, needed_plugins
-    from bridge.target import resolve
     from passes import read
 
-    load_plugins(needed_plugins(read(path), resolve(RTX)), trt)
+    load_plugins(needed_plugins(read(path), target), target.module())
 
 
 def load_own_plugins(trt: Any) -> None:
@@ -89,43 +90,90 @@ def load_own_plugins(trt: Any) -> None:
 def parse(path: Path, values: Mapping[str, np.ndarray] | None = None) -> list[str]:
     """What TensorRT-RTX's parser and builder refuse of the model; empty where an engine comes out.
 
-    ``values`` by name: of inputs that sizes depend on, which a profile gives the values of.
+    ``values`` by name: of inputs that sizes depend on, which a profile gives the values of, and the shapes.
     """
-    import tensorrt_rtx as trt
+    from bridge.target import resolve
 
-    messages: list[str] = []
+    return build(path, resolve("tensorrt-rtx"), values)[1]
 
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
 
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR and "cudaError" not in message:
-                messages.append(message)
+def build(path: Path, target: Target, values: Mapping[str, np.ndarray] | None = None) -> tuple[bytes | None, list[str]]:
+    """A plan of the model, made in this process; where there is none, what parser and builder say of it. ``values`` as
+    above."""
+    from bridge.network_layers import quantised_types, tensors
+    from bridge.target import network_flags
 
-    logger = Logger()
-    load_needed_plugins(path, trt)
-    builder = trt.Builder(logger)
-    network = builder.create_network(0)
+    trt = target.module()
+    load_needed_plugins(path, target)
+    builder, logger = _builder(trt)
+    messages = logger.messages
+    messages.clear()
+    network = builder.create_network(network_flags(trt))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        return [f"{error.node_operator()}: {error.desc()} ({error.func()})" for error in errors] or ["refused"]
+        named = hasattr(trt.ParserError, "node_operator")  # not in TensorRT 8.5
+        words = [f"{error.node_operator() if named else error.node()}: {error.desc()}" for error in errors]
+        return None, words or ["refused"]
     config = builder.create_builder_config()
+    if target.flavour == "tensorrt":
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if not target.strongly_typed:
+        layers = [network.get_layer(index) for index in range(network.num_layers)]
+        half = any(tensor.dtype == trt.float16 for layer in layers for part in tensors(layer) for tensor in part)
+        for name in quantised_types(network) | ({"fp16"} if half else set()):
+            config.set_flag(getattr(trt.BuilderFlag, name.upper()))
     profile = builder.create_optimization_profile()
     dynamic = False
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
+        given = None if values is None else values.get(tensor.name)
         if -1 in tuple(tensor.shape):
             dynamic = True
             shapes = [tuple(size if axis == -1 else axis for axis in tensor.shape) for size in (1, 3, 5)]
+            if given is not None:
+                shapes = [given.shape] * 3
             profile.set_shape(tensor.name, *shapes)
-        elif tensor.is_shape_tensor and values is not None:
+        elif tensor.is_shape_tensor and given is not None:
             dynamic = True
-            profile.set_shape_input(tensor.name, *[np.asarray(values[tensor.name]).reshape(-1).tolist()] * 3)
+            profile.set_shape_input(tensor.name, *[np.asarray(given).reshape(-1).tolist()] * 3)
     if dynamic:
         config.add_optimization_profile(profile)
-    return [] if builder.build_serialized_network(network, config) is not None else (messages or ["no engine"])
+    plan = builder.build_serialized_network(network, config)
+    return (None, [*messages] or ["no engine"]) if plan is None else (bytes(memoryview(plan)), [])
+
+
+@functools.cache
+def _builder(trt: Any) -> tuple[Any, Any]:
+    """A builder, which takes seconds to make in TensorRT 8.5, and its logger, which keeps the errors."""
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.messages: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR and "cudaError" not in message:
+                self.messages.append(message)
+
+    logger = Logger()
+    if hasattr(trt, "init_libnvinfer_plugins"):
+        trt.init_libnvinfer_plugins(logger, "")
+    return trt.Builder(logger), logger
+
+
+def run_engine(plan: bytes, target: Target, feeds: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
+    """The outputs by name, on the GPU; its plugins are those of ``build``. The plan is written into ``folder``."""
+    from polygraphy.datatype import DataType
+
+    from bridge.runtime.runner import engine_runner
+
+    engine = folder / "model.engine"
+    engine.write_bytes(plan)
+    with engine_runner(engine, target) as runner:
+        known = runner.get_input_metadata().items()
+        kinds = {name: DataType.to_dtype(meta.dtype, "numpy") for name, meta in known}  # an int64 is an int32 to some
+        return dict(runner.infer({name: feeds[name].astype(kind) for name, kind in kinds.items()}))
 
 
 def has_ended(pid: int, seconds: float = 10) -> bool:

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from ..errors import RunError
 from ..plugins.loading import PluginError, load_plugins, read_plugins
 from ..result import ConversionResult
-from ..target import runtime
+from ..target import network_flags, runtime
 from .logger import trt_logger
 from .record import sidecar_of
 
@@ -42,8 +42,7 @@ def _parse(path: Path, flavour: Any, engine: Path | None) -> tuple[Any, ...]:
     except PluginError as error:
         raise RunError(f"network: {error}") from error
     builder = trt.Builder(logger)
-    explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)  # all networks are, where it is gone
-    network = builder.create_network(0 if explicit is None else 1 << int(explicit))
+    network = builder.create_network(network_flags(trt))
     parser = trt.OnnxParser(network, logger)
     errors = logger.errors
     if not parser.parse_from_file(str(path)):
