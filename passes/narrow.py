@@ -184,7 +184,10 @@ def check_int64_range(graph: gs.Graph, target: Target, log: Log) -> None:
     growing = _growing(graph)
     if growing:
         named = ", ".join(growing[:3]) + (f" and {len(growing) - 3} more" if len(growing) > 3 else "")
-        log.notes.append(f"{target} has no int64: integers computed from the inputs must stay within int32 at {named}")
+        fused = " (and within 2**24, 16777216, where it fuses several operators)" if target.of_tensorrt_8 else ""
+        log.notes.append(
+            f"{target} has no int64: integers computed from the inputs must stay within int32{fused} at {named}"
+        )
 
 
 def _beyond_int32(constant: gs.Constant) -> list[int]:

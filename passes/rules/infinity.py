@@ -10,15 +10,19 @@ from passes.framework import Builder, Replacement, example, lacks, rule
 
 @rule("IsInf", when=lacks("IsInf"))
 def is_inf_as_comparison(node: gs.Node, g: Builder) -> Replacement:
-    """Before TensorRT 8.6 there is no IsInf; infinity is what equals it."""
+    """Before TensorRT 8.6 there is no IsInf; infinity is beyond every number.
+
+    It is not compared with itself: TensorRT 8.5 computes with 1e38 where a constant is infinite.
+    """
     x = node.inputs[0]
-    both = [bool(node.attrs.get(f"detect_{sign}", 1)) for sign in ("negative", "positive")]
-    infinity = g.constant(np.inf, g.dtype(x))
-    if all(both):
-        return g.op.Equal(g.op.Abs(x), infinity)
-    if not any(both):
-        return g.op.And(g.op.Equal(x, infinity), g.constant(np.False_))
-    return g.op.Equal(g.op.Neg(x) if both[0] else x, infinity)
+    negative, positive = (bool(node.attrs.get(f"detect_{sign}", 1)) for sign in ("negative", "positive"))
+    most = np.finfo(g.dtype(x)).max
+    if negative and positive:
+        return g.op.Greater(g.op.Abs(x), g.constant(most))
+    if negative:
+        return g.op.Less(x, g.constant(-most))
+    above = g.op.Greater(x, g.constant(most))
+    return above if positive else g.op.And(above, g.constant(np.False_))
 
 
 @is_inf_as_comparison.example

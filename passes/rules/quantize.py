@@ -17,6 +17,10 @@ from passes.rules.shapes import iota, size
 
 MOVES = ("Gather", "GatherND", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 """What hands numbers on, and takes them as the first input."""
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""What TensorRT does in int8."""
+BLOCKS_SINCE = 21
+"""The opset that brought scales of blocks."""
 BY_NAME = {"uint4": (0, 15), "int4": (-8, 7), "uint2": (0, 3), "int2": (-2, 1)}
 
 
@@ -25,25 +29,38 @@ def dequantize_in_float(node: gs.Node, g: Builder) -> Replacement:
     """TensorRT quantises to int8 around zero; other zero points and types are rounding and clipping in float."""
     x, scale = node.inputs[:2]
     narrow, zero = _type_and_zero(g, g.dtype(x), g.input(node, 2))
-    if _is_native(narrow, zero):
+    if _is_native(g, node, narrow, zero) and not _is_a_table_of_tensorrt_8(g, node):
         return _scalar_in_float(node, g) or _table_in_float(node, g)
     source = x.inputs[0] if x.inputs and x.inputs[0].op == "QuantizeLinear" and not x.inputs[0].domain else None
     if source is not None and _same_grid(g, node, source):
         return _rounded(g, source, node)
     rank = len(g.shape(x))
-    _note(g, narrow)
     target = numpy_dtype(node.attrs["output_dtype"]) if node.attrs.get("output_dtype") else g.dtype(scale)
     scale_, zero_ = (_along(g, node, item, x, rank) for item in (scale, g.input(node, 2)))
     if all(item is None or isinstance(item, gs.Constant) for item in (x, scale_, zero_)):
         offset = np.zeros((), np.int64) if zero_ is None else np.asarray(zero_.values).astype(np.int64)
         steps = (np.asarray(x.values).astype(np.int64) - offset).astype(np.float64)
         weights = steps * g.value(scale_).astype(np.float64)
+        if narrow.name != "int32":
+            g.note(f"constants quantised to {narrow.name} are {target} in the engine, and take the memory of that type")
         return g.op.Identity(g.constant(weights.astype(target)))
+    _note(g, narrow)
     wide = x if narrow.name in ("uint8", "int8", "int32") else g.cast(x, np.int32)
     steps = g.cast(wide, np.float32)
     if zero_ is not None:
         steps = g.op.Sub(steps, _as_float(g, zero_, np.dtype(np.float32)))
     return g.cast(g.op.Mul(steps, _as_float(g, scale_, np.dtype(np.float32))), target)
+
+
+def _is_a_table_of_tensorrt_8(g: Builder, node: gs.Node) -> bool:
+    """Whether it gives constants that no product takes: TensorRT 8.5 divides those by their scale (measured)."""
+    constants = isinstance(node.inputs[0], gs.Constant) and isinstance(node.inputs[1], gs.Constant)
+    return g.target is not None and g.target.of_tensorrt_8 and constants and not _is_factor(node.outputs[0])
+
+
+def _is_factor(x: gs.Tensor) -> bool:
+    """Whether a product takes it, moved or not."""
+    return any(reader.op in PRODUCTS or (reader.op in MOVES and _is_factor(reader.outputs[0])) for reader in x.outputs)
 
 
 def _scalar_in_float(node: gs.Node, g: Builder) -> Replacement:
@@ -77,7 +94,7 @@ def quantize_in_float(node: gs.Node, g: Builder) -> Replacement:
     narrow = _quantized_type(node)
     narrow, zero = _type_and_zero(g, narrow, g.input(node, 2))
     readers = node.outputs[0].outputs
-    if _is_native(narrow, zero) or (readers and all(_takes_over(g, reader, node) for reader in readers)):
+    if _is_native(g, node, narrow, zero) or (readers and all(_takes_over(g, reader, node) for reader in readers)):
         return None
     _note(g, narrow)
     x = _single(g, node.inputs[0])
@@ -198,10 +215,15 @@ def _type_and_zero(g: Builder, narrow: np.dtype[Any], zero: gs.Tensor | None) ->
     return (narrow if zero is None else g.dtype(zero)), zero
 
 
-def _is_native(narrow: np.dtype[Any], zero: gs.Tensor | None) -> bool:
+def _is_native(g: Builder, node: gs.Node, narrow: np.dtype[Any], zero: gs.Tensor | None) -> bool:
     if narrow.name.startswith("float"):
         return True
     around_zero = zero is None or (isinstance(zero, gs.Constant) and not np.asarray(zero.values).astype(np.int64).any())
+    if g.target is not None and narrow.name not in g.target.types:
+        return False
+    blocks_are_older = g.target is not None and g.target.opset is not None and g.target.opset < BLOCKS_SINCE
+    if node.attrs.get("block_size") and blocks_are_older:
+        return False
     return narrow.name in ("int8", "int4") and around_zero
 
 

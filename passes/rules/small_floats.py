@@ -58,8 +58,9 @@ def rounded(g: Builder, x: gs.Tensor, kind: np.dtype[Any], attrs: Mapping[str, A
         y = g.op.Max(g.op.Min(y, most), g.constant(-form.largest, np.float32))
     else:
         beyond = g.op.Greater(g.op.Abs(y), most)
-        over = g.constant(np.inf if form.infinity else np.nan, np.float32)
-        over = g.op.Mul(g.op.Sign(x), over) if form.infinity else over
+        over = g.constant(np.nan, np.float32)
+        if form.infinity:  # by a division, since TensorRT 8.5 computes with 1e38 where a constant is infinite
+            over = g.op.Div(x, g.constant(0, np.float32))
         y = g.op.Where(beyond, over, y)
     result: gs.Tensor = g.op.Where(g.op.IsNaN(x), g.constant(np.nan if form.nan else 0.0, np.float32), y)
     return result

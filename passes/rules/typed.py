@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -15,6 +16,8 @@ from passes.rules.shapes import check_intermediate
 from passes.rules.small_floats import Format, leading_power
 
 FLOATS = ("float16", "bfloat16", "float32")
+MOST_FACTORS = 31
+"""The largest exponent of an integer that is written as a product."""
 SINGLE = Format(23, -126, float(np.finfo(np.float32).max), infinity=True)
 
 
@@ -114,6 +117,42 @@ def powers_of_other_types() -> gs.Graph:
         return [g.op.Pow(x, y), g.op.Pow(x, g.constant(3)), g.op.Pow(y, g.constant(2.0)), g.op.Pow(y, g.constant(2))]
 
     return example({"x": ("float32", ["n", 4]), "y": ("int32", [4])}, build)
+
+
+@rule("Pow", when=lambda target: target.of_tensorrt_8)
+def integer_power_as_products(node: gs.Node, g: Builder) -> Replacement:
+    """TensorRT 8 takes powers of floats alone; one of an integer is a product, or a float that is rounded."""
+    x, y = node.inputs
+    if x.dtype is None or y.dtype is None or not is_integer(g.dtype(x)) or g.dtype(y) != g.dtype(x):
+        return None
+    exponents = np.unique(np.asarray(y.values)) if isinstance(y, gs.Constant) else np.array([])
+    if exponents.size == 1 and 0 <= exponents[0] <= MOST_FACTORS:
+        return _power(g, x, y, int(exponents[0]))
+    g.note("powers of integers are computed as floats, and exact within 2**24 (16777216)")
+    power = g.op.Pow(g.cast(x, np.float32), g.cast(y, np.float32))
+    return g.cast(g.op.Round(power), g.dtype(x))
+
+
+def _power(g: Builder, x: gs.Tensor, y: gs.Constant, exponent: int) -> gs.Tensor:
+    """``x`` as often as ``exponent`` says, in the shape that it and ``y`` have together."""
+    ones = g.constant(np.ones(np.shape(y.values), g.dtype(x)))
+    if exponent == 0:
+        return g.op.Add(g.op.Mul(x, g.constant(0, g.dtype(x))), ones)
+    factors = [x]
+    for _ in range(exponent.bit_length() - 1):
+        factors.append(g.op.Mul(factors[-1], factors[-1]))
+    taken = [factor for place, factor in enumerate(factors) if exponent >> place & 1]
+    return functools.reduce(g.op.Mul, [*taken, ones] if np.ndim(y.values) or exponent == 1 else taken)
+
+
+@integer_power_as_products.example
+def powers_of_whole_numbers() -> gs.Graph:
+    def build(g: Builder, x: gs.Tensor, y: gs.Tensor) -> list[gs.Tensor]:
+        made = [g.op.Pow(x, g.constant(count, np.int32)) for count in (0, 1, 2, 7)]
+        rows = g.op.Pow(x, g.constant(np.full((3, 1), 3), np.int32))
+        return [*made, rows, g.op.Pow(x, y), g.op.Pow(g.constant(2, np.int32), y)]
+
+    return example({"x": ("int32", ["n", 4]), "y": ("int32", [4])}, build)
 
 
 @rule("MatMul", "Gemm")
