@@ -23,7 +23,7 @@ from .ir import ModelError, collector_paused
 from .loops import settle_loops
 from .lower import lower
 from .matches import Recorder
-from .narrow import bfloat16_to_float32, check_int64_range, float64_to_float32
+from .narrow import bfloat16_to_float32, check_infinite_constants, check_int64_range, float64_to_float32
 from .plugins import PLUGINS, Plugin, drop_uncalled
 from .reading import read
 from .unroll import unroll_loops
@@ -88,6 +88,7 @@ def rewrite(
         if not changed:
             drop_uncalled(graph)
             check_int64_range(graph, target, log)
+            check_infinite_constants(graph, target, log)
             return log
         settled = False
     busy = ", ".join(sorted(log.nodes))

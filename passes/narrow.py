@@ -218,3 +218,43 @@ def _growing(graph: gs.Graph) -> list[str]:
                 if node.op in GROWING:
                     found.append(describe(node))
     return found
+
+
+# --- infinity, which TensorRT 8 computes with as 1e38 ----------------------------------------------------------------
+
+ELEMENTWISE = frozenset(("Add", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mul", "Sub", "Where"))
+HIDING = frozenset(("Softmax", "LogSoftmax"))
+"""Operators to which the least of numbers is as good as minus infinity."""
+
+
+def check_infinite_constants(graph: gs.Graph, target: Target, log: Log) -> None:
+    """Notes where TensorRT 8 takes 1e38 for an infinite constant, unless nothing but a softmax sees it."""
+    if not target.of_tensorrt_8:
+        return
+    outputs = {id(tensor) for tensor in graph.outputs}
+    found = [
+        describe(node)
+        for scope in scopes(graph, functions=False)
+        for node in scope.nodes
+        if node.op in ELEMENTWISE and any(map(_is_infinite, node.inputs)) and not _is_hidden(node, outputs)
+    ]
+    if found:
+        named = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        log.notes.append(f"{target} computes with 1e38 where a constant is infinite, as at {named}")
+
+
+def _is_infinite(tensor: gs.Tensor) -> bool:
+    if not isinstance(tensor, gs.Constant) or np.dtype(tensor.dtype).kind != "f":
+        return False
+    return bool(np.isinf(np.asarray(tensor.values)).any())
+
+
+def _is_hidden(node: gs.Node, outputs: set[int], depth: int = 8) -> bool:
+    """Whether all readers are a softmax, or hand on to one."""
+    readers = [reader for tensor in node.outputs for reader in tensor.outputs]
+    if not readers or depth == 0 or any(id(tensor) in outputs for tensor in node.outputs):
+        return False
+    handing = ELEMENTWISE | {"Cast", "Expand", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+    return all(
+        reader.op in HIDING or (reader.op in handing and _is_hidden(reader, outputs, depth - 1)) for reader in readers
+    )

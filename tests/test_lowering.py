@@ -194,6 +194,29 @@ def test_arithmetic_on_the_callers_integers_is_noted_where_it_may_outgrow_int32(
 
 
 @pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda g, x: g.op.Where(g.op.Less(x, g.constant(0.0)), g.constant(-np.inf), x), True),
+        (lambda g, x: g.op.Softmax(g.op.Where(g.op.Less(x, g.constant(0.0)), g.constant(-np.inf), x)), False),
+        (lambda g, x: g.op.Softmax(g.op.Add(x, g.constant(np.triu(np.full((4, 4), -np.inf, np.float32), 1)))), False),
+        (
+            lambda g, x: g.op.ReduceMax(
+                g.op.Add(x, g.constant(np.triu(np.full((4, 4), -np.inf, np.float32), 1))), axes=[1]
+            ),
+            True,
+        ),
+        (lambda g, x: g.op.IsInf(g.op.Div(x, g.constant(2.0))), False),
+    ],
+)
+def test_an_infinite_constant_is_told_unless_a_softmax_hides_it(build: Build, told: bool) -> None:
+    def notes(target: targets.Target) -> list[str]:
+        return rewrite(example({"x": ("float32", [4, 4])}, build, 13), target).notes
+
+    assert any("1e38 where a constant is infinite" in note for note in notes(OLD)) == told
+    assert not any("1e38" in note for note in notes(RTX))
+
+
+@pytest.mark.parametrize(
     ("equation", "shapes"),
     [
         ("...d,de->...e", [[2, 3, 4], [4, 5]]),

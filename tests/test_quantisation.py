@@ -18,7 +18,7 @@ from bridge.build import build
 from bridge.inputs import Profile
 from bridge.ranges import Range, measure
 from bridge.target import resolve
-from passes import read, write
+from passes import all_rules, read, rewrite, write
 from passes.framework import Builder, example
 from passes.ir import Constant, scopes
 from passes.model import to_proto
@@ -598,3 +598,13 @@ def test_weights_in_files_stay_there(tmp_path: Path) -> None:
     assert write(graph, tmp_path / "typed.onnx") == ("typed.onnx",)
     assert (tmp_path / "typed.onnx").stat().st_size < 20_000, "it refers to the weights of the other file"
     run_onnx(tmp_path / "typed.onnx", {"x": weights(3, 512)})
+
+
+@pytest.mark.parametrize("rule", ["matmul_of_few_bits_as_matmul", "quantisation_of_the_standard"])
+def test_weights_of_four_bits_are_floats_where_tensorrt_has_no_such_type(rule: str) -> None:
+    for model in all_rules()[rule].examples:
+        graph = model()
+        log = rewrite(graph, resolve("tensorrt-8.5"))
+        types = {str(tensor.dtype) for tensor in graph.tensors().values()}
+        assert not types & {"int4", "uint4"}, (model.__name__, types)
+        assert not log.declined, log.declined
