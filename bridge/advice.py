@@ -113,8 +113,13 @@ def hint(target: Target, operator: str, domain: str = "") -> str:
 
 def _foreign(operator: str, domain: str) -> str:
     """What to do about an operator of values that no TensorRT has, nor a plugin; empty where it is of tensors."""
-    if domain == "ai.onnx.ml" or (domain in STANDARD and operator in _TEXT):
-        return "TensorRT has no text and no classical machine learning: compute it before or after the engine."
+    if domain == "ai.onnx.ml":
+        return (
+            "TensorRT has none of ai.onnx.ml's operators, and the passes rewrite those of numbers (encoders, scalers, "
+            "trees, linear models, support vectors): compute what stays before or after the engine."
+        )
+    if domain in STANDARD and operator in _TEXT:
+        return "TensorRT has no text: compute it before or after the engine."
     if domain == "com.microsoft.nchwc":
         return (
             "ONNX Runtime has put the weights into an order for the processor that it saved the model on: save it with "
