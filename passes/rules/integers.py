@@ -143,7 +143,7 @@ def cast_past_missing_type(node: gs.Node, g: Builder) -> Replacement:
     if narrow.name in FORMATS:
         return _cast(g, rounded(g, g.cast(x, np.float32), narrow, before.attrs), wanted)
     if narrow == np.uint64:
-        x = carried(g, x)
+        x = carried(g, x) if is_integer(given) or given == np.bool_ else g.cast(x, np.int64)
         signed = is_integer(g.dtype(x)) and not (is_unsigned(given) and given != np.uint64)
         if signed and not (is_integer(wanted) or wanted == np.bool_):
             return _cast(g, _float_of_uint64(g, x), wanted)
@@ -233,6 +233,14 @@ def float_stored_as_uint8() -> gs.Graph:
     return example(
         {"x": ("float32", [3, 4])},
         lambda g, x: g.op.Cast(g.op.Cast(g.op.Mul(g.op.Abs(x), g.constant(100, np.float32)), to=2), to=1),
+    )
+
+
+@cast_past_missing_type.example
+def float_cut_off_by_uint64() -> gs.Graph:
+    return example(
+        {"x": ("float32", [3, 4])},
+        lambda g, x: g.op.Cast(g.op.Cast(g.op.Mul(g.op.Abs(x), g.constant(100, np.float32)), to=13), to=1),
     )
 
 

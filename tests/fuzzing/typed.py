@@ -64,6 +64,16 @@ def powers(s: Sketch) -> Case:
     return s.model(lambda g, t: g.op.Pow(t["x"], t["y"]), opset=s.pick(12, 13, 20))
 
 
+@strategy("integer_power_as_products")
+def integer_powers(s: Sketch) -> Case:
+    a, b = broadcast(s)
+    kind = s.pick("int32", "int64")
+    s.input("x", kind, s.random.integers(-4, 5, a).astype(kind))
+    exponents = s.random.integers(0, 9, b)
+    s.operand("y", (np.full(b, exponents.flat[0]) if s.flag() and exponents.size else exponents).astype(kind))
+    return s.model(lambda g, t: g.op.Pow(t["x"], t["y"]), opset=s.pick(12, 13, 20))
+
+
 @strategy("integer_product_as_sums")
 def products(s: Sketch) -> Case:
     kind = s.pick("int32", "int64")
