@@ -222,7 +222,9 @@ def _growing(graph: gs.Graph) -> list[str]:
 
 # --- infinity, which TensorRT 8 computes with as 1e38 ----------------------------------------------------------------
 
-ELEMENTWISE = frozenset(("Add", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mul", "Sub", "Where"))
+COMPARING = frozenset(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"))
+COMPUTING = frozenset(("Add", "Div", "Max", "Min", "Mul", "Sub", "Where"))
+HANDING = COMPUTING | {"Cast", "Expand", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 HIDING = frozenset(("Softmax", "LogSoftmax"))
 """Operators to which the least of numbers is as good as minus infinity."""
 
@@ -236,7 +238,7 @@ def check_infinite_constants(graph: gs.Graph, target: Target, log: Log) -> None:
         describe(node)
         for scope in scopes(graph, functions=False)
         for node in scope.nodes
-        if node.op in ELEMENTWISE and any(map(_is_infinite, node.inputs)) and not _is_hidden(node, outputs)
+        if node.op in COMPARING | COMPUTING and any(map(_is_infinite, node.inputs)) and not _is_hidden(node, outputs)
     ]
     if found:
         named = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
@@ -250,11 +252,10 @@ def _is_infinite(tensor: gs.Tensor) -> bool:
 
 
 def _is_hidden(node: gs.Node, outputs: set[int], depth: int = 8) -> bool:
-    """Whether all readers are a softmax, or hand on to one."""
+    """Whether all readers are a softmax, or hand its numbers on to one."""
+    if node.op in HIDING:
+        return True
     readers = [reader for tensor in node.outputs for reader in tensor.outputs]
-    if not readers or depth == 0 or any(id(tensor) in outputs for tensor in node.outputs):
+    if not readers or depth == 0 or node.op not in HANDING or any(id(tensor) in outputs for tensor in node.outputs):
         return False
-    handing = ELEMENTWISE | {"Cast", "Expand", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-    return all(
-        reader.op in HIDING or (reader.op in handing and _is_hidden(reader, outputs, depth - 1)) for reader in readers
-    )
+    return all(_is_hidden(reader, outputs, depth - 1) for reader in readers)
