@@ -361,8 +361,9 @@ def disagreement(comparisons: Sequence[Comparison]) -> str:
 
 def onnx_runner(path: Path, name: str) -> Any:
     """A Polygraphy runner of an ONNX file: in ONNX Runtime or, for what it lacks of bfloat16 (most CPU kernels, and
-    tensors to and from Python), in onnx's reference evaluator."""
+    tensors to and from Python), and recurrent layers of the batch first, in onnx's reference evaluator."""
     import onnxruntime as ort
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail
     from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as Lacking
     from polygraphy.backend.onnxrt import OnnxrtRunner
 
@@ -375,11 +376,21 @@ def onnx_runner(path: Path, name: str) -> Any:
 
     try:
         ready = session()
-    except Lacking as error:
+    except (Lacking, Fail) as error:
+        if isinstance(error, Fail) and not _has_batch_first(path):
+            raise
         return _reference_runner(path, name, error)
     if any("bfloat16" in item.type for item in (*ready.get_inputs(), *ready.get_outputs())):
         return _reference_runner(path, name)
     return OnnxrtRunner(lambda: ready, name=name)
+
+
+def _has_batch_first(path: Path) -> bool:
+    import onnx
+
+    nodes = onnx.load(str(path), load_external_data=False).graph.node
+    layers = [node for node in nodes if node.op_type in ("GRU", "LSTM", "RNN")]
+    return any(attribute.name == "layout" and attribute.i == 1 for node in layers for attribute in node.attribute)
 
 
 def _reference_runner(path: Path, name: str, refusal: Exception | None = None) -> Any:

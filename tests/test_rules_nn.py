@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 
+from passes import all_rules
 from passes.framework import example
-from passes.model import to_proto
-from tests.support import example_inputs
+from passes.model import to_proto, write
+from tests.support import convert, example_inputs
 from tests.test_rule_families import check, check_declined
 
 # --- pooling -----------------------------------------------------------------------------------------------------
@@ -159,3 +162,13 @@ def test_batch_statistics_are_torchs(rank: int, tmp_path: Path) -> None:
     x, scale, bias = (torch.from_numpy(feeds[name]) for name in ("x", "scale", "bias"))
     y = torch.nn.functional.batch_norm(x, None, None, scale, bias, training=True)
     check(graph, tmp_path, "batchnorm_of_the_batch", feeds, {graph.outputs[0].name: y.numpy()})
+
+
+@pytest.mark.parametrize("model", all_rules()["recurrent_layer_with_time_first"].examples)
+def test_a_file_that_onnx_runtime_has_no_layer_for_is_held_to_onnxs_evaluator(
+    model: Callable[[], gs.Graph], tmp_path: Path
+) -> None:
+    write(model(), tmp_path / "model.onnx")
+    result = convert(tmp_path / "model.onnx", workdir=tmp_path / "out", build=False)
+    assert result.status == "rewritten", result.error
+    assert result.comparisons and all(item.agreed for item in result.comparisons)
