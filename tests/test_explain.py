@@ -175,7 +175,7 @@ def test_advice_is_never_empty_and_names_what_stands_in_the_way() -> None:
     assert "has no tensors of uint16" in advise(target, "Relu", types={"uint16"})[0].text
     assert "no sequences" in advise(target, "SequenceInsert")[0].text
     assert [item.kind for item in advise(target, "Det", declined=[("r", "why")])] == ["declined", "plugin"]
-    assert "machine learning" in advise(target, "Scaler", "ai.onnx.ml")[0].text
+    assert "ai.onnx.ml" in advise(target, "Scaler", "ai.onnx.ml")[0].text
 
 
 # --- a parser and builder that stand in for TensorRT -------------------------------------------------------------

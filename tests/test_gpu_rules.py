@@ -14,7 +14,7 @@ from bridge.target import gpu_compute_capabilities, installed
 from passes import all_rules, read, rewrite
 from passes.model import to_proto, write
 from tests.support import build, example_inputs, fitted, run_engine
-from tests.test_rules import outputs
+from tests.test_rules import expected_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -47,11 +47,7 @@ def test_an_engine_of_what_a_rule_made_computes_the_same(rule, example: Callable
     graph = example()
     original = to_proto(graph)
     feeds = example_inputs(original)
-    if example.__name__ in rule.references:
-        names = [output.name for output in original.graph.output]
-        expected = dict(zip(names, rule.references[example.__name__](feeds), strict=True))
-    else:
-        expected = outputs(original, feeds)
+    expected = expected_of(rule, example.__name__, original, feeds)
     write(graph, tmp_path / "before.onnx")
     after = read(tmp_path / "before.onnx")
     log = rewrite(after, target)
