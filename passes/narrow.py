@@ -242,7 +242,10 @@ def check_infinite_constants(graph: gs.Graph, target: Target, log: Log) -> None:
     ]
     if found:
         named = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-        log.notes.append(f"{target} computes with 1e38 where a constant is infinite, as at {named}")
+        log.notes.append(
+            f"{target} computes with 1e38 where a constant is infinite, as at {named}; where that matters, write "
+            "torch.finfo(x.dtype).max (or min) for infinity"
+        )
 
 
 def _is_infinite(tensor: gs.Tensor) -> bool:
